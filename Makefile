@@ -1,0 +1,39 @@
+# `make demo` and `make test` work as the first command after `git clone`: Python 3.11+ and make are all they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test lint types bench lock clean
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## create .venv and install the locked set
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "microdit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 install"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	PYTHONDONTWRITEBYTECODE= $(BIN)/uv pip sync --quiet --python $(BIN)/python --compile-bytecode requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: $(INSTALLED)  ## train on the embedded shapes, then show the table and the picture (about 10 minutes on 2 cores)
+	$(BIN)/python train.py +experiment=deferred_mask_75
+
+test: $(INSTALLED)  ## every test: no network, no GPU
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## ruff, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+lock: $(INSTALLED)  ## resolve the dependencies anew
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --extra tables --universal --python-version 3.11 \
+		--no-header --upgrade --quiet --output-file requirements.lock
+
+clean:  ## remove .venv (runs/ and data/ stay)
+	rm -rf $(VENV)
