@@ -1,1 +1,1 @@
-"""MicroDiT: text-to-image diffusion transformers trained from scratch on a micro-budget, with deferred patch masking."""
+"""MicroDiT: text-to-image diffusion transformers trained from scratch on a micro-budget (deferred patch masking)."""

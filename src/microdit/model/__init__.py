@@ -1,0 +1,1 @@
+"""The network: layers, attention, mixture of experts, token paths, DiT. Pure torch."""

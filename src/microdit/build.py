@@ -1,0 +1,67 @@
+"""From plain settings to objects: a dictionary names a class in `_target_` and gives its keyword arguments.
+
+Configuration files choose classes this way, and a saved run is opened again from the same dictionaries. Names are
+checked against signatures before anything is built, so that a misspelt key never passes in silence.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+Built = TypeVar("Built")
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be meant: says which one, and what there is instead."""
+
+
+def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises SettingsError naming the first of `given` that is not `known`, its nearest neighbour and all choices."""
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise SettingsError(f"{where} has no setting '{name}'{hint} It knows: {', '.join(known)}")
+
+
+def locate(target: str, expected: type[Built]) -> type[Built] | Callable[..., Built]:
+    """The class or function that a dotted name stands for.
+
+    Raises SettingsError when there is no such thing, or when it does not make an `expected`: settings may come with a
+    downloaded run, so a name in them must not be able to call whatever is importable.
+    """
+    module_name, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(f"_target_ {target} cannot be imported: {error}") from error
+    makes = found if inspect.isclass(found) else inspect.signature(found).return_annotation
+    if not (inspect.isclass(makes) and issubclass(makes, expected)):
+        raise SettingsError(f"_target_ {target} does not make a {expected.__name__}")
+    return found
+
+
+def keyword_names(function: Callable[..., Any]) -> list[str] | None:
+    """The keyword arguments a class or function takes; None if it takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+
+
+def build(settings: Mapping[str, Any], expected: type[Built], **extra: Any) -> Built:
+    """Builds what `settings` describe: `_target_` names it, the other keys are its arguments, as are `extra`.
+
+    Raises SettingsError when the target is missing or of another kind, or takes no argument of that name.
+    """
+    if "_target_" not in settings:
+        raise SettingsError(f"these settings need a _target_ that names a {expected.__name__}: {dict(settings)}")
+    target = settings["_target_"]
+    arguments = {**{k: v for k, v in settings.items() if k != "_target_"}, **extra}
+    found = locate(target, expected)
+    if (known := keyword_names(found)) is not None:
+        check_names(arguments, known, target)
+    return found(**arguments)

@@ -1,0 +1,60 @@
+"""The transformer blocks: one over caption tokens, and one over patches for patch-mixer and backbone alike."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from microdit.model.attention import CrossAttention, SelfAttention
+from microdit.model.layers import SwiGLU, conditioning_linear, modulate
+
+
+class CaptionBlock(nn.Module):
+    """One pre-norm transformer block over caption tokens, shared by all blocks that read the caption."""
+
+    def __init__(self, dim: int, head_dim: int, multiple_of: int, bias: bool, norm_eps: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.attn = SelfAttention(dim, 1.0, head_dim, bias, norm_eps)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.mlp = SwiGLU(dim, 4.0, multiple_of, bias)
+
+    def forward(self, captions: Float[Tensor, "n l d"]) -> Float[Tensor, "n l d"]:
+        captions = captions + self.attn(self.norm1(captions))
+        return captions + self.mlp(self.norm2(captions))
+
+
+class DiTBlock(nn.Module):
+    """Self-attention and feed-forward, modulated and gated by the conditioning; captions enter in between, ungated.
+
+    `feed_forward` is a SwiGLU or an ExpertChoice of width `dim`; `conditioning_dim` is the backbone's width.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        conditioning_dim: int,
+        attention_ratio: float,
+        head_dim: int,
+        bias: bool,
+        norm_eps: float,
+        feed_forward: nn.Module,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.attn = SelfAttention(dim, attention_ratio, head_dim, bias, norm_eps)
+        self.cross_attn = CrossAttention(dim, head_dim, bias, norm_eps)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.norm3 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.mlp = feed_forward
+        self.adaLN_modulation = conditioning_linear(conditioning_dim, 6 * dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n t d"],
+        captions: Float[Tensor, "n l d"],
+        conditioning: Float[Tensor, "n dc"],
+    ) -> Float[Tensor, "n t d"]:
+        modulation = self.adaLN_modulation(conditioning).chunk(6, dim=-1)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
+        x = x + gate_attn[:, None] * self.attn(modulate(self.norm1(x), shift_attn, scale_attn))
+        x = x + self.cross_attn(self.norm2(x), captions)
+        return x + gate_mlp[:, None] * self.mlp(modulate(self.norm3(x), shift_mlp, scale_mlp))

@@ -1,0 +1,208 @@
+"""The diffusion transformer of "Stretching Each Dollar", with the parameter names of the released checkpoints."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from microdit.model.blocks import CaptionBlock, DiTBlock
+from microdit.model.initialisation import initialise
+from microdit.model.layers import (
+    CaptionEmbedding,
+    FinalLayer,
+    NoiseEmbedding,
+    NormedMLP,
+    PatchEmbedding,
+    SwiGLU,
+    assemble_patches,
+    sincos_position_table,
+)
+from microdit.model.masking import KeptPatches
+from microdit.model.mixture_of_experts import ExpertChoice
+from microdit.model.token_path import Deferred, Naive, TokenPath
+
+
+class Conditioning(NamedTuple):
+    """What every block sees beside the patches: `vector` shifts, scales and gates, `captions` are attended to."""
+
+    vector: Float[Tensor, "n d"]
+    captions: Float[Tensor, "n l d"]
+
+
+class DiT(nn.Module):
+    """Predicts F(x; noise, caption) for EDM's preconditioning, on all patches or on those a token path keeps.
+
+    Args:
+        input_size: side of the square latents it is trained on (pixels / 8 for the paper's autoencoders). Other sizes,
+            also non-square, work at inference.
+        patch_size: latents a patch has on a side; both sides of the latents must be divisible by it.
+        in_channels: channels of the latents.
+        dim: width of the backbone. depth: its number of blocks. head_dim: channels of an attention head.
+        multiple_of: hidden widths of feed-forward layers are rounded up to it.
+        caption_channels: width of the text encoder's vectors.
+        pos_interp_scale: position indices are divided by it (1 at 256 px, 2 at 512 px).
+        norm_eps: epsilon of every layer norm.
+        depth_init: shrink the residual layers' initial weights with depth, block by block.
+        qkv_multipliers, ffn_multipliers: one attention and one feed-forward ratio a block (layer-wise scaling).
+        use_patch_mixer, patch_mixer_depth, patch_mixer_dim, patch_mixer_qkv_ratio, patch_mixer_mlp_ratio: the light
+            transformer that sees all patches before some are dropped.
+        use_bias: biases in attention, SwiGLU and the layers that map to and from the mixer's width.
+        num_experts, expert_capacity, experts_every_n: every n-th feed-forward layer is a mixture of `num_experts`
+            experts that take expert_capacity * T / num_experts patches each; num_experts=0 makes all layers dense.
+        token_path: how tokens travel under masking; Deferred with a patch-mixer and Naive without, if not given.
+
+    Raises:
+        ValueError: when multipliers and depth, or token path and patch-mixer, do not fit each other.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        patch_size: int,
+        in_channels: int,
+        dim: int,
+        depth: int,
+        head_dim: int,
+        multiple_of: int,
+        caption_channels: int,
+        pos_interp_scale: float,
+        norm_eps: float,
+        depth_init: bool,
+        qkv_multipliers: Sequence[float],
+        ffn_multipliers: Sequence[float],
+        use_patch_mixer: bool,
+        patch_mixer_depth: int,
+        patch_mixer_dim: int,
+        patch_mixer_qkv_ratio: float,
+        patch_mixer_mlp_ratio: float,
+        use_bias: bool,
+        num_experts: int,
+        expert_capacity: float,
+        experts_every_n: int,
+        token_path: TokenPath | None = None,
+    ):
+        super().__init__()
+        for name, multipliers in (("qkv_multipliers", qkv_multipliers), ("ffn_multipliers", ffn_multipliers)):
+            if len(multipliers) != depth:
+                raise ValueError(f"{name} needs one ratio a block: {depth} blocks, {len(multipliers)} ratios")
+        if token_path is None:
+            token_path = Deferred() if use_patch_mixer else Naive()
+        if token_path.uses_patch_mixer != use_patch_mixer:
+            wants, has = ("a", "none") if token_path.uses_patch_mixer else ("no", "one")
+            raise ValueError(
+                f"token path {type(token_path).__name__} wants {wants} patch-mixer but the network has {has}: "
+                f"set use_patch_mixer={token_path.uses_patch_mixer}"
+            )
+        self.patch_size, self.in_channels, self.pos_interp_scale = patch_size, in_channels, pos_interp_scale
+        self.input_size, self.caption_channels = input_size, caption_channels
+        patch_values = patch_size * patch_size * in_channels
+
+        def block(width: int, attention_ratio: float, ffn_ratio: float, has_experts: bool) -> DiTBlock:
+            if has_experts:
+                mlp = ExpertChoice(width, ffn_ratio, multiple_of, num_experts, expert_capacity)
+            else:
+                mlp = SwiGLU(width, ffn_ratio, multiple_of, use_bias)
+            return DiTBlock(width, dim, attention_ratio, head_dim, use_bias, norm_eps, mlp)
+
+        def has_experts(i: int) -> bool:
+            return num_experts > 0 and (i + 1) % experts_every_n == 0
+
+        # Inputs: patches, noise level, caption
+        self.x_embedder = PatchEmbedding(patch_size, in_channels, dim)
+        side = input_size // patch_size
+        self.register_buffer("pos_embed", sincos_position_table(side, side, dim, pos_interp_scale))
+        self.t_embedder = NoiseEmbedding(dim)
+        self.y_embedder = CaptionEmbedding(caption_channels, dim, norm_eps)
+        self.y_emb_preprocess = CaptionBlock(dim, head_dim, multiple_of, use_bias, norm_eps)
+        self.pooled_y_emb_process = NormedMLP(dim, dim, norm_eps)
+
+        # Patch-mixer, on all patches
+        mixer_depth = patch_mixer_depth if use_patch_mixer else 0
+        self.patch_mixer = nn.ModuleList(
+            block(patch_mixer_dim, patch_mixer_qkv_ratio, patch_mixer_mlp_ratio, has_experts(i) and i >= 1)
+            for i in range(mixer_depth)
+        )
+
+        def change_width(from_dim: int, to_dim: int) -> nn.Module:
+            if not use_patch_mixer or from_dim == to_dim:
+                return nn.Identity()
+            norm = nn.LayerNorm(from_dim, eps=norm_eps, bias=False)
+            return nn.Sequential(norm, nn.Linear(from_dim, to_dim, bias=use_bias))
+
+        self.patch_mixer_map_xin = change_width(dim, patch_mixer_dim)
+        self.patch_mixer_map_xout = change_width(patch_mixer_dim, dim)
+        self.patch_mixer_map_y = change_width(dim, patch_mixer_dim)
+
+        # Backbone, on the patches that are kept; the last block is always dense
+        self.blocks = nn.ModuleList(
+            block(dim, qkv_multipliers[i], ffn_multipliers[i], has_experts(i) and i < depth - 1) for i in range(depth)
+        )
+        self.final_layer = FinalLayer(dim, patch_values, norm_eps)
+        self.register_buffer("mask_token", torch.zeros(1, 1, patch_values))
+
+        self.token_path = token_path
+        initialise(self, depth_init)
+
+    def forward(
+        self,
+        latents: Float[Tensor, "n c h w"],
+        noise_label: Float[Tensor, " n"],
+        captions: Float[Tensor, "n *one l dc"],
+        kept: KeptPatches | None = None,
+    ) -> Float[Tensor, "n c h w"]:
+        """The raw network output F; patches that are not predicted hold the mask token (zeros).
+
+        `captions` may carry the extra axis of length one that the released code has. Raises ValueError when the
+        latents' sides are not divisible by the patch size.
+        """
+        conditioning = self.embed_conditioning(noise_label, captions)
+        tokens, predicted = self.token_path(self, self.embed_patches(latents), conditioning, kept)
+        values = self.final_layer(tokens, conditioning.vector)
+        if predicted is not None:
+            values = predicted.place(values, self.mask_token)
+        return assemble_patches(values, *self.grid(latents), self.patch_size)
+
+    def grid(self, latents: Float[Tensor, "n c h w"]) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = latents.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"latents of {height} x {width} cannot be cut into patches of {self.patch_size}")
+        return height // self.patch_size, width // self.patch_size
+
+    def embed_patches(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t d"]:
+        """A token for each patch, with its position added."""
+        rows, columns = self.grid(latents)
+        side = self.input_size // self.patch_size
+        positions = self.pos_embed
+        if (rows, columns) != (side, side):
+            dim = positions.shape[-1]
+            positions = sincos_position_table(rows, columns, dim, self.pos_interp_scale).to(positions)
+        return self.x_embedder(latents) + positions
+
+    def embed_conditioning(
+        self, noise_label: Float[Tensor, " n"], captions: Float[Tensor, "n *one l dc"]
+    ) -> Conditioning:
+        """Noise level plus mean caption as one vector, and the caption tokens after their own transformer block."""
+        tokens = self.y_emb_preprocess(self.y_embedder(captions.flatten(1, -2).to(self.mask_token.dtype)))
+        pooled = self.pooled_y_emb_process(tokens.mean(dim=1))
+        return Conditioning(self.t_embedder(noise_label) + pooled, tokens)
+
+    def mix_patches(self, tokens: Float[Tensor, "n t d"], conditioning: Conditioning) -> Float[Tensor, "n t dm"]:
+        """The patch-mixer, at its own width, over all patches."""
+        tokens = self.patch_mixer_map_xin(tokens)
+        captions = self.patch_mixer_map_y(conditioning.captions)
+        for block in self.patch_mixer:
+            tokens = block(tokens, captions, conditioning.vector)
+        return tokens
+
+    def leave_mixer(self, tokens: Float[Tensor, "n k dm"]) -> Float[Tensor, "n k d"]:
+        """Back to the backbone's width; called after patches are dropped, to save compute."""
+        return self.patch_mixer_map_xout(tokens)
+
+    def backbone(self, tokens: Float[Tensor, "n k d"], conditioning: Conditioning) -> Float[Tensor, "n k d"]:
+        """The expensive part, over whatever tokens it is given."""
+        for block in self.blocks:
+            tokens = block(tokens, conditioning.captions, conditioning.vector)
+        return tokens

@@ -1,0 +1,136 @@
+"""The small parts of the network: embeddings, the gated feed-forward layer, the output layer."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def sincos_position_table(rows: int, columns: int, dim: int, scale: float) -> Float[Tensor, "1 rows*columns dim"]:
+    """2-D sine-cosine positions in the layout of MAE: the first dim/2 channels encode the column, the rest the row.
+
+    Indices are divided by `scale`, so that a 512 px grid (scale 2) spans the positions a 256 px grid was trained on.
+    """
+    if dim % 4:
+        raise ValueError(f"a 2-D sine-cosine position needs a width divisible by 4, got dim={dim}")
+    # omega_i = 10000^(-i / (dim/4)); float64 because the released tables were computed in it
+    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+
+    def encode(index: Tensor) -> Tensor:
+        angles = (index.double() / scale)[:, None] * omega
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    column_half = encode(torch.arange(columns))[None].expand(rows, -1, -1)
+    row_half = encode(torch.arange(rows))[:, None].expand(-1, columns, -1)
+    return torch.cat([column_half, row_half], dim=-1).reshape(1, rows * columns, dim).float()
+
+
+class PatchEmbedding(nn.Module):
+    """Cuts latents into p x p patches and maps each to a token, row by row."""
+
+    def __init__(self, patch_size: int, in_channels: int, dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t d"]:
+        return self.proj(latents).flatten(2).transpose(1, 2)
+
+
+class NoiseEmbedding(nn.Module):
+    """Embeds the noise label ln(sigma)/4: a sinusoid of 512 channels, then two linear layers."""
+
+    sinusoid_dim = 512
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(self.sinusoid_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+
+    def forward(self, noise_label: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        half = self.sinusoid_dim // 2
+        frequencies = torch.exp(torch.arange(half, device=noise_label.device) * (-math.log(10000.0) / half))
+        angles = noise_label.float()[:, None] * frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+class NormedMLP(nn.Module):
+    """fc2(norm(gelu(fc1(x)))): how captions enter the network, and how their mean becomes conditioning."""
+
+    def __init__(self, in_dim: int, dim: int, norm_eps: float):
+        super().__init__()
+        self.fc1 = nn.Linear(in_dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.fc2 = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch d"]:
+        return self.fc2(self.norm(F.gelu(self.fc1(x), approximate="tanh")))
+
+
+class CaptionEmbedding(nn.Module):
+    """Brings the text encoder's vectors to the width of the backbone."""
+
+    def __init__(self, caption_channels: int, dim: int, norm_eps: float):
+        super().__init__()
+        self.y_proj = NormedMLP(caption_channels, dim, norm_eps)
+
+    def forward(self, captions: Float[Tensor, "n l dc"]) -> Float[Tensor, "n l d"]:
+        return self.y_proj(captions)
+
+
+def round_up(value: int, multiple_of: int) -> int:
+    """The smallest multiple of `multiple_of` that is not below `value`."""
+    return multiple_of * math.ceil(value / multiple_of)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer w3(silu(w1 x) * w2 x); two thirds of dim * ratio keep its cost that of a plain one."""
+
+    def __init__(self, dim: int, ratio: float, multiple_of: int, bias: bool):
+        super().__init__()
+        hidden = round_up(int(2 * int(dim * ratio) / 3), multiple_of)
+        self.w1 = nn.Linear(dim, hidden, bias=bias)
+        self.w2 = nn.Linear(dim, hidden, bias=bias)
+        self.w3 = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
+        return self.w3(F.silu(self.w1(x)) * self.w2(x))
+
+
+def modulate(
+    x: Float[Tensor, "n t d"], shift: Float[Tensor, "n d"], scale: Float[Tensor, "n d"]
+) -> Float[Tensor, "n t d"]:
+    """Adaptive layer norm's second half: x * (1 + scale) + shift, one shift and scale a sample."""
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+
+
+def conditioning_linear(dim: int, out_dim: int) -> nn.Sequential:
+    """adaLN: the conditioning vector through GELU-tanh and one linear layer, whose outputs shift, scale and gate."""
+    return nn.Sequential(nn.GELU(approximate="tanh"), nn.Linear(dim, out_dim))
+
+
+class FinalLayer(nn.Module):
+    """Maps a token to the p * p * C values of its patch, ordered (row in patch, column in patch, channel)."""
+
+    def __init__(self, dim: int, patch_values: int, norm_eps: float):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.linear = nn.Linear(dim, patch_values)
+        self.adaLN_modulation = conditioning_linear(dim, 2 * dim)
+
+    def forward(self, x: Float[Tensor, "n t d"], conditioning: Float[Tensor, "n d"]) -> Float[Tensor, "n t v"]:
+        shift, scale = self.adaLN_modulation(conditioning).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+def assemble_patches(
+    values: Float[Tensor, "n t v"], rows: int, columns: int, patch_size: int
+) -> Float[Tensor, "n c h w"]:
+    """Puts the patches' values back into a picture: the inverse of cutting it, for FinalLayer's order of values."""
+    return (
+        values.unflatten(2, (patch_size, patch_size, -1))
+        .unflatten(1, (rows, columns))
+        .permute(0, 5, 1, 3, 2, 4)
+        .flatten(4, 5)
+        .flatten(2, 3)
+    )

@@ -1,0 +1,56 @@
+"""Which patches are kept, and moving tokens between all patches and the kept ones."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KeptPatches:
+    """The patches that the backbone sees: `indices` in the order they are processed, `mask` 0 kept and 1 dropped."""
+
+    indices: Int[Tensor, "n k"]
+    mask: Float[Tensor, "n t"]
+
+    @property
+    def rows(self) -> Int[Tensor, " n*k"]:
+        """The kept patches as rows of a flattened [n * t, ...] batch."""
+        n, t = self.mask.shape
+        return (self.indices + t * torch.arange(n, device=self.indices.device)[:, None]).flatten()
+
+    def select(self, tokens: Float[Tensor, "n t d"]) -> Float[Tensor, "n k d"]:
+        """The kept tokens alone."""
+        n, k = self.indices.shape
+        return tokens.flatten(0, 1).index_select(0, self.rows).view(n, k, -1)
+
+    def place(self, kept: Float[Tensor, "n k d"], filler: Float[Tensor, "1 1 d"]) -> Float[Tensor, "n t d"]:
+        """All patches again: the kept ones at their places, `filler` everywhere else."""
+        n, t = self.mask.shape
+        everywhere = filler.to(kept.dtype).expand(n, t, -1).flatten(0, 1)
+        return everywhere.index_copy(0, self.rows, kept.flatten(0, 1)).view(n, t, -1)
+
+
+def kept_count(patches: int, mask_ratio: float) -> int:
+    """How many of `patches` patches stay at `mask_ratio`: int(T * (1 - ratio)).
+
+    Raises ValueError when the ratio is outside [0, 1) or when nothing would be left.
+    """
+    if not 0 <= mask_ratio < 1:
+        raise ValueError(f"a mask ratio is the share of patches dropped, in [0, 1); got {mask_ratio}")
+    kept = int(patches * (1 - mask_ratio))
+    if kept == 0:
+        raise ValueError(f"mask ratio {mask_ratio} leaves none of {patches} patches; lower it or use smaller patches")
+    return kept
+
+
+def keep_patches(uniform: Float[Tensor, "n t"], mask_ratio: float) -> KeptPatches | None:
+    """Keeps the patches with the smallest of `uniform` (one draw from U[0, 1) a patch); None where none is dropped."""
+    n, t = uniform.shape
+    kept = kept_count(t, mask_ratio)
+    if kept == t:
+        return None
+    indices = uniform.argsort(dim=1)[:, :kept]
+    mask = torch.ones(n, t, device=uniform.device).scatter(1, indices, 0.0)
+    return KeptPatches(indices, mask)

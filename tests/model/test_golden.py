@@ -1,0 +1,104 @@
+"""The network and the mathematics give the numbers of the golden files, made with the released architecture."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from microdit.diffusion.edm import Draws, NoiseDistribution, denoise, guided, training_loss
+from microdit.diffusion.samplers import heun, noise_schedule
+from microdit.model.dit import DiT
+from microdit.model.masking import keep_patches
+
+FOLDER = Path(os.environ.get("MICRODIT_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
+FILES = sorted(FOLDER.glob("*.safetensors"))
+
+
+def test_there_are_golden_files():
+    assert FILES, f"no *.safetensors in {FOLDER}: set MICRODIT_GOLDEN_DIR to the folder that holds them"
+
+
+class Golden:
+    def __init__(self, path: Path):
+        with safe_open(path, framework="pt") as file:
+            self.config = json.loads(file.metadata()["config"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        self.io = {k.removeprefix("io."): v for k, v in tensors.items() if k.startswith("io.")}
+        self.network = DiT(**self.config["dit"])
+        state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+        self.network.load_state_dict(state, strict=True)
+        self.sigma_data = self.config["edm"]["sigma_data"]
+
+    def loss(self, mask_ratio: float) -> torch.Tensor:
+        edm = self.config["edm"]
+        return training_loss(
+            self.network,
+            self.io["latents"],
+            self.io["y"],
+            Draws(self.io["rnd_normal"], self.io["eps"], self.io["mask_noise_loss"]),
+            noise=NoiseDistribution(edm["p_mean"], edm["p_std"]),
+            sigma_data=self.sigma_data,
+            mask_ratio=mask_ratio,
+            patch_size=self.config["dit"]["patch_size"],
+        ).loss
+
+    def sample(self, guidance_scale: float) -> torch.Tensor:
+        edm = self.config["edm"]
+        network = guided(self.network, guidance_scale)
+
+        def denoiser(x, sigma):
+            sigmas = torch.full((len(x), 1, 1, 1), sigma)
+            return denoise(network, x.float(), sigmas, self.io["y"], self.sigma_data).double()
+
+        sigmas = noise_schedule(self.config["num_inference_steps"], edm["sigma_min"], edm["sigma_max"], edm["rho"])
+        *_, result = heun(denoiser, self.io["z"], sigmas)
+        return result
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def golden(request) -> Golden:
+    return Golden(request.param)
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, relative: float) -> None:
+    error = (actual.double() - expected.double()).norm() / expected.double().norm()
+    assert error <= relative, f"relative error {error:.2e} > {relative:.0e}"
+
+
+@torch.no_grad()
+def test_raw_outputs_match(golden):
+    io, network = golden.io, golden.network
+    kept = keep_patches(io["mask_noise"], golden.config["mask_ratio"])
+    assert torch.equal(kept.mask, io["mask"])
+    assert_close(network(io["x"], io["t"], io["y"]), io["out_unmasked"], 1e-5)
+    assert_close(network(io["x"], io["t"], io["y"], kept), io["out_masked75"], 1e-5)
+    assert_close(guided(network, golden.config["cfg"])(io["x"], io["t"], io["y"]), io["out_cfg"], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["masked75", "unmasked"])
+def test_loss_and_gradient_norm_match(golden, name):
+    golden.network.zero_grad()
+    loss = golden.loss(golden.config["mask_ratio"] if name == "masked75" else 0.0)
+    loss.backward()
+    gradients = [p.grad.flatten() for p in golden.network.parameters() if p.grad is not None]
+    assert_close(loss.detach(), golden.io[f"loss_{name}"], 1e-5)
+    assert_close(torch.cat(gradients).double().norm(), golden.io[f"grad_norm_{name}"], 1e-5)
+
+
+@torch.no_grad()
+def test_denoised_matches(golden):
+    io, sigma = golden.io, golden.io["sigma"][:, None, None, None]
+    assert_close(
+        denoise(golden.network, io["latents"] + sigma * io["eps"], sigma, io["y"], golden.sigma_data),
+        io["denoised"],
+        1e-5,
+    )
+
+
+@torch.no_grad()
+def test_samples_match(golden):
+    assert_close(golden.sample(golden.config["cfg"]), golden.io["sample_cfg"], 1e-4)
+    assert_close(golden.sample(1.0), golden.io["sample_nocfg"], 1e-4)
