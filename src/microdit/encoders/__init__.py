@@ -1,0 +1,16 @@
+"""Frozen autoencoders and text encoders behind two small protocols."""
+
+from microdit.encoders.autoencoder_kl import KLAutoencoder
+from microdit.encoders.open_clip_text import OpenClipTextEncoder
+from microdit.encoders.pixel import PixelAutoencoder
+from microdit.encoders.protocols import Autoencoder, TextEncoder
+from microdit.encoders.words import WordsTextEncoder
+
+__all__ = [
+    "Autoencoder",
+    "KLAutoencoder",
+    "OpenClipTextEncoder",
+    "PixelAutoencoder",
+    "TextEncoder",
+    "WordsTextEncoder",
+]

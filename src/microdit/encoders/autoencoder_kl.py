@@ -1,0 +1,116 @@
+"""The variational autoencoders of latent diffusion, through diffusers."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+
+from microdit.encoders.protocols import Autoencoder
+from microdit.encoders.weights import DType, FrozenModule, weights_folder
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+FILES = [["config.json"], ["diffusion_pytorch_model.safetensors"]]
+
+
+class KLAutoencoder(Autoencoder):
+    """A pretrained `diffusers.AutoencoderKL`; latents = (z - `shift`) * `scale`.
+
+    `weights`: a local folder, "owner/name" or "owner/name/folder" on the Hugging Face hub; read on first use, or by
+    `load()`. `channels`, `downscale`, `scale` and `shift` must agree with the weights' own configuration.
+    `sample`: draw z from the posterior, with torch's global generator, instead of taking its mode.
+    """
+
+    def __init__(
+        self,
+        weights: str,
+        channels: int,
+        scale: float,
+        shift: float = 0.0,
+        downscale: int = 8,
+        sigma_data: float = 0.9,
+        sample: bool = False,
+        dtype: DType = "float32",
+    ) -> None:
+        super().__init__()
+        self.weights, self.channels, self.downscale, self.sigma_data = weights, channels, downscale, sigma_data
+        self.scale, self.shift, self.sample = scale, shift, sample
+        self.frozen = FrozenModule(partial(read_autoencoder_kl, weights, channels, scale, shift, downscale), dtype)
+
+    def load(self) -> "AutoencoderKL":
+        """The diffusers model, read now if it was not yet; FileNotFoundError or ValueError as `read_autoencoder_kl`."""
+        return cast("AutoencoderKL", self.frozen.module())
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h2 w2"]:
+        height, width = images.shape[-2:]
+        if height % self.downscale or width % self.downscale:
+            raise ValueError(f"image sides must be multiples of {self.downscale}, got {height} x {width}")
+        model: Any = self.load()
+        with torch.autocast(self.frozen.device.type, enabled=False):
+            posterior = model.encode((2 * images - 1).to(self.frozen.device, self.frozen.dtype)).latent_dist
+            latents = posterior.sample() if self.sample else posterior.mode()
+        return self._finite((latents.float() - self.shift) * self.scale, "latents")
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "n c h2 w2"]) -> Float[Tensor, "n 3 h w"]:
+        model: Any = self.load()
+        z = latents.to(self.frozen.device, torch.float32) / self.scale + self.shift
+        with torch.autocast(self.frozen.device.type, enabled=False):
+            images = model.decode(z.to(self.frozen.dtype)).sample
+        return self._finite((images.float() + 1) / 2, "images").clamp(0, 1)
+
+    def _finite(self, values: Tensor, what: str) -> Tensor:
+        if not values.isfinite().all():
+            raise FloatingPointError(
+                f"{self.weights} gave non-finite {what}. If the input is finite, it overflowed in {self.frozen.dtype} "
+                "(the SDXL autoencoder does in float16): set autoencoder.dtype=bfloat16 or float32"
+            )
+        return values
+
+
+def read_autoencoder_kl(weights: str, channels: int, scale: float, shift: float, downscale: int) -> "AutoencoderKL":
+    """The model in folder or repository `weights`, on the CPU in float32.
+
+    FileNotFoundError if the weights cannot be had; ValueError if they are not what was declared.
+    """
+    folder = weights_folder(weights, FILES, "autoencoder.weights")
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    try:
+        loaded: Any = AutoencoderKL.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise ValueError(f"autoencoder.weights={weights}: diffusers cannot read {folder} ({error})") from error
+    model, report = loaded
+    # Where the file lacks a weight, diffusers keeps the random one and says so only in its log.
+    if report["missing_keys"]:
+        raise ValueError(
+            f"autoencoder.weights={weights}: {FILES[1][0]} in {folder} lacks {len(report['missing_keys'])} weights, "
+            f"{report['missing_keys'][0]} the first; download it again"
+        )
+    config: Any = model.config
+    found = {
+        "channels": config.latent_channels,
+        "downscale": 2 ** (len(config.block_out_channels) - 1),
+        "scale": config.scaling_factor,
+        "shift": config.shift_factor or 0.0,
+    }
+    declared = {"channels": channels, "downscale": downscale, "scale": scale, "shift": shift}
+    for name, value in found.items():
+        if abs(value - declared[name]) > 1e-6:
+            raise ValueError(
+                f"autoencoder.weights={weights}: config.json in {folder} says {name} {value}, but the configuration "
+                f"declares {declared[name]}. Choose the weights that belong to this autoencoder, or set "
+                f"autoencoder.{name}={value} (latents already stored keep the value they were made with)"
+            )
+    return model

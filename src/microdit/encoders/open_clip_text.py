@@ -1,0 +1,110 @@
+"""The text towers of CLIP models, through open_clip."""
+
+from functools import partial
+from pickle import UnpicklingError
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from microdit.encoders.protocols import TextEncoder
+from microdit.encoders.weights import DType, FrozenModule, weights_folder
+
+CONFIG = ["open_clip_config.json"]
+CHECKPOINT = [
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+]
+
+
+class TextTower(nn.Module):
+    """The layers of a CLIP model that turn tokens into embeddings, up to and including the final norm."""
+
+    attn_mask: Tensor
+
+    def __init__(self, text: Any) -> None:
+        super().__init__()
+        self.token_embedding, self.positional_embedding = text.token_embedding, text.positional_embedding
+        self.transformer, self.ln_final = text.transformer, text.ln_final
+        self.register_buffer("attn_mask", text.attn_mask, persistent=False)
+
+    def forward(self, tokens: Int[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
+        x = self.token_embedding(tokens) + self.positional_embedding
+        return self.ln_final(self.transformer(x, attn_mask=self.attn_mask))
+
+
+class OpenClipTextEncoder(TextEncoder):
+    """All positions of an open_clip text tower after its final norm, before the projection; causal, padding included.
+
+    `weights`: "hf-hub:owner/name", or a local folder as open_clip's `local-dir:` reads it; read on first use, or by
+    `load()`. `channels` and `length` must agree with the weights. The image tower is dropped.
+    """
+
+    weights: str
+    tokenizer: Any
+
+    def __init__(self, weights: str, channels: int = 1024, length: int = 77, dtype: DType = "float32") -> None:
+        super().__init__()
+        self.weights, self.channels, self.length = weights, channels, length
+        self.frozen = FrozenModule(partial(read_text_tower, weights, channels, length), dtype)
+        self.tokenizer = None
+
+    def load(self) -> TextTower:
+        """The text tower, read now if it was not yet; FileNotFoundError or ValueError as `read_text_tower`."""
+        return cast(TextTower, self.frozen.module())
+
+    def tokenize(self, captions: list[str]) -> Int[Tensor, "n l"]:
+        return self._tokenizer()(captions, context_length=self.length)
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens: Int[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
+        tower = self.load()
+        with torch.autocast(self.frozen.device.type, enabled=False):
+            return tower(tokens.to(self.frozen.device)).float()
+
+    def lengths(self, tokens: Int[Tensor, "n l"]) -> Int[Tensor, " n"]:
+        return (tokens == self._tokenizer().eot_token_id).int().argmax(dim=1) + 1
+
+    def _tokenizer(self) -> Any:
+        # Apart from the tower, so that the workers of a data loader can tokenize without its gigabytes.
+        if self.tokenizer is None:
+            from open_clip import get_tokenizer
+
+            folder = weights_folder(self.weights, [CONFIG], "text_encoder.weights")
+            self.tokenizer = get_tokenizer(f"local-dir:{folder}")
+            if not hasattr(self.tokenizer, "eot_token_id"):
+                raise ValueError(
+                    f"text_encoder.weights={self.weights} asks for a {type(self.tokenizer).__name__}; "
+                    "OpenClipTextEncoder knows the end of a text only in CLIP's own tokenizer"
+                )
+        return self.tokenizer
+
+
+def read_text_tower(weights: str, channels: int, length: int) -> TextTower:
+    """The text tower in folder or repository `weights`, on the CPU in float32.
+
+    FileNotFoundError if the weights cannot be had; ValueError if they are not a causal text tower as declared.
+    """
+    folder = weights_folder(weights, [CONFIG, CHECKPOINT], "text_encoder.weights")
+    import open_clip
+
+    try:
+        model: Any = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(f"text_encoder.weights={weights}: open_clip cannot read {folder} ({error})") from error
+    text: Any = getattr(model, "text", model)
+    if getattr(text, "attn_mask", None) is None or getattr(text, "cls_emb", None) is not None:
+        raise ValueError(f"text_encoder.weights={weights}: {type(text).__name__} is not a causal CLIP text tower")
+    found = {"channels": text.ln_final.weight.shape[0], "length": text.positional_embedding.shape[0]}
+    declared = {"channels": channels, "length": length}
+    if found != declared:
+        raise ValueError(
+            f"text_encoder.weights={weights}: the text tower in {folder} has {found['channels']} channels and "
+            f"{found['length']} positions, but the configuration declares {channels} and {length}. Choose the weights "
+            f"that belong to this text encoder, or set text_encoder.channels={found['channels']} "
+            f"text_encoder.length={found['length']}"
+        )
+    return TextTower(text)

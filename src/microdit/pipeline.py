@@ -1,0 +1,226 @@
+"""From captions to pictures: a trained network, its autoencoder and its text encoder in one object."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from microdit.build import SettingsError, build, check_names, keyword_names
+from microdit.checkpoints import CheckpointError, latest_checkpoint, load_weights, network_weights
+from microdit.diffusion.edm import denoise, guided
+from microdit.diffusion.samplers import heun, noise_schedule
+from microdit.encoders.protocols import Autoencoder, TextEncoder
+from microdit.model.dit import DiT
+from microdit.model.sizes import layerwise_scaled_dit
+from microdit.model.token_path import TokenPath
+
+SETTINGS_FILE = "pipeline.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+class LatentDiffusion(nn.Module):
+    """A text-to-image model: `dit` denoises latents, `autoencoder` turns them into pictures, `text_encoder` reads.
+
+    `sigma_data` is the standard deviation of the latents that the network was trained with; the autoencoder's if not
+    given. `settings` are what `save` needs to build the same object again.
+    """
+
+    def __init__(
+        self,
+        dit: DiT,
+        autoencoder: Autoencoder,
+        text_encoder: TextEncoder,
+        sigma_data: float | None = None,
+        settings: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if dit.in_channels != autoencoder.channels:
+            raise SettingsError(
+                f"the network works on {dit.in_channels} latent channels, the autoencoder makes {autoencoder.channels}"
+            )
+        if dit.caption_channels != text_encoder.channels:
+            raise SettingsError(
+                f"the network reads captions {dit.caption_channels} wide, the text encoder has {text_encoder.channels}"
+            )
+        self.dit, self.autoencoder, self.text_encoder = dit, autoencoder, text_encoder
+        self.sigma_data = autoencoder.sigma_data if sigma_data is None else sigma_data
+        self.settings = settings
+
+    @property
+    def device(self) -> torch.device:
+        return self.dit.pos_embed.device
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 5.0,
+        seed: int | None = None,
+        tokenized_prompts: Int[Tensor, "n l"] | None = None,
+        image_size: tuple[int, int] | None = None,
+        batch_size: int = 64,
+        return_latents: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Float[Tensor, "n c h w"]:
+        """One picture a prompt: [N, 3, H, W] in [0, 1], or the scaled latents with `return_latents`.
+
+        Picture i starts from noise that depends on (seed, i) alone, so neither the batch size nor the other prompts
+        change it; without a seed it is new each time. `image_size` is (height, width) in pixels, by default the size
+        the network was trained at. Heun's sampler makes 2 * num_inference_steps - 1 evaluations (EDM, algorithm 2),
+        which `progress(done, total)` counts.
+
+        Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, or a size that the
+        autoencoder and patches do not divide.
+        """
+        if (prompt is None) == (tokenized_prompts is None):
+            raise ValueError("generate() wants either prompt=... or tokenized_prompts=...")
+        if tokenized_prompts is None:
+            tokenized_prompts = self.text_encoder.tokenize([prompt] if isinstance(prompt, str) else list(prompt or ()))
+        count = len(tokenized_prompts)
+        shape = self.latent_shape(image_size)
+        seed = secrets.randbits(62) if seed is None else seed
+        training = self.dit.training
+        self.dit.eval()
+        batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+        evaluations = 2 * num_inference_steps - 1
+        pictures = []
+        for number, batch in enumerate(batches):
+            noise = torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
+            captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
+
+            def report(done: int, number: int = number) -> None:
+                if progress is not None:
+                    progress(number * evaluations + done, len(batches) * evaluations)
+
+            latents = self.sample(noise, captions, num_inference_steps, guidance_scale, report)
+            pictures.append(latents if return_latents else self.autoencoder.decode(latents))
+        self.dit.train(training)
+        return torch.cat(pictures) if pictures else torch.empty(0, *shape)
+
+    def sample(
+        self,
+        noise: Float[Tensor, "n c h w"],
+        captions: Float[Tensor, "n l d"],
+        num_inference_steps: int,
+        guidance_scale: float,
+        report: Callable[[int], None],
+    ) -> Float[Tensor, "n c h w"]:
+        """Scaled latents from unit-variance noise. The state is float64, the network is called in float32."""
+        network = guided(self.dit, guidance_scale)
+        evaluations = 0
+
+        def denoiser(x: Tensor, sigma: float) -> Tensor:
+            nonlocal evaluations
+            evaluations += 1
+            report(evaluations)
+            sigmas = torch.full((len(x), 1, 1, 1), sigma, device=x.device)
+            return denoise(network, x.float(), sigmas, captions, self.sigma_data).double()
+
+        *_, latents = heun(denoiser, noise, noise_schedule(num_inference_steps))
+        return latents.float()
+
+    def latent_shape(self, image_size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of a picture of (height, width) pixels."""
+        if image_size is None:
+            return self.dit.in_channels, self.dit.input_size, self.dit.input_size
+        unit = self.autoencoder.downscale * self.dit.patch_size
+        if any(side <= 0 or side % unit for side in image_size):
+            raise ValueError(f"image_size {image_size}: both sides must be multiples of {unit} pixels")
+        height, width = (side // self.autoencoder.downscale for side in image_size)
+        return self.dit.in_channels, height, width
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `pipeline.json` and `weights.safetensors` (released key names), from which `load` builds it again.
+
+        Raises ValueError when the object was put together by hand, without settings.
+        """
+        if self.settings is None:
+            raise ValueError("this pipeline was built without settings; use build_pipeline(), or pass settings=...")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_settings(self.settings, folder)
+        save_file({k: v.contiguous() for k, v in self.dit.state_dict().items()}, folder / WEIGHTS_FILE)
+
+    @classmethod
+    def load(cls, run: str | Path, weights: str = "ema") -> LatentDiffusion:
+        """The pipeline of a training run (its newest checkpoint), of one checkpoint file in it, or of a saved folder.
+
+        `weights`: "ema" takes the moving average where there is one, "raw" the trained weights.
+        Raises CheckpointError, which says what is missing or lists the keys that do not fit.
+        """
+        run = Path(run)
+        folder = run.parent.parent if run.is_file() else run
+        settings_file = folder / SETTINGS_FILE
+        if not settings_file.is_file():
+            raise CheckpointError(
+                f"{folder} holds no {SETTINGS_FILE}: name the folder of a training run, such as runs/..., "
+                f"a file in its checkpoints/, or a folder that LatentDiffusion.save wrote"
+            )
+        pipeline = build_pipeline(json.loads(settings_file.read_text()))
+        saved = folder / WEIGHTS_FILE
+        if run.is_dir() and saved.is_file():
+            state = load_file(saved)
+        else:
+            state = network_weights(run if run.is_file() else latest_checkpoint(folder), weights)
+        load_weights(pipeline.dit, state, source=str(run))
+        return pipeline
+
+
+def start_noise(seed: int, index: int, shape: tuple[int, ...]) -> Float[Tensor, "c h w"]:
+    """Unit-variance noise of picture `index`: the same for every batch size and, being made on the CPU, each device."""
+    # torch hashes its seed, so neighbouring ones give unrelated streams; the stride keeps seeds and indices apart.
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+    return torch.randn(shape, generator=generator)
+
+
+def build_pipeline(settings: dict[str, Any], device: str = "cpu") -> LatentDiffusion:
+    """A pipeline with fresh weights from plain settings.
+
+    `settings` has the parts `model` (arguments of layerwise_scaled_dit), `token_path`, `autoencoder`, `text_encoder`
+    (each a `_target_` with arguments). On device "meta" nothing is allocated for the network.
+    """
+    autoencoder = build(settings["autoencoder"], Autoencoder)
+    text_encoder = build(settings["text_encoder"], TextEncoder)
+    with torch.device(device):
+        dit = build_network(settings["model"], settings["token_path"], autoencoder.channels, text_encoder.channels)
+    return LatentDiffusion(dit, autoencoder, text_encoder, settings=settings)
+
+
+def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels: int, caption_channels: int) -> DiT:
+    """The network from plain settings, its inputs as wide as the encoders' outputs.
+
+    Raises SettingsError for a setting it does not know.
+    """
+    path = build(token_path, TokenPath)
+    given_here = {
+        "in_channels",
+        "caption_channels",
+        "token_path",
+        "use_patch_mixer",
+        "qkv_multipliers",
+        "ffn_multipliers",
+    }
+    known = {*(keyword_names(DiT) or ()), "attention_ratios", "ffn_ratios"} - given_here - {"self"}
+    check_names(model, known, where="model")
+    return layerwise_scaled_dit(
+        **model,
+        in_channels=in_channels,
+        caption_channels=caption_channels,
+        use_patch_mixer=path.uses_patch_mixer,
+        token_path=path,
+    )
+
+
+def write_settings(settings: dict[str, Any], folder: Path) -> None:
+    """Writes `pipeline.json`, the file `LatentDiffusion.load` starts from."""
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,0 +1,71 @@
+"""`metrics.csv`: one row a logged step, readable at any time, continued after a resume."""
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsFile(Logger):
+    """Appends rows to a CSV file. A new column rewrites the file; rows of steps that a resume repeats are dropped."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.columns = ["step"]
+        self.rows: list[dict[str, Any]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                self.columns = list(reader.fieldnames or self.columns)
+                # A row cut short by a kill has None for what it lacks.
+                self.rows = [row for row in reader if None not in row.values() and row["step"]]
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The configuration has a file of its own, config.yaml."""
+
+    @rank_zero_only
+    def forget_after(self, step: int) -> None:
+        """Drops rows past `step`, which training is about to make again."""
+        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+        self.rewrite()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        metrics = {name: value for name, value in metrics.items() if name != "epoch"}
+        if step is None or not metrics:
+            return
+        row = {"step": step, **metrics}
+        merged = bool(self.rows) and int(self.rows[-1]["step"]) == step
+        if merged:
+            self.rows[-1] |= row
+        else:
+            self.rows.append(row)
+        new_columns = [name for name in row if name not in self.columns]
+        if merged or new_columns or not self.path.exists():
+            self.columns += new_columns
+            self.rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+
+    def rewrite(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".csv.partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        partial.replace(self.path)

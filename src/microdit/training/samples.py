@@ -1,0 +1,48 @@
+"""Pictures during training: the same prompts and the same noise each time, so that one sees learning."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from microdit.encoders.protocols import Autoencoder, TextEncoder
+from microdit.grid import prompt_grid
+from microdit.pipeline import LatentDiffusion
+from microdit.training.settings import SampleSettings
+
+
+class SampleGrids(L.Callback):
+    """Writes samples/step_0001000.png with the prompts under the pictures, also to loggers that take pictures."""
+
+    def __init__(self, run: Path, settings: SampleSettings, autoencoder: Autoencoder, text_encoder: TextEncoder):
+        self.run, self.settings = run, settings
+        self.autoencoder, self.text_encoder = autoencoder, text_encoder
+        self.drawn_step = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        due = step % self.settings.every_n_steps == 0 or step == trainer.max_steps
+        if due and step > 0 and step != self.drawn_step and self.settings.prompts:
+            self.drawn_step = step
+            if trainer.is_global_zero:
+                self.draw(trainer, pl_module)
+            trainer.strategy.barrier()
+
+    def draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        s = self.settings
+        pipeline = LatentDiffusion(pl_module.best_network, self.autoencoder, self.text_encoder)
+        images = pipeline.generate(
+            s.prompts, num_inference_steps=s.num_inference_steps, guidance_scale=s.guidance_scale, seed=s.seed
+        )
+        grid = prompt_grid(images, s.prompts)
+        path = self.run / "samples" / f"step_{trainer.global_step:07d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid.save(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                import torchvision.transforms.functional as TF
+
+                logger.experiment.add_image("samples", TF.pil_to_tensor(grid), trainer.global_step)
+            elif isinstance(logger, WandbLogger):
+                logger.log_image("samples", [grid], step=trainer.global_step)
