@@ -8,7 +8,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Built = TypeVar("Built")
 
@@ -23,11 +23,11 @@ def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = f"; did you mean '{near[0]}'?" if near else "."
             raise SettingsError(f"{where} has no setting '{name}'{hint} It knows: {', '.join(known)}")
 
 
-def locate(target: str, expected: type[Built]) -> type[Built] | Callable[..., Built]:
+def locate(target: str, expected: type[Built]) -> Callable[..., Built]:
     """The class or function that a dotted name stands for.
 
     Raises SettingsError when there is no such thing, or when it does not make an `expected`: settings may come with a
@@ -36,12 +36,15 @@ def locate(target: str, expected: type[Built]) -> type[Built] | Callable[..., Bu
     module_name, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise SettingsError(f"_target_ {target} cannot be imported: {error}") from error
-    makes = found if inspect.isclass(found) else inspect.signature(found).return_annotation
+    try:
+        makes = found if inspect.isclass(found) else inspect.signature(found).return_annotation
+    except (TypeError, ValueError):  # no function, or one written in C that does not say what it takes
+        makes = None
     if not (inspect.isclass(makes) and issubclass(makes, expected)):
         raise SettingsError(f"_target_ {target} does not make a {expected.__name__}")
-    return found
+    return cast("Callable[..., Built]", found)
 
 
 def keyword_names(function: Callable[..., Any]) -> list[str] | None:

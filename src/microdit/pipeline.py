@@ -56,7 +56,7 @@ class LatentDiffusion(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.dit.pos_embed.device
+        return next(self.dit.parameters()).device
 
     @torch.no_grad()
     def generate(
@@ -148,7 +148,7 @@ class LatentDiffusion(nn.Module):
             raise ValueError("this pipeline was built without settings; use build_pipeline(), or pass settings=...")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_settings(self.settings, folder)
+        write_settings({**self.settings, "sigma_data": self.sigma_data}, folder)
         save_file({k: v.contiguous() for k, v in self.dit.state_dict().items()}, folder / WEIGHTS_FILE)
 
     @classmethod
@@ -187,13 +187,14 @@ def build_pipeline(settings: dict[str, Any], device: str = "cpu") -> LatentDiffu
     """A pipeline with fresh weights from plain settings.
 
     `settings` has the parts `model` (arguments of layerwise_scaled_dit), `token_path`, `autoencoder`, `text_encoder`
-    (each a `_target_` with arguments). On device "meta" nothing is allocated for the network.
+    (each a `_target_` with arguments), and may have `sigma_data`; it is the autoencoder's if not. On device "meta"
+    nothing is allocated for the network.
     """
     autoencoder = build(settings["autoencoder"], Autoencoder)
     text_encoder = build(settings["text_encoder"], TextEncoder)
     with torch.device(device):
         dit = build_network(settings["model"], settings["token_path"], autoencoder.channels, text_encoder.channels)
-    return LatentDiffusion(dit, autoencoder, text_encoder, settings=settings)
+    return LatentDiffusion(dit, autoencoder, text_encoder, settings.get("sigma_data"), settings)
 
 
 def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels: int, caption_channels: int) -> DiT:

@@ -25,8 +25,8 @@ def attend(
     queries: Float[Tensor, "n t h"], keys: Float[Tensor, "n l h"], values: Float[Tensor, "n l h"], head_dim: int
 ) -> Float[Tensor, "n t h"]:
     """Scaled dot-product attention, head by head."""
-    heads = (split_heads(x, head_dim) for x in (queries, keys, values))
-    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    q, k, v = (split_heads(x, head_dim) for x in (queries, keys, values))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):

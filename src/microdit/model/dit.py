@@ -57,6 +57,9 @@ class DiT(nn.Module):
         ValueError: when multipliers and depth, or token path and patch-mixer, do not fit each other.
     """
 
+    pos_embed: Float[Tensor, "1 t d"]
+    mask_token: Float[Tensor, "1 1 v"]
+
     def __init__(
         self,
         input_size: int,
@@ -206,3 +209,8 @@ class DiT(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, conditioning.captions, conditioning.vector)
         return tokens
+
+    def compile_blocks(self) -> None:
+        """Compiles each block by itself: quick to compile, any number of patches, the same state-dict keys."""
+        for block in (*self.patch_mixer, *self.blocks):
+            block.compile(dynamic=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
+from microdit.model.blocks import CaptionBlock, DiTBlock
+from microdit.model.layers import SwiGLU
 from microdit.model.mixture_of_experts import ExpertChoice
 
 if TYPE_CHECKING:
-    from microdit.model.blocks import CaptionBlock, DiTBlock
     from microdit.model.dit import DiT
 
 EMBEDDING_STD = 0.02
@@ -30,20 +31,23 @@ def initialise(network: DiT, depth_init: bool) -> None:
                 nn.init.zeros_(module.bias)
     nn.init.xavier_uniform_(network.x_embedder.proj.weight.flatten(1))
     y_proj, pooled = network.y_embedder.y_proj, network.pooled_y_emb_process
-    t_in, t_out = network.t_embedder.mlp[0], network.t_embedder.mlp[2]
-    for layer in (t_in, t_out, y_proj.fc1, y_proj.fc2, pooled.fc1, pooled.fc2):
-        nn.init.normal_(layer.weight, std=EMBEDDING_STD)
+    for mlp in (network.t_embedder.mlp, y_proj, pooled):
+        for layer in mlp.children():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=EMBEDDING_STD)
 
     depth = len(network.blocks)
-    for i, block in enumerate(network.blocks):
+    backbone = [cast(DiTBlock, block) for block in network.blocks]
+    mixer = [cast(DiTBlock, block) for block in network.patch_mixer]
+    for i, block in enumerate(backbone):
         initialise_block(block, residual_std=BLOCK_STD / math.sqrt(2 * (i + 1 if depth_init else depth)))
-    for block in network.patch_mixer:
+    for block in mixer:
         initialise_block(block, residual_std=BLOCK_STD / math.sqrt(2 * depth))
     initialise_attention_and_mlp(network.y_emb_preprocess, residual_std=BLOCK_STD)
 
     # Every block starts as the identity and the output as zero: the first steps learn scales before directions.
-    for block in (*network.blocks, *network.patch_mixer, network.final_layer):
-        nn.init.zeros_(block.adaLN_modulation[1].weight)
+    for modulated in (*backbone, *mixer, network.final_layer):
+        nn.init.zeros_(cast(nn.Linear, modulated.adaLN_modulation[1]).weight)
     nn.init.zeros_(network.y_emb_preprocess.attn.proj.weight)
     nn.init.zeros_(network.y_emb_preprocess.mlp.w3.weight)
     nn.init.zeros_(network.final_layer.linear.weight)
@@ -63,7 +67,7 @@ def initialise_attention_and_mlp(block: DiTBlock | CaptionBlock, residual_std: f
         nn.init.trunc_normal_(block.mlp.gate.weight, std=BLOCK_STD)
         nn.init.trunc_normal_(block.mlp.w1, std=BLOCK_STD)
         nn.init.trunc_normal_(block.mlp.w2, std=residual_std)
-    else:
+    elif isinstance(block.mlp, SwiGLU):
         nn.init.trunc_normal_(block.mlp.w1.weight, std=BLOCK_STD)
         nn.init.trunc_normal_(block.mlp.w2.weight, std=residual_std)
         nn.init.trunc_normal_(block.mlp.w3.weight, std=residual_std)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def sincos_position_table(rows: int, columns: int, dim: int, scale: float) -> Float[Tensor, "1 rows*columns dim"]:
+def sincos_position_table(rows: int, columns: int, dim: int, scale: float) -> Float[Tensor, "1 {rows}*{columns} {dim}"]:
     """2-D sine-cosine positions in the layout of MAE: the first dim/2 channels encode the column, the rest the row.
 
     Indices are divided by `scale`, so that a 512 px grid (scale 2) spans the positions a 256 px grid was trained on.

@@ -15,7 +15,7 @@ class KeptPatches:
     mask: Float[Tensor, "n t"]
 
     @property
-    def rows(self) -> Int[Tensor, " n*k"]:
+    def rows(self) -> Int[Tensor, " nk"]:
         """The kept patches as rows of a flattened [n * t, ...] batch."""
         n, t = self.mask.shape
         return (self.indices + t * torch.arange(n, device=self.indices.device)[:, None]).flatten()

@@ -3,6 +3,7 @@
 `conf/model/` gives the same numbers to the command line; a test keeps the two equal.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from microdit.model.dit import DiT
 
 
 def layerwise_scaled_dit(
-    depth: int, attention_ratios: tuple[float, float], ffn_ratios: tuple[float, float], **settings: Any
+    depth: int, attention_ratios: Sequence[float], ffn_ratios: Sequence[float], **settings: Any
 ) -> DiT:
     """A DiT whose blocks grow from the first ratio of each pair to the last (layer-wise scaling, section 3.3).
 
@@ -19,8 +20,8 @@ def layerwise_scaled_dit(
     """
     return DiT(
         depth=depth,
-        qkv_multipliers=np.linspace(*attention_ratios, depth).tolist(),
-        ffn_multipliers=np.linspace(*ffn_ratios, depth).tolist(),
+        qkv_multipliers=np.linspace(attention_ratios[0], attention_ratios[1], depth).tolist(),
+        ffn_multipliers=np.linspace(ffn_ratios[0], ffn_ratios[1], depth).tolist(),
         **settings,
     )
 

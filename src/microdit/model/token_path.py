@@ -27,6 +27,9 @@ class TokenPath(nn.Module, ABC):
 
     uses_patch_mixer: bool
 
+    def __init__(self) -> None:  # nn.Module's own takes any argument, and so would let a misspelt setting pass
+        super().__init__()
+
     @abstractmethod
     def forward(
         self, network: DiT, tokens: Float[Tensor, "n t d"], conditioning: Conditioning, kept: KeptPatches | None

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from microdit.data.stream import LatentStream
 from microdit.diffusion.edm import Draws
@@ -27,7 +26,7 @@ def draw_chance(
     seed: int,
     stream: int,
     positions: Sequence[int],
-    latent_shape: tuple[int, int, int],
+    latent_shape: tuple[int, ...],
     patch_size: int,
     caption_dropout: float,
 ) -> Chance:
@@ -52,7 +51,7 @@ def draw_chance(
     return Chance(draws, torch.from_numpy(caption < caption_dropout))
 
 
-class Samples(Dataset[dict[str, Any]]):
+class Samples:
     """Samples of a stream together with their chance, by position: all that a step of training needs."""
 
     def __init__(self, latents: LatentStream, seed: int, stream: int, patch_size: int, caption_dropout: float):
@@ -65,6 +64,6 @@ class Samples(Dataset[dict[str, Any]]):
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
         """The batch of these positions, already collated."""
         batch = self.latents.__getitems__(positions)
-        shape = tuple(batch["latents"].shape[1:])
+        shape = tuple(batch["latents"].shape)[1:]
         chance = draw_chance(self.seed, self.stream, positions, shape, self.patch_size, self.caption_dropout)
         return {**batch, "draws": chance.draws, "drop_caption": chance.drop_caption}

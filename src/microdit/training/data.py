@@ -1,18 +1,11 @@
 """Training's and validation's batches: latents by position, from the step that training is at."""
 
-from typing import Any
-
 import lightning as L
-from torch.utils.data import DataLoader
 
+from microdit.data.loader import LatentLoader
 from microdit.data.positions import GlobalBatches
 from microdit.data.stream import LatentStream
 from microdit.training.chance import TRAINING, VALIDATION, Samples
-
-
-def first_of(batch: Any) -> Any:
-    """Collation for batches that are read whole: nothing is left to do."""
-    return batch
 
 
 class LatentData(L.LightningDataModule):
@@ -42,7 +35,7 @@ class LatentData(L.LightningDataModule):
         self.global_batch_size, self.device_batch_size = global_batch_size, device_batch_size
         self.validation_batch_size, self.num_workers = validation_batch_size, num_workers
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> LatentLoader:
         assert self.trainer is not None
         batches = GlobalBatches(
             self.global_batch_size,
@@ -51,22 +44,11 @@ class LatentData(L.LightningDataModule):
             device_batch_size=self.device_batch_size,
             start_step=self.trainer.global_step,
         )
-        return self.loader(self.train_samples, batches)
+        return LatentLoader(self.train_samples, batches, self.num_workers)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> LatentLoader:
         assert self.trainer is not None
         size, ranks, rank = self.validation_batch_size, self.trainer.world_size, self.trainer.global_rank
         positions = range(rank, len(self.validation_samples), ranks)
-        return self.loader(
-            self.validation_samples, [list(positions[i : i + size]) for i in range(0, len(positions), size)]
-        )
-
-    def loader(self, samples: Samples, batches: Any) -> DataLoader:
-        return DataLoader(
-            samples,
-            batch_sampler=batches,
-            collate_fn=first_of,
-            num_workers=self.num_workers,
-            pin_memory=self.num_workers > 0,
-            persistent_workers=self.num_workers > 0,
-        )
+        batches = [list(positions[i : i + size]) for i in range(0, len(positions), size)]
+        return LatentLoader(self.validation_samples, batches, self.num_workers)

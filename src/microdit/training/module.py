@@ -119,4 +119,5 @@ class DenoisingTask(L.LightningModule):
         assert self.stage.ema_decay is not None
         updates = self.global_step - self.stage.ema_start_step
         decay = 0.0 if updates <= 0 else min(self.stage.ema_decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - decay)
+        for average, current in zip(self.ema.parameters(), self.network.parameters(), strict=True):
+            average.lerp_(current, 1 - decay)

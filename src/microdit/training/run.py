@@ -31,7 +31,7 @@ from microdit.training.metrics_file import MetricsFile
 from microdit.training.module import DenoisingTask
 from microdit.training.progress import TrainingProgress, clock
 from microdit.training.samples import SampleGrids
-from microdit.training.settings import TrainingSettings
+from microdit.training.settings import TrainingSettings, bind
 
 RESULT_FILE = "result.json"
 
@@ -142,13 +142,13 @@ def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[La
     """
     names = settings.choices["autoencoder"], settings.choices["text_encoder"]
     resolution_px, mix, reading = settings.resolution_stage.resolution_px, settings.data_mix, settings.reading
-    if mix.embedded_domains:
+    if mix.embedded is not None:
         parts = settings.autoencoder, settings.text_encoder
         encoders = Encoders(pipeline.autoencoder, pipeline.text_encoder, *names, "cpu", *parts)
         with progress_bar("shapes") as report:
             ensure_shapes(
                 settings.data_root,
-                EmbeddedShapes(domains=mix.embedded_domains),
+                bind(EmbeddedShapes, mix.embedded, "data_mix.embedded"),
                 encoders,
                 Recipe([resolution_px]),
                 report,
@@ -166,6 +166,7 @@ def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[La
             max_corrupt_share=reading.max_corrupt_share,
             cache_folder=reading.cache_folder,
             cache_gigabytes=reading.cache_gigabytes,
+            pin_memory=settings.trainer.accelerator == "gpu",
         )
 
     train_stream, validation_stream = opened(mix.sources, True), opened(mix.validation, False)

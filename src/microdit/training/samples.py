@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.grid import prompt_grid
 from microdit.pipeline import LatentDiffusion
+from microdit.training.module import DenoisingTask
 from microdit.training.settings import SampleSettings
 
 
@@ -26,12 +28,13 @@ class SampleGrids(L.Callback):
         if due and step > 0 and step != self.drawn_step and self.settings.prompts:
             self.drawn_step = step
             if trainer.is_global_zero:
+                assert isinstance(pl_module, DenoisingTask)
                 self.draw(trainer, pl_module)
             trainer.strategy.barrier()
 
-    def draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def draw(self, trainer: L.Trainer, task: DenoisingTask) -> None:
         s = self.settings
-        pipeline = LatentDiffusion(pl_module.best_network, self.autoencoder, self.text_encoder)
+        pipeline = LatentDiffusion(task.best_network, self.autoencoder, self.text_encoder)
         images = pipeline.generate(
             s.prompts, num_inference_steps=s.num_inference_steps, guidance_scale=s.guidance_scale, seed=s.seed
         )
@@ -41,8 +44,6 @@ class SampleGrids(L.Callback):
         grid.save(path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                import torchvision.transforms.functional as TF
-
-                logger.experiment.add_image("samples", TF.pil_to_tensor(grid), trainer.global_step)
+                logger.experiment.add_image("samples", np.asarray(grid), trainer.global_step, dataformats="HWC")
             elif isinstance(logger, WandbLogger):
                 logger.log_image("samples", [grid], step=trainer.global_step)

@@ -76,16 +76,16 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class DataMixSettings:
-    """Sources and their weights, what validation reads, and which domains of the shapes may be made on first use."""
+    """Sources and their weights, what validation reads, and which shapes (domains, counts) may be made on first use."""
 
     sources: list[dict[str, Any]]
     validation: list[dict[str, Any]]
-    embedded_domains: list[str]
+    embedded: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
 class ReadingSettings:
-    """How shards are read: worker processes, what to do with broken samples, where remote shards are kept."""
+    """How shards are read: threads that read ahead, what to do with broken samples, where remote shards are kept."""
 
     num_workers: int
     on_corrupt: str

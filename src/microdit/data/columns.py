@@ -1,0 +1,72 @@
+"""Columns in one `.npz` file, read where they lie: memory-mapped, never unpickled, never loaded whole."""
+
+import io
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+LOCAL_HEADER = 30  # bytes of a zip local file header before its name
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class ColumnsError(ValueError):
+    """A file of columns is no such file; the message names it."""
+
+
+def write_columns(path: Path, columns: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write uncompressed `.npz`, one column in memory at a time; it appears under its name whole or not at all.
+
+    The same columns give the same bytes. Two processes must not write the same file at once.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for name, column in columns:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, column, allow_pickle=False)
+    partial.replace(path)
+
+
+def open_columns(path: Path) -> dict[str, np.ndarray]:
+    """Read-only memory maps of all columns of an uncompressed `.npz`: the cost does not grow with their length.
+
+    ColumnsError when the file is damaged, compressed, or holds anything but plain arrays.
+    """
+    columns = {}
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise ColumnsError(f"{path}: column {member.filename} is compressed; columns are read in place")
+                file.seek(member.header_offset)
+                header = file.read(LOCAL_HEADER)
+                start = member.header_offset + LOCAL_HEADER
+                start += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+                file.seek(start)
+                columns[member.filename.removesuffix(".npy")] = map_array(
+                    path, file, min(size, start + member.file_size)
+                )
+    except ColumnsError:
+        raise
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ColumnsError(f"{path} is no readable file of columns ({error})") from error
+    return columns
+
+
+def map_array(path: Path, file: io.BufferedReader, end: int) -> np.ndarray:
+    """The `.npy` array that starts where `file` stands and ends at byte `end`, memory-mapped read-only."""
+    version = np.lib.format.read_magic(file)
+    if version not in NPY_HEADERS:
+        raise ColumnsError(f"{path}: npy version {version} is not read")
+    shape, fortran, dtype = NPY_HEADERS[version](file)
+    if (fortran and len(shape) > 1) or dtype.hasobject:
+        raise ColumnsError(f"{path}: holds an array that is not plain rows of numbers")
+    if file.tell() + dtype.itemsize * int(np.prod(shape)) > end:
+        raise ColumnsError(f"{path}: is cut short")
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape)

@@ -1,0 +1,81 @@
+"""From pictures and captions to the rows of a latent shard, with the encoders that the caller brings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, Int, UInt8
+from torch import Tensor
+
+CaptionStorage = Literal["full", "trimmed"]
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """What preparing asks of an autoencoder."""
+
+    channels: int
+    downscale: int
+
+    def encode(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h2 w2"]:
+        """Scaled latents of images in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class CaptionEncoder(Protocol):
+    """What preparing asks of a text encoder."""
+
+    channels: int
+    length: int
+
+    def tokenize(self, captions: list[str]) -> Int[Tensor, "n l"]:
+        """Token ids."""
+        ...
+
+    def encode_tokens(self, tokens: Int[Tensor, "n l"]) -> Float[Tensor, "n l d"]:
+        """One embedding a token."""
+        ...
+
+    def lengths(self, tokens: Int[Tensor, "n l"]) -> Int[Tensor, " n"]:
+        """Positions up to and including the end of the text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The encoders of a preparation, their names as the configuration knows them, and where they compute."""
+
+    autoencoder: ImageEncoder
+    text_encoder: CaptionEncoder
+    autoencoder_name: str
+    text_encoder_name: str
+    device: str = "cpu"
+    autoencoder_settings: Mapping[str, object] = field(default_factory=dict)
+    text_encoder_settings: Mapping[str, object] = field(default_factory=dict)
+
+
+def encode_images(encoders: Encoders, images: UInt8[np.ndarray, "n side side 3"]) -> Float16[np.ndarray, "n c h w"]:
+    """Latents of a batch of 8-bit pictures."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(encoders.device)
+    with torch.no_grad():
+        return encoders.autoencoder.encode(pixels.float() / 255).half().cpu().numpy()
+
+
+def encode_captions(
+    encoders: Encoders, captions: Sequence[str], storage: CaptionStorage, batch_size: int = 256
+) -> tuple[list[Float16[np.ndarray, "l d"]], list[int]]:
+    """The embedding of each caption (all positions, or with "trimmed" those up to the end of the text), and how many
+    positions it takes up to the end of the text."""
+    rows: list[np.ndarray] = []
+    lengths: list[int] = []
+    for first in range(0, len(captions), batch_size):
+        tokens = encoders.text_encoder.tokenize(list(captions[first : first + batch_size]))
+        with torch.no_grad():
+            embeddings = encoders.text_encoder.encode_tokens(tokens.to(encoders.device)).half().cpu().numpy()
+        ends = encoders.text_encoder.lengths(tokens).tolist()
+        rows += [row[:end] if storage == "trimmed" else row for row, end in zip(embeddings, ends, strict=True)]
+        lengths += ends
+    return rows, lengths

@@ -1,0 +1,68 @@
+"""From the bytes of any picture file to square RGB at the asked sizes."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+# Pillow's own guard warns or stops by a limit of the whole process; `max_pixels` below takes its place.
+Image.MAX_IMAGE_PIXELS = None
+MAX_PIXELS = 500_000_000
+
+
+class BrokenImageError(ValueError):
+    """A picture cannot be decoded; the message says why."""
+
+
+class FilteredImageError(ValueError):
+    """A picture is sound but not wanted; the message says why."""
+
+
+def square_images(
+    data: bytes, sides_px: Sequence[int], min_side_px: int = 0, max_pixels: int = MAX_PIXELS
+) -> dict[int, UInt8[np.ndarray, "side side 3"]]:
+    """The centre square of a picture, resized with antialiasing to each of `sides_px`.
+
+    The first frame of an animation, turned as its EXIF orientation says, transparency over white, any colour mode.
+    BrokenImageError, or FilteredImageError where the shorter side has less than `min_side_px` or all have over
+    `max_pixels`.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if min(width, height) < min_side_px:
+                raise FilteredImageError(f"{width} x {height} px: a side shorter than {min_side_px} px")
+            if width * height > max_pixels:
+                raise FilteredImageError(f"{width} x {height} px: more than {max_pixels} pixels")
+            # A JPEG may be decoded at a fraction of its size; twice the target loses nothing that the resize would
+            # keep.
+            image.draft(None, (2 * max(sides_px), 2 * max(sides_px)))
+            rgb = to_rgb(ImageOps.exif_transpose(image))
+    except FilteredImageError:
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged files, and none may stop the run
+        raise BrokenImageError(f"{type(error).__name__}: {error}") from error
+    width, height = rgb.size
+    side = min(width, height)
+    # Resizing the centre square equals resizing the whole and cropping, and a 10,000 x 10 strip costs no more.
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return {target: np.asarray(rgb.resize((target, target), Image.Resampling.LANCZOS, box=box)) for target in sides_px}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as 8-bit RGB, transparent places white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        levels = np.asarray(image, dtype=np.float64)
+        brightest = levels.max(initial=0)
+        if image.mode == "F":  # by custom either [0, 1] or [0, 255]
+            scale = 255 if brightest <= 1 else 1
+        else:  # 16-bit greys, which Pillow may also hold as 32-bit numbers
+            scale = 1 / 257 if image.mode.startswith("I;16") or brightest > 255 else 1
+        return Image.fromarray((levels * scale).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,41 @@
+"""The embedded shapes as a source of captioned pictures: drawn, never stored, by number."""
+
+import io
+from collections.abc import Iterator, Mapping
+
+from PIL import Image
+
+from microdit.data import shapes
+from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable
+
+
+class ShapesSource(Source):
+    """Scenes 0 to `count` - 1 of one domain and split of the embedded shapes, as PNG of `side_px`."""
+
+    def __init__(
+        self,
+        domain: str,
+        split: str = "train",
+        count: int = 10_000,
+        side_px: int = 32,
+        seed: int = 0,
+        shard_size: int = 2_000,
+    ) -> None:
+        self.domain, self.split, self.count, self.side_px, self.seed = domain, split, count, side_px, seed
+        self.shard_size = shard_size
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        names = ("domain", "split", "count", "side_px", "seed", "shard_size")
+        return {"kind": "shapes"} | {name: getattr(self, name) for name in names}
+
+    def shards(self) -> list[str]:
+        return [f"scenes from {first}" for first in range(0, self.count, self.shard_size)]
+
+    def read(self, shard: int) -> Iterator[CaptionedImage | Unreadable]:
+        first = shard * self.shard_size
+        for number in range(first, min(first + self.shard_size, self.count)):
+            sample = shapes.sample(self.split, self.domain, number, self.seed)
+            file = io.BytesIO()
+            Image.fromarray(shapes.render(sample.scene, self.side_px)).save(file, "png", compress_level=1)
+            yield CaptionedImage(f"{number:08d}", file.getvalue(), [sample.caption])

@@ -1,0 +1,109 @@
+"""WebDataset tars as img2dataset writes them: KEY.(jpg|png|webp|...) with KEY.txt or KEY.json, local or by URL."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import fsspec
+from braceexpand import braceexpand
+
+from microdit.data.remote import is_remote, local_copy
+from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable, captions_in
+from microdit.data.tar_members import TarError, TarMember, tar_members
+
+PART = re.compile(r"\.(jpg|jpeg|png|webp|gif|bmp|tif|tiff|txt|json)$", re.IGNORECASE)
+CAPTION_PARTS = ("txt", "json")
+
+
+def expand(location: str) -> list[str]:
+    """The tars that a location means: a folder, a pattern with {000..123} or *, one file; local or remote."""
+    found: list[str] = []
+    for one in braceexpand(location, escape=False):
+        filesystem, path = fsspec.core.url_to_fs(one)
+        if "*" in one:
+            found += [
+                filesystem.unstrip_protocol(match) if is_remote(one) else match
+                for match in sorted(filesystem.glob(path))
+            ]
+        elif not is_remote(one) and Path(path).is_dir():
+            found += [str(tar) for tar in sorted(Path(path).glob("*.tar"))]
+        else:
+            found.append(one if is_remote(one) else path)
+    return found
+
+
+class TarSource(Source):
+    """Captioned pictures in tars; every tar is one input shard.
+
+    `path`: a folder of tars, a file, a pattern with {000..123} or *, a URL, or a list of these. `caption_column`: the
+    key of the caption in the `.json`, where there is no `.txt` (a list there holds several captions for one picture).
+    """
+
+    def __init__(
+        self, path: str | Sequence[str], caption_column: str = "caption", download_folder: str | None = None
+    ) -> None:
+        self.locations = [path] if isinstance(path, str) else list(path)
+        self.caption_column = caption_column
+        self.download_folder = Path(download_folder or tempfile.gettempdir())
+        self._tars: list[str] | None = None
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        return {"kind": "webdataset", "path": self.locations, "caption_column": self.caption_column}
+
+    def shards(self) -> list[str]:
+        return self.tars()
+
+    def tars(self) -> list[str]:
+        """The location of every tar. FileNotFoundError where one is missing, or all are."""
+        if self._tars is None:
+            self._tars = [tar for location in self.locations for tar in expand(location)]
+        missing = [tar for tar in self._tars if not is_remote(tar) and not Path(tar).is_file()]
+        if missing or not self._tars:
+            raise FileNotFoundError(
+                f"{missing[0] if missing else self.locations}: there is no tar. Give a folder of .tar files, or "
+                "their URLs"
+            )
+        return self._tars
+
+    def read(self, shard: int) -> Iterator[CaptionedImage | Unreadable]:
+        with local_copy(self.tars()[shard], self.download_folder) as path:
+            samples: dict[str, dict[str, TarMember]] = {}
+            damage = None
+            try:
+                for member in tar_members(path):
+                    if found := PART.search(member.name):
+                        samples.setdefault(member.name[: found.start()], {})[found.group(1).lower()] = member
+            except TarError as error:
+                damage = str(error).replace(str(path), self.tars()[shard])
+            with path.open("rb") as file:
+                for key, parts in samples.items():
+                    yield self._sample(key, parts, file.fileno())
+            if damage is not None:
+                yield Unreadable(Path(self.tars()[shard]).name, f"damaged tar, what lies behind is lost: {damage}")
+
+    def _sample(self, key: str, parts: dict[str, TarMember], descriptor: int) -> CaptionedImage | Unreadable:
+        pictures = [member for part, member in parts.items() if part not in CAPTION_PARTS]
+        if not pictures:
+            return Unreadable(key, "no picture beside the caption")
+        captions: list[str] = []
+        if "json" in parts:
+            try:
+                captions = captions_in(json.loads(content(descriptor, parts["json"])), self.caption_column)
+            except ValueError as error:
+                if "txt" not in parts:
+                    return Unreadable(key, f"the .json cannot be read: {error}")
+        if "txt" in parts and len(captions) < 2:
+            text = content(descriptor, parts["txt"]).decode("utf-8", errors="replace")
+            captions = captions_in(" ".join(text.split()))
+        if not captions:
+            return Unreadable(key, "no caption")
+        return CaptionedImage(key, content(descriptor, pictures[0]), captions)
+
+
+def content(descriptor: int, member: TarMember) -> bytes:
+    """The bytes of a file in an open tar."""
+    return os.pread(descriptor, member.length, member.offset)

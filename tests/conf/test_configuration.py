@@ -1,0 +1,265 @@
+"""The tree of conf/: every choice composes, is explained, and builds what it names."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+import microdit.cli  # registers the resolver that names a run's folder
+from microdit.build import SettingsError, build, check_names, keyword_names, locate
+from microdit.encoders.protocols import Autoencoder, TextEncoder
+from microdit.model import sizes
+from microdit.model.dit import DiT
+from microdit.pipeline import build_network
+from microdit.training.settings import TrainingSettings, training_settings
+
+CONF = Path(__file__).parents[2] / "conf"
+FILES = sorted(CONF.rglob("*.yaml"))
+
+
+def groups_of(config: str) -> list[str]:
+    defaults = yaml.safe_load((CONF / config).read_text())["defaults"]
+    return [next(iter(d)) for d in defaults if isinstance(d, dict) and not next(iter(d)).startswith("override")]
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+GROUPS, PREPARE_GROUPS = groups_of("config.yaml"), groups_of("prepare.yaml")
+BUNDLES = ["experiment", "scale"]
+EXPERIMENTS, SCALES = names("experiment"), names("scale")
+
+
+@pytest.fixture(scope="module")
+def compose() -> Any:
+    """Composes a configuration as the command line would; `name` is Hydra's business, so it is given."""
+
+    @functools.cache
+    def composed(*overrides: str, config: str = "config") -> DictConfig:
+        return hydra.compose(config, [*overrides, *(["name=x"] if config == "config" else [])])
+
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        yield composed
+
+
+def read(config: DictConfig) -> TrainingSettings:
+    return training_settings(microdit.cli.plain(config), Path("run"), {})
+
+
+def network_on_meta(settings: TrainingSettings) -> DiT:
+    autoencoder, text_encoder = build(settings.autoencoder, Autoencoder), build(settings.text_encoder, TextEncoder)
+    input_size = settings.resolution_stage.resolution_px // autoencoder.downscale
+    model = {**settings.model, **settings.moe, "input_size": input_size}
+    with torch.device("meta"):
+        return build_network(model, settings.masking, autoencoder.channels, text_encoder.channels)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
+def test_every_file_begins_by_saying_when_to_choose_it(path):
+    lines = path.read_text().splitlines()
+    first = lines[1] if lines[0].startswith("# @package") else lines[0]
+    assert first.startswith("# ")
+    assert len(first) > 30
+
+
+def test_every_folder_is_a_group_that_an_entry_point_uses():
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert folders == {*GROUPS, *PREPARE_GROUPS, *BUNDLES}
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in GROUPS for n in names(g)])
+def test_every_choice_of_every_group_composes_and_is_accepted(compose, group, name):
+    assert read(compose(f"{group}={name}"))
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in PREPARE_GROUPS for n in names(g)])
+def test_every_choice_of_preparation_composes(compose, group, name):
+    assert compose(f"{group}={name}", config="prepare")
+
+
+@pytest.mark.parametrize(("experiment", "scale"), itertools.product(EXPERIMENTS, SCALES))
+def test_what_is_compared_and_how_big_are_chosen_independently(compose, experiment, scale):
+    orders = itertools.permutations([f"+experiment={experiment}", f"+scale={scale}"])
+    one, other = (compose(*order) for order in orders)
+    assert one == other
+    assert read(one)
+
+
+@pytest.mark.parametrize("bundle", [*(f"experiment={e}" for e in EXPERIMENTS), *(f"scale={s}" for s in SCALES)])
+def test_a_bundle_adds_no_key_of_its_own(compose, bundle):
+    def keys(config: DictConfig) -> set[str]:
+        return {str(key) for key in config}
+
+    assert keys(compose(f"+{bundle}")) == keys(compose())
+
+
+def test_the_laptop_scale_is_the_default(compose):
+    assert compose("+scale=laptop") == compose()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_experiment_builds_its_network_at_every_scale(compose, experiment, scale):
+    settings = read(compose(f"+experiment={experiment}", f"+scale={scale}"))
+    network = network_on_meta(settings)
+    patches = (network.input_size // network.patch_size) ** 2
+    assert network.pos_embed.shape[1] == patches
+    assert 0 <= settings.mask_ratio.ratio(0.0) < 1
+    if not network.token_path.uses_patch_mixer:
+        assert not network.patch_mixer
+
+
+@pytest.mark.parametrize("model", names("model"))
+@pytest.mark.parametrize("moe", names("moe"))
+def test_every_model_builds_with_and_without_experts(compose, model, moe):
+    network = network_on_meta(read(compose(f"model={model}", f"moe={moe}")))
+    assert any("gate" in key for key in network.state_dict()) == (moe != "none")
+
+
+def described(network: DiT) -> dict[str, Any]:
+    """Every plain number that a network and its parts hold, and the shapes of its weights."""
+    plain = (bool, int, float, str, tuple)
+    numbers = {
+        name: {key: value for key, value in vars(module).items() if isinstance(value, plain)}
+        for name, module in network.named_modules()
+    }
+    return {"numbers": numbers, "shapes": {key: tuple(value.shape) for key, value in network.state_dict().items()}}
+
+
+@pytest.mark.parametrize(("model", "make"), [("xl", sizes.MicroDiT_XL_2), ("tiny", sizes.MicroDiT_Tiny_2)])
+def test_the_named_sizes_have_the_numbers_of_the_configuration(compose, model, make):
+    config = compose(f"model={model}", "+scale=xl", f"model={model}")
+    configured = network_on_meta(read(config))
+    with torch.device("meta"):
+        named = make()
+    assert described(configured) == described(named)
+    given = {**microdit.cli.plain(config)["model"], **microdit.cli.plain(config)["moe"]}
+    shared = given.keys() & sizes.RELEASED.keys()
+    assert {"depth_init", "norm_eps", "expert_capacity"} <= shared
+    for key in shared:
+        wanted = sizes.RELEASED[key]
+        assert given[key] == (list(wanted) if isinstance(wanted, tuple) else wanted), key
+
+
+def targets(node: Any) -> list[dict[str, Any]]:
+    """Every dictionary with a `_target_`, however deep."""
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    found = [t for value in inner for t in targets(value)]
+    return [node, *found] if isinstance(node, dict) and "_target_" in node else found
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if targets(yaml.safe_load(p.read_text()))], ids=lambda p: p.stem)
+def test_every_target_exists_and_takes_its_settings(path):
+    for settings in targets(yaml.safe_load(path.read_text())):
+        found = locate(settings["_target_"], object)
+        if (known := keyword_names(found)) is not None:
+            check_names([key for key in settings if key != "_target_"], known, settings["_target_"])
+
+
+@pytest.fixture
+def write_bundle(tmp_path) -> Callable[[str], list[str]]:
+    """Writes a bundle as a user would, outside conf/, and returns the overrides that add it."""
+
+    def write(content: str) -> list[str]:
+        folder = tmp_path / "experiment"
+        folder.mkdir()
+        (folder / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
+        return ["+experiment=mine", f"hydra.searchpath=[file://{tmp_path}]"]
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("trainer: {max_step: 3}", "trainer has no setting 'max_step'; did you mean 'max_steps'"),
+        ("optimizer: {beta_1: 0.5}", "optimizer has no setting 'beta_1'; did you mean 'beta1'"),
+        ("resolution_stage: {step: 3}", "resolution_stage has no setting 'step'; did you mean 'steps'"),
+        ("reading: {on_corupt: skip}", "reading has no setting 'on_corupt'; did you mean 'on_corrupt'"),
+        ("data_mix: {source: []}", "data_mix has no setting 'source'; did you mean 'sources'"),
+        ("paths: {data: here}", "paths has no setting 'data'; did you mean 'data_root'"),
+        ("mask_ratio: {shares: 0.5}", "has no setting 'shares'; did you mean 'share'"),
+        ("callbacks: {sample: {}}", "callbacks has no setting 'sample'; did you mean 'samples'"),
+        ("callbacks: {samples: {prompt: []}}", "has no setting 'prompt'; did you mean 'prompts'"),
+        ("traner: {max_steps: 3}", "the configuration has no setting 'traner'; did you mean 'trainer'"),
+    ],
+)
+def test_a_misspelt_key_in_a_bundle_is_refused_with_the_list(compose, write_bundle, content, message):
+    config = compose(*write_bundle(content))
+    with pytest.raises(SettingsError) as caught:
+        read(config)
+    assert message in str(caught.value)
+    assert "It knows: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model: {dpeth: 3}", "model has no setting 'dpeth'; did you mean 'depth'"),
+        ("moe: {num_expert: 3}", "model has no setting 'num_expert'; did you mean 'num_experts'"),
+        ("masking: {ratio: 0.5}", "Deferred has no setting 'ratio'"),
+        ("autoencoder: {sigma: 1.0}", "PixelAutoencoder has no setting 'sigma'"),
+        ("text_encoder: {lenght: 3}", "WordsTextEncoder has no setting 'lenght'; did you mean 'length'"),
+    ],
+)
+def test_a_misspelt_key_of_the_network_or_its_encoders_is_refused(compose, write_bundle, content, message):
+    config = compose(*write_bundle(content))
+    with pytest.raises(SettingsError) as caught:
+        network_on_meta(read(config))
+    assert message in str(caught.value)
+
+
+def test_a_misspelt_key_added_on_the_command_line_is_refused(compose):
+    with pytest.raises(SettingsError, match=r"trainer has no setting 'max_step'.*It knows: accelerator, .*max_steps"):
+        read(compose("+trainer.max_step=3"))
+
+
+@pytest.mark.parametrize("share", ["1.0", "1.5", "-0.1", "nan"])
+def test_a_mask_ratio_outside_zero_to_one_is_refused_when_settings_are_read(compose, share):
+    with pytest.raises(SettingsError, match=r"mask_ratio\.share .* must be in \[0, 1\)"):
+        read(compose(f"mask_ratio.share={share}"))
+    with pytest.raises(SettingsError, match=r"mask_ratio\.first .* must be in \[0, 1\)"):
+        read(compose("mask_ratio=falling", f"mask_ratio.first={share}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("resolution_stage.schedule=linear", "schedule must be"),
+        ("resolution_stage.caption_dropout=1.0", "caption_dropout must be in"),
+        ("resolution_stage.ema_decay=1.0", "ema_decay must be in"),
+        ("trainer.max_steps=0", "trainer.max_steps must be at least 1"),
+        ("~resolution_stage.steps", "resolution_stage: .*steps"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(compose, override, message):
+    with pytest.raises(SettingsError, match=message):
+        read(compose(override, *(["trainer.max_steps=3"] if override.startswith("~") else [])))
+
+
+def test_the_stages_are_the_papers_table(compose):
+    rows = {
+        "res256_pretrain": (256, 250_000, 2.4e-4, "cosine", 2500, 0.25, None, -0.6, 1.2, 1.0),
+        "res256_finetune": (256, 30_000, 8e-5, "constant", 0, 0.25, None, -0.6, 1.2, 1.0),
+        "res512_pretrain": (512, 50_000, 8e-5, "constant", 500, 0.5, 0.99975, 0.0, 0.6, 2.0),
+        "res512_finetune": (512, 5_000, 8e-5, "constant", 0, 0.5, 0.9975, 0.0, 0.6, 2.0),
+    }
+    for name, row in rows.items():
+        s = read(compose(f"resolution_stage={name}")).resolution_stage
+        where_how_long = (s.resolution_px, s.steps, s.learning_rate, s.schedule, s.warmup_steps)
+        rest = (s.gradient_clip_norm, s.ema_decay, s.noise_mean, s.noise_std, s.pos_interp_scale)
+        assert where_how_long + rest == row, name
+        assert (s.global_batch_size, s.caption_dropout) == (2048, 0.1)
+    assert read(compose("resolution_stage=res256_pretrain")).resolution_stage.final_factor == 0.33
+    starts = [read(compose(f"resolution_stage={name}")).resolution_stage.ema_start_step for name in rows]
+    assert starts[2:] == [25_000, 1_000]
+    adamw = OmegaConf.to_container(compose().optimizer)
+    assert adamw == {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}

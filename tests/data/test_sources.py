@@ -1,0 +1,163 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable, captions_in
+from microdit.data.sources.embedded_shapes import ShapesSource
+from microdit.data.sources.folder import FolderSource
+from microdit.data.sources.held_out import PartOfSource
+from microdit.data.sources.table import TableSource
+from microdit.data.sources.tars import TarSource
+
+
+def everything(source: Source) -> list[CaptionedImage | Unreadable]:
+    return [item for shard in range(len(source.shards())) for item in source.read(shard)]
+
+
+def as_text(source: Source) -> list[tuple[str, object]]:
+    return [
+        (item.key, list(item.captions) if isinstance(item, CaptionedImage) else item.reason.split(":")[0])
+        for item in everything(source)
+    ]
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def test_a_folder_gives_each_picture_with_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "deep/er").mkdir(parents=True)
+    for name in ("b.JPG", "a.png", "deep/er/c.webp", "d.with.dots.jpeg", "lonely.gif", ".hidden.png"):
+        (tmp_path / name).write_bytes(b"picture " + name.encode())
+    (tmp_path / "a.txt").write_text("first\n line \n", encoding="utf-8")
+    (tmp_path / "b.json").write_text('{"caption": ["one", " two "]}')
+    (tmp_path / "deep/er/c.json").write_text('{"caption": "deep"}')
+    (tmp_path / "d.with.dots.txt").write_text("\ufeffdots", encoding="utf-8")
+    source = FolderSource(str(tmp_path), shard_size=2)
+    assert len(source.shards()) == 3
+    assert as_text(source) == [
+        ("a.png", ["first line"]),
+        ("b.JPG", ["one", "two"]),
+        ("d.with.dots.jpeg", ["dots"]),
+        ("deep/er/c.webp", ["deep"]),
+        ("lonely.gif", "no caption"),
+    ]
+    first = everything(source)[0]
+    assert isinstance(first, CaptionedImage)
+    assert first.image == b"picture a.png"
+
+
+def test_an_empty_or_missing_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no pictures"):
+        FolderSource(str(tmp_path)).shards()
+    with pytest.raises(FileNotFoundError, match=r"source\.path=FOLDER"):
+        FolderSource(str(tmp_path / "nothing")).shards()
+
+
+def test_tars_as_img2dataset_writes_them(tmp_path: Path) -> None:
+    files = {
+        "./000.jpg": b"one",
+        "./000.txt": b"first words",
+        "./000.json": b'{"caption": "first words", "url": "u"}',
+        "a/b.c.png": b"two",
+        "a/b.c.json": json.dumps({"caption": ["x", "y"]}).encode(),
+        "nothing.json": b'{"caption": "failed download"}',
+        "bare.webp": b"three",
+        "bad.jpg": b"four",
+        "bad.json": b"{",
+    }
+    write_tar(tmp_path / "00000.tar", files)
+    assert as_text(TarSource(str(tmp_path))) == [
+        ("000", ["first words"]),
+        ("a/b.c", ["x", "y"]),
+        ("nothing", "no picture beside the caption"),
+        ("bare", "no caption"),
+        ("bad", "the .json cannot be read"),
+    ]
+
+
+def test_a_damaged_tar_gives_what_it_can_and_says_what_is_lost(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "00000.tar", {f"{number}.{kind}": b"x" * 600 for number in range(4) for kind in ("jpg", "txt")}
+    )
+    whole = (tmp_path / "00000.tar").read_bytes()
+    (tmp_path / "00000.tar").write_bytes(whole[:5000])
+    found = everything(TarSource(str(tmp_path)))
+    assert sum(isinstance(item, CaptionedImage) for item in found) == 1
+    assert isinstance(found[-1], Unreadable)
+    assert found[-1].key == "00000.tar"
+    assert "damaged tar" in found[-1].reason
+
+
+def test_patterns_lists_and_folders_of_tars(tmp_path: Path) -> None:
+    for number in range(12):
+        write_tar(tmp_path / f"{number:05d}.tar", {"0.jpg": b"x", "0.txt": b"words"})
+    names = [str(tmp_path / f"{number:05d}.tar") for number in range(12)]
+    assert TarSource(str(tmp_path)).shards() == names
+    assert TarSource(str(tmp_path / "{00003..00005}.tar")).shards() == names[3:6]
+    assert TarSource(str(tmp_path / "0001*.tar")).shards() == names[10:]
+    assert TarSource([names[2], names[1]]).shards() == [names[2], names[1]]
+    assert TarSource("http://host/{0..2}.tar").shards() == [f"http://host/{number}.tar" for number in range(3)]
+    with pytest.raises(FileNotFoundError, match=r"00099\.tar: there is no tar"):
+        TarSource(str(tmp_path / "00099.tar")).shards()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_tables_of_every_kind(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    (tmp_path / "007.png").write_bytes(b"b")
+    several = ["one", "two"]
+    table = pd.DataFrame({"file": ["a.png", "007.png", "none.png"], "text": ["plain, with comma", several, "lost"]})
+    path = tmp_path / f"table{suffix}"
+    if suffix in (".csv", ".tsv"):
+        table["text"] = [json.dumps(text) if isinstance(text, list) else text for text in table["text"]]
+        table.to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
+    elif suffix == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table["text"] = [[text] if isinstance(text, str) else text for text in table["text"]]
+        table.to_parquet(path)
+    source = TableSource(str(path), image_column="file", caption_column="text")
+    assert as_text(source) == [("a.png", ["plain, with comma"]), ("007.png", several), ("none.png", "cannot be read")]
+
+
+def test_a_table_without_the_column_names_those_it_has(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("path,words\na.png,b\n")
+    with pytest.raises(ValueError, match=r"no column 'image', only \['path', 'words'\]; set source\.image_column"):
+        TableSource(str(tmp_path / "table.csv")).shards()
+    with pytest.raises(ValueError, match="a table is one of"):
+        TableSource(str(tmp_path / "table.xls")).shards()
+
+
+@pytest.mark.parametrize(
+    ("record", "captions"),
+    [
+        ("a", ["a"]),
+        (["a", "", 3, "b "], ["a", "b"]),
+        ({"caption": "a"}, ["a"]),
+        ({"captions": ["a"]}, ["a"]),
+        ({}, []),
+        (None, []),
+        (7, []),
+    ],
+)
+def test_captions_are_found_in_any_record(record: object, captions: list[str]) -> None:
+    assert captions_in(record) == captions
+
+
+def test_held_out_pictures_and_the_rest_are_the_whole() -> None:
+    source = ShapesSource("synthetic", count=200, side_px=8, shard_size=100)
+    rest, held_out = (PartOfSource(source, 0.2, part) for part in (False, True))
+    names = [{item.key for item in everything(part)} for part in (rest, held_out)]
+    assert not names[0] & names[1]
+    assert names[0] | names[1] == {item.key for item in everything(source)}
+    assert 20 < len(names[1]) < 60
+    assert rest.identity != held_out.identity

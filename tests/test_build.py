@@ -1,0 +1,128 @@
+"""Settings become objects only when every name in them is known and of the right kind."""
+
+import os
+import re
+import subprocess
+
+import pytest
+
+from microdit.build import SettingsError, build, check_names, keyword_names, locate
+from microdit.encoders.pixel import PixelAutoencoder
+from microdit.encoders.protocols import Autoencoder, TextEncoder
+from microdit.model.token_path import Deferred, TokenPath
+
+PIXEL = "microdit.encoders.pixel.PixelAutoencoder"
+WORDS = "microdit.encoders.words.WordsTextEncoder"
+
+
+def a_pixel_autoencoder(sigma_data: float) -> PixelAutoencoder:
+    """A function whose annotation says what it makes."""
+    return PixelAutoencoder(sigma_data)
+
+
+def no_annotation():
+    return PixelAutoencoder()
+
+
+def test_settings_become_the_object_they_describe():
+    built = build({"_target_": PIXEL, "sigma_data": 0.7}, Autoencoder)
+    assert isinstance(built, PixelAutoencoder)
+    assert built.sigma_data == 0.7
+
+
+def test_extra_arguments_come_beside_the_settings():
+    words = build({"_target_": WORDS, "channels": 16}, TextEncoder, length=5)
+    assert (words.channels, words.length) == (16, 5)
+
+
+def test_the_settings_stay_as_they_were():
+    settings = {"_target_": PIXEL, "sigma_data": 0.7}
+    build(settings, Autoencoder)
+    assert settings == {"_target_": PIXEL, "sigma_data": 0.7}
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_and_all_valid_ones():
+    with pytest.raises(SettingsError, match=r"'chanels'; did you mean 'channels'\? It knows: channels, length"):
+        build({"_target_": WORDS, "chanels": 16}, TextEncoder)
+
+
+def test_a_key_near_to_none_is_refused_with_all_valid_ones():
+    with pytest.raises(SettingsError) as caught:
+        check_names(["zzz"], ["steps", "seed"], where="trainer")
+    assert str(caught.value) == "trainer has no setting 'zzz'. It knows: seed, steps"
+
+
+def test_known_names_pass():
+    check_names(["a", "b"], ["b", "a", "c"], where="here")
+
+
+def test_a_missing_target_is_named():
+    with pytest.raises(SettingsError, match=r"need a _target_ that names a TokenPath"):
+        build({"sigma_data": 0.7}, TokenPath)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["microdit.encoders.nothing.Pixel", "microdit.encoders.pixel.Nothing", "Deferred", "", "..", "not a module.x"],
+)
+def test_a_target_that_does_not_exist_is_refused(target):
+    with pytest.raises(SettingsError, match=re.escape(f"_target_ {target} cannot be imported")):
+        build({"_target_": target}, Autoencoder)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "microdit.model.token_path.Deferred",  # a class, but of another kind
+        "microdit.encoders.pixel.torch",  # a module
+        "math.pi",  # a number
+        "builtins.eval",
+        "builtins.print",
+        "os.environ",
+        "microdit.grid.prompt_grid",  # a function that makes something else
+    ],
+)
+def test_a_target_of_another_kind_is_refused(target):
+    with pytest.raises(SettingsError, match=re.escape(f"_target_ {target} does not make a Autoencoder")):
+        build({"_target_": target}, Autoencoder)
+
+
+def test_a_function_that_does_not_say_what_it_makes_is_refused(monkeypatch):
+    monkeypatch.setattr("microdit.encoders.pixel.no_annotation", no_annotation, raising=False)
+    with pytest.raises(SettingsError, match="does not make"):
+        build({"_target_": "microdit.encoders.pixel.no_annotation"}, Autoencoder)
+
+
+def test_a_function_that_says_what_it_makes_is_welcome(monkeypatch):
+    monkeypatch.setattr("microdit.encoders.pixel.make", a_pixel_autoencoder, raising=False)
+    built = build({"_target_": "microdit.encoders.pixel.make", "sigma_data": 0.3}, Autoencoder)
+    assert built.sigma_data == 0.3
+
+
+@pytest.mark.parametrize("expected", [Autoencoder, TextEncoder, TokenPath])
+def test_settings_cannot_run_programs(tmp_path, monkeypatch, expected):
+    called = []
+    monkeypatch.setattr(os, "system", lambda command: called.append(command))
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, args):
+            called.append(args)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    for target, argument in (("subprocess.Popen", "args"), ("os.system", "command"), ("subprocess.run", "args")):
+        with pytest.raises(SettingsError, match=f"{target} does not make"):
+            build({"_target_": target, argument: f"touch {tmp_path / 'made'}"}, expected)
+    assert not called
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_class_is_located_without_making_one():
+    assert locate("microdit.model.token_path.Deferred", TokenPath) is Deferred
+
+
+def test_keyword_names_are_those_of_the_signature_or_any():
+    def some(first, *rest, second=1):
+        """Takes two by name."""
+
+    assert keyword_names(some) == ["first", "second"]
+    assert keyword_names(lambda **anything: anything) is None

@@ -1,0 +1,262 @@
+"""Pictures from prompts: what they depend on, what is refused, and saving and loading."""
+
+import json
+
+import pytest
+import torch
+
+from microdit.build import SettingsError
+from microdit.checkpoints import CheckpointError
+from microdit.diffusion.edm import denoise, guided
+from microdit.diffusion.samplers import heun, noise_schedule
+from microdit.encoders.pixel import PixelAutoencoder
+from microdit.encoders.words import WordsTextEncoder
+from microdit.pipeline import LatentDiffusion, build_network, build_pipeline, start_noise
+
+PROMPTS = ["a red circle", "a blue square on wood", "two rings"]
+STEPS = {"num_inference_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def settings(small_settings) -> dict:
+    elsewhere = ("in_channels", "caption_channels", "use_patch_mixer")
+    return {
+        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in small_settings.items() if k not in elsewhere},
+        "token_path": {"_target_": "microdit.model.token_path.Deferred"},
+        "autoencoder": {"_target_": "microdit.encoders.pixel.PixelAutoencoder", "sigma_data": 0.5},
+        "text_encoder": {"_target_": "microdit.encoders.words.WordsTextEncoder", "channels": 16, "length": 6},
+    }
+
+
+@pytest.fixture(scope="module")
+def pipeline(settings, wake) -> LatentDiffusion:
+    torch.manual_seed(0)
+    made = build_pipeline(settings)
+    wake(made.dit)
+    return made
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, atol=1e-4, rtol=0)
+
+
+def test_pictures_are_in_zero_to_one_and_differ_by_prompt(pipeline):
+    pictures = pipeline.generate(PROMPTS, seed=1, **STEPS)
+    assert pictures.shape == (3, 3, 8, 8)
+    assert pictures.dtype == torch.float32
+    assert pictures.min() >= 0
+    assert pictures.max() <= 1
+    assert pictures.std() > 0.05
+    captions_only = [pipeline.generate([prompt], seed=1, **STEPS) for prompt in PROMPTS]
+    assert not close(captions_only[0], captions_only[1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_a_seed_gives_the_same_pictures_whatever_the_batch_size(pipeline, batch_size, guidance_scale):
+    given = {"seed": 3, "guidance_scale": guidance_scale, **STEPS}
+    expected = pipeline.generate(PROMPTS, batch_size=3, **given)
+    assert close(pipeline.generate(PROMPTS, batch_size=batch_size, **given), expected)
+
+
+def test_a_picture_does_not_depend_on_the_other_prompts(pipeline):
+    one = pipeline.generate(PROMPTS[0], seed=3, **STEPS)
+    assert close(pipeline.generate([PROMPTS[0], "nine green crosses"], seed=3, **STEPS)[:1], one)
+
+
+def test_pictures_of_the_same_prompt_differ(pipeline):
+    first, second = pipeline.generate([PROMPTS[0]] * 2, seed=3, **STEPS)
+    assert not close(first, second)
+
+
+def test_seed_zero_is_a_seed_and_no_seed_is_chance(pipeline):
+    zero, again, one = (pipeline.generate(PROMPTS, seed=seed, **STEPS) for seed in (0, 0, 1))
+    assert torch.equal(zero, again)
+    assert not close(zero, one)
+    chance, other = (pipeline.generate(PROMPTS, **STEPS) for _ in range(2))
+    assert not close(chance, other)
+    assert not close(chance, zero)
+
+
+def test_generating_neither_reads_nor_moves_torchs_global_generator(pipeline):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = pipeline.generate(PROMPTS, seed=1, **STEPS)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    assert torch.equal(pipeline.generate(PROMPTS, seed=1, **STEPS), first)
+
+
+def test_start_noise_is_unit_normal_and_its_own_for_each_seed_and_picture():
+    draws = torch.stack([start_noise(seed, index, (3, 16, 16)) for seed in range(6) for index in range(6)])
+    assert draws.mean().abs() < 0.03
+    assert (draws.std() - 1).abs() < 0.03
+    correlation = torch.corrcoef(draws.flatten(1)) - torch.eye(36)
+    assert correlation.abs().max() < 0.2
+    assert torch.equal(start_noise(2, 5, (3, 4, 4)), start_noise(2, 5, (3, 4, 4)))
+
+
+def test_tokenized_prompts_equal_prompts(pipeline):
+    tokens = pipeline.text_encoder.tokenize(PROMPTS)
+    given = {"seed": 2, **STEPS}
+    assert torch.equal(pipeline.generate(tokenized_prompts=tokens, **given), pipeline.generate(PROMPTS, **given))
+
+
+def test_a_single_prompt_may_be_a_string(pipeline):
+    assert torch.equal(pipeline.generate(PROMPTS[0], seed=2, **STEPS), pipeline.generate([PROMPTS[0]], seed=2, **STEPS))
+
+
+def test_no_prompts_make_no_pictures(pipeline):
+    assert pipeline.generate([], seed=2, **STEPS).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_both_or_neither_kind_of_prompt_is_refused(pipeline, both):
+    given = {"prompt": PROMPTS, "tokenized_prompts": pipeline.text_encoder.tokenize(PROMPTS)} if both else {}
+    with pytest.raises(ValueError, match=r"either prompt=\.\.\. or tokenized_prompts="):
+        pipeline.generate(**given)
+
+
+def test_latents_are_what_the_autoencoder_decodes(pipeline):
+    given = {"seed": 2, **STEPS}
+    latents = pipeline.generate(PROMPTS, return_latents=True, **given)
+    assert latents.min() < 0, "latents of the pixel autoencoder are in about [-1, 1]"
+    assert torch.equal(pipeline.autoencoder.decode(latents), pipeline.generate(PROMPTS, **given))
+
+
+@torch.no_grad()
+def test_generating_is_heuns_sampler_over_the_guided_denoiser(pipeline):
+    captions = pipeline.text_encoder.encode(PROMPTS)
+    network = guided(pipeline.dit, 2.0)
+
+    def denoiser(x, sigma):
+        return denoise(network, x.float(), torch.full((3, 1, 1, 1), sigma), captions, 0.5).double()
+
+    noise = torch.stack([start_noise(4, i, (3, 8, 8)) for i in range(3)])
+    *_, expected = heun(denoiser, noise, noise_schedule(3))
+    latents = pipeline.generate(PROMPTS, seed=4, guidance_scale=2.0, return_latents=True, **STEPS)
+    assert torch.equal(latents, expected.float())
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 12), (16, 6)])
+def test_image_size_is_height_and_width_in_pixels(pipeline, size):
+    assert pipeline.generate(PROMPTS[0], seed=1, image_size=size, **STEPS).shape == (1, 3, *size)
+
+
+@pytest.mark.parametrize("size", [(7, 8), (8, 9), (0, 8), (-8, 8)])
+def test_an_image_size_that_patches_do_not_divide_is_refused(pipeline, size):
+    with pytest.raises(ValueError, match="both sides must be multiples of 2 pixels"):
+        pipeline.generate(PROMPTS[0], image_size=size, **STEPS)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_progress_counts_every_evaluation_of_every_batch(pipeline, batch_size):
+    seen = []
+    pipeline.generate(PROMPTS, batch_size=batch_size, progress=lambda *counts: seen.append(counts), **STEPS)
+    total = 5 * -(-3 // batch_size)
+    assert seen == [(i, total) for i in range(1, total + 1)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_networks_mode_is_left_as_it_was(pipeline, training):
+    pipeline.dit.train(training)
+    pipeline.generate(PROMPTS[0], seed=1, **STEPS)
+    assert pipeline.dit.training is training
+
+
+def test_sigma_data_is_the_autoencoders_unless_given(pipeline):
+    parts = pipeline.dit, pipeline.autoencoder, pipeline.text_encoder
+    assert LatentDiffusion(*parts).sigma_data == 0.5
+    assert LatentDiffusion(*parts, sigma_data=0.8).sigma_data == 0.8
+
+
+def test_encoders_that_do_not_fit_the_network_are_refused(pipeline, small_network):
+    with pytest.raises(SettingsError, match="works on 4 latent channels, the autoencoder makes 3"):
+        LatentDiffusion(small_network(in_channels=4), pipeline.autoencoder, pipeline.text_encoder)
+    with pytest.raises(SettingsError, match="reads captions 16 wide, the text encoder has 24"):
+        LatentDiffusion(pipeline.dit, PixelAutoencoder(), WordsTextEncoder(24, 6))
+
+
+def test_saving_and_loading_gives_the_same_pictures(pipeline, tmp_path):
+    pipeline.save(tmp_path / "a" / "b")
+    loaded = LatentDiffusion.load(tmp_path / "a" / "b")
+    assert loaded.sigma_data == pipeline.sigma_data
+    assert torch.equal(loaded.generate(PROMPTS, seed=5, **STEPS), pipeline.generate(PROMPTS, seed=5, **STEPS))
+
+
+def test_a_sigma_data_of_its_own_survives_saving(pipeline, tmp_path):
+    made = LatentDiffusion(
+        pipeline.dit, pipeline.autoencoder, pipeline.text_encoder, sigma_data=0.8, settings=pipeline.settings
+    )
+    made.save(tmp_path)
+    assert LatentDiffusion.load(tmp_path).sigma_data == 0.8
+
+
+def test_a_pipeline_without_settings_cannot_be_saved(pipeline, tmp_path):
+    with pytest.raises(ValueError, match="built without settings"):
+        LatentDiffusion(pipeline.dit, pipeline.autoencoder, pipeline.text_encoder).save(tmp_path)
+
+
+@pytest.fixture
+def run(pipeline, tmp_path):
+    """A folder as training leaves it: two checkpoints, each with trained weights and their moving average."""
+    (tmp_path / "pipeline.json").write_text(json.dumps(pipeline.settings))
+    (tmp_path / "checkpoints").mkdir()
+    for step in (9, 10):
+        state = {}
+        for key, value in pipeline.dit.state_dict().items():
+            state[f"network.{key}"], state[f"ema.{key}"] = value + step, value - step
+        torch.save({"state_dict": state}, tmp_path / "checkpoints" / f"step_{step}.ckpt")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "shift"),
+    [("", "ema", -10), ("", "raw", 10), ("checkpoints/step_9.ckpt", "ema", -9), ("checkpoints/step_9.ckpt", "raw", 9)],
+)
+def test_a_run_is_loaded_from_its_newest_checkpoint_or_the_one_named(pipeline, run, name, weights, shift):
+    loaded = LatentDiffusion.load(run / name, weights)
+    assert torch.equal(loaded.dit.x_embedder.proj.weight, pipeline.dit.x_embedder.proj.weight + shift)
+
+
+def test_a_checkpoint_of_another_network_lists_what_does_not_fit(run, pipeline):
+    other = {**pipeline.settings, "model": {**pipeline.settings["model"], "depth": 5, "patch_mixer_dim": 24}}
+    (run / "pipeline.json").write_text(json.dumps(other))
+    with pytest.raises(CheckpointError) as caught:
+        LatentDiffusion.load(run)
+    assert "missing blocks.4.adaLN_modulation.1.bias" in str(caught.value)
+    assert "more" in str(caught.value)
+
+
+def test_a_folder_that_holds_no_pipeline_says_what_to_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no pipeline\.json: name the folder of a training run"):
+        LatentDiffusion.load(tmp_path)
+
+
+def test_a_run_that_ended_early_says_so(pipeline, tmp_path):
+    (tmp_path / "pipeline.json").write_text(json.dumps(pipeline.settings))
+    with pytest.raises(CheckpointError, match="ended before its first checkpoint"):
+        LatentDiffusion.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("dpeth", r"model has no setting 'dpeth'; did you mean 'depth'\?"),
+        ("use_patch_mixer", "model has no setting 'use_patch_mixer'"),  # the token path decides it
+        ("in_channels", "model has no setting 'in_channels'"),  # the autoencoder decides it
+    ],
+)
+def test_a_setting_the_network_does_not_know_is_refused(settings, key, message):
+    with pytest.raises(SettingsError, match=message):
+        build_network({**settings["model"], key: 1}, settings["token_path"], 3, 16)
+
+
+def test_the_token_path_decides_whether_there_is_a_mixer(settings):
+    for name, blocks in (("Deferred", 2), ("Naive", 0), ("Unmasked", 0)):
+        path = {"_target_": f"microdit.model.token_path.{name}"}
+        assert len(build_network(settings["model"], path, 3, 16).patch_mixer) == blocks
+
+
+def test_on_meta_nothing_is_allocated_for_the_network(settings):
+    assert {p.device.type for p in build_pipeline(settings, device="meta").dit.parameters()} == {"meta"}

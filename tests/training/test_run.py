@@ -1,0 +1,140 @@
+"""Whole runs: they learn, repeat exactly, resume exactly, and say what went wrong."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from microdit.build import SettingsError
+from microdit.checkpoints import CheckpointError, checkpoints_of, network_weights
+from microdit.pipeline import LatentDiffusion
+from microdit.training.module import NonFiniteLossError
+from microdit.training.run import train
+
+
+def quiet_train(settings, resume=False):
+    return train(settings, Console(quiet=True), resume)
+
+
+def losses(run) -> dict[int, str]:
+    with (run / "metrics.csv").open() as file:
+        return {int(row["step"]): row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
+
+
+def test_the_same_seed_gives_identical_losses_and_another_seed_does_not(small_settings, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        quiet_train(small_settings(f"seed={seed}", "trainer.max_steps=3", output=tmp_path / name))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+    assert len(losses(tmp_path / "a")) == 3
+
+
+def test_accumulating_micro_batches_and_reading_threads_change_no_loss(small_settings, tmp_path):
+    quiet_train(small_settings("trainer.max_steps=3", "reading.num_workers=0", output=tmp_path / "whole"))
+    quiet_train(
+        small_settings(
+            "trainer.max_steps=3", "trainer.device_batch_size=2", "reading.num_workers=2", output=tmp_path / "parts"
+        )
+    )
+    whole = network_weights(checkpoints_of(tmp_path / "whole")[-1], "raw")
+    parts = network_weights(checkpoints_of(tmp_path / "parts")[-1], "raw")
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one(small_settings, tmp_path):
+    undisturbed = quiet_train(small_settings(output=tmp_path / "whole"))
+    quiet_train(small_settings(output=tmp_path / "cut"))
+    for late in checkpoints_of(tmp_path / "cut")[1:]:
+        late.unlink()  # as if it had died after the first checkpoint
+    resumed = quiet_train(small_settings(output=tmp_path / "cut"), resume=True)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert resumed["validation/loss"] == undisturbed["validation/loss"]
+    for weights in ("raw", "ema"):
+        a, b = (network_weights(checkpoints_of(tmp_path / n)[-1], weights) for n in ("whole", "cut"))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_finished_run_leaves_what_the_readme_promises(small_settings, tmp_path):
+    record = quiet_train(small_settings(output=tmp_path / "run"))
+    run = tmp_path / "run"
+    assert json.loads((run / "result.json").read_text()) == record
+    assert record["status"] == "finished"
+    assert record["images"] == 8 * 4
+    assert record["patches"] == 64
+    assert record["patches_kept"] == 16
+    assert record["total_flops"] == record["flops_per_image"] * 32
+    assert all(not isinstance(value, dict | list) for value in record.values())
+    assert (run / "samples" / "step_0000008.png").exists()
+    assert [path.name for path in checkpoints_of(run)] == [
+        "step_0000003.ckpt",
+        "step_0000006.ckpt",
+        "step_0000008.ckpt",
+    ]
+    images = LatentDiffusion.load(run).generate(["a red circle"], num_inference_steps=2, seed=0)
+    assert images.shape == (1, 3, 16, 16)
+
+
+def test_only_the_newest_checkpoints_are_kept(small_settings, tmp_path):
+    quiet_train(small_settings("trainer.keep_checkpoints=1", output=tmp_path / "run"))
+    assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["step_0000008.ckpt"]
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+def test_the_average_lags_behind_the_weights(small_settings, tmp_path):
+    quiet_train(small_settings(output=tmp_path / "run"))
+    newest = checkpoints_of(tmp_path / "run")[-1]
+    raw, ema = network_weights(newest, "raw"), network_weights(newest, "ema")
+    assert any(not torch.equal(raw[key], ema[key]) for key in raw)
+
+
+def test_training_lowers_the_validation_loss(small_settings, tmp_path):
+    def validation(steps, name):
+        record = quiet_train(
+            small_settings(
+                f"trainer.max_steps={steps}", f"trainer.validate_every_n_steps={steps}", output=tmp_path / name
+            )
+        )
+        return record["validation/loss"]
+
+    assert validation(60, "long") < 0.9 * validation(1, "short")
+
+
+@pytest.mark.parametrize("masking", ["masking=none", "masking=naive", "masking=deferred"])
+def test_every_masking_trains(small_settings, tmp_path, masking):
+    ratio = "mask_ratio=none" if masking == "masking=none" else "mask_ratio=p75"
+    record = quiet_train(small_settings(masking, ratio, "trainer.max_steps=2", output=tmp_path / "run"))
+    assert record["train/loss"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(small_settings, tmp_path):
+    settings = small_settings("resolution_stage.learning_rate=1e30", output=tmp_path / "run")
+    with pytest.raises(NonFiniteLossError, match="at step"):
+        quiet_train(settings)
+
+
+def test_a_mask_ratio_without_masking_is_refused(small_settings, tmp_path):
+    with pytest.raises(ValueError, match="masking=none drops no patches"):
+        quiet_train(small_settings("masking=none", "mask_ratio=p75", output=tmp_path / "run"))
+
+
+def test_resuming_a_run_without_checkpoints_says_so(small_settings, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoints"):
+        quiet_train(small_settings(output=tmp_path / "empty"), resume=True)
+
+
+def test_missing_data_names_the_command_that_makes_it(small_settings, tmp_path):
+    settings = small_settings("data_mix=cifar_captions", output=tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match=r"python prepare\.py"):
+        quiet_train(settings)
+
+
+def test_data_of_another_caption_width_is_refused(small_settings, tmp_path):
+    quiet_train(small_settings("trainer.max_steps=1", output=tmp_path / "first"))
+    settings = small_settings("text_encoder.channels=32", output=tmp_path / "run")
+    settings = dataclasses.replace(settings, data_mix=dataclasses.replace(settings.data_mix, embedded=None))
+    with pytest.raises(SettingsError, match="captions"):
+        quiet_train(settings)
