@@ -55,10 +55,18 @@ def keyword_names(function: Callable[..., Any]) -> list[str] | None:
     return [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
 
 
+def required_names(function: Callable[..., Any]) -> list[str]:
+    """The keyword arguments a class or function cannot do without."""
+    parameters = inspect.signature(function).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.default is p.empty and p.kind in named]
+
+
 def build(settings: Mapping[str, Any], expected: type[Built], **extra: Any) -> Built:
     """Builds what `settings` describe: `_target_` names it, the other keys are its arguments, as are `extra`.
 
-    Raises SettingsError when the target is missing or of another kind, or takes no argument of that name.
+    Raises SettingsError when the target is missing or of another kind, or takes no argument of that name,
+    or needs one that is not given.
     """
     if "_target_" not in settings:
         raise SettingsError(f"these settings need a _target_ that names a {expected.__name__}: {dict(settings)}")
@@ -67,4 +75,7 @@ def build(settings: Mapping[str, Any], expected: type[Built], **extra: Any) -> B
     found = locate(target, expected)
     if (known := keyword_names(found)) is not None:
         check_names(arguments, known, target)
+        missing = [name for name in required_names(found) if name not in arguments]
+        if missing:
+            raise SettingsError(f"{target} also needs: {', '.join(missing)}")
     return found(**arguments)

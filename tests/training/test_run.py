@@ -116,9 +116,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(small_settin
         quiet_train(settings)
 
 
-def test_a_mask_ratio_without_masking_is_refused(small_settings, tmp_path):
-    with pytest.raises(ValueError, match="masking=none drops no patches"):
-        quiet_train(small_settings("masking=none", "mask_ratio=p75", output=tmp_path / "run"))
+def test_a_mask_ratio_without_masking_is_refused_before_anything_runs(small_settings):
+    with pytest.raises(SettingsError, match="drops no patches"):
+        small_settings("masking=none", "mask_ratio=p75")
 
 
 def test_resuming_a_run_without_checkpoints_says_so(small_settings, tmp_path):

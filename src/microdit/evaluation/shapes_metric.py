@@ -1,10 +1,11 @@
 """Compositional accuracy on the embedded shapes: GenEval's six questions, answered by a detector of our own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
-from microdit.data.shapes import DOMAINS, SKILLS, evaluation_prompts
+from microdit.data.shapes import SKILLS, evaluation_prompts
 from microdit.evaluation.compositional import compositional_accuracy
 from microdit.evaluation.metric import Metric, Report
 from microdit.grid import prompt_grid
@@ -15,12 +16,13 @@ SHOWN_PER_SKILL = 6
 
 @dataclass(frozen=True)
 class ShapesCompositional(Metric):
-    """Generates held-out prompts of each skill, half in the wording of either domain, and reads the pictures back.
+    """Generates held-out prompts of each skill in the wording of `domains`, and reads the pictures back.
 
     `prompts_per_skill` for each of the six skills, `colour_prompts` for the colour of single objects, which is the
     number that tells earliest whether captions are read.
     """
 
+    domains: Sequence[str]
     prompts_per_skill: int
     colour_prompts: int
     num_inference_steps: int
@@ -32,8 +34,8 @@ class ShapesCompositional(Metric):
         prompts = []
         for skill in SKILLS:
             count = self.colour_prompts if skill == "colors" else self.prompts_per_skill
-            shares = (count - count // 2, count // 2)
-            for domain, share in zip(DOMAINS, shares, strict=True):
+            for number, domain in enumerate(self.domains):
+                share = (count + number) // len(self.domains)
                 prompts += evaluation_prompts(share, (skill,), domain, self.seed) if share else []
         images = pipeline.generate(
             [prompt.text for prompt in prompts],

@@ -51,6 +51,6 @@ def keep_patches(uniform: Float[Tensor, "n t"], mask_ratio: float) -> KeptPatche
     kept = kept_count(t, mask_ratio)
     if kept == t:
         return None
-    indices = uniform.argsort(dim=1)[:, :kept]
+    indices = uniform.argsort(dim=1, stable=True)[:, :kept]
     mask = torch.ones(n, t, device=uniform.device).scatter(1, indices, 0.0)
     return KeptPatches(indices, mask)

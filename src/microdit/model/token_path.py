@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 class TokenPath(nn.Module, ABC):
     """How tokens travel through the network when patches are masked.
 
-    `uses_patch_mixer` says whether the network must have (True) or must not have (False) a patch-mixer.
+    `uses_patch_mixer` says whether the network must have (True) or must not have (False) a patch-mixer; `drops_patches`
+    whether the path can be used at mask ratios above 0.
     """
 
     uses_patch_mixer: bool
+    drops_patches = True
 
     def __init__(self) -> None:  # nn.Module's own takes any argument, and so would let a misspelt setting pass
         super().__init__()
@@ -41,13 +43,11 @@ class Unmasked(TokenPath):
     """All patches through the backbone: the quality that masking is measured against."""
 
     uses_patch_mixer = False
+    drops_patches = False
 
     def forward(self, network, tokens, conditioning, kept):
         if kept is not None:
-            raise ValueError(
-                "masking=none drops no patches, but a mask ratio above 0 was asked for; "
-                "set mask_ratio=none, or choose masking=deferred or masking=naive"
-            )
+            raise ValueError("this path drops no patches, but some were to be dropped: use Naive() or Deferred()")
         return network.backbone(tokens, conditioning), None
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from microdit.training.run import RESULT_FILE, show_result, train
+from microdit.training.run import RESULT_FILE, train
 from microdit.training.settings import training_settings
+from microdit.training.summary import show_result
 
 CONFIG_FILE = "config.yaml"
 

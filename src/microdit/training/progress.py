@@ -21,15 +21,19 @@ def clock(seconds: float) -> str:
 
 
 class TrainingProgress(ProgressBar):
-    """Step, loss, images/s and time left; also logs images/s. `seconds` is the time spent in training steps."""
+    """Step, loss, images/s and time left; also logs images/s, which is the speed of the training steps alone.
 
-    def __init__(self, console: Console, images_per_step: int):
+    `seconds` is wall-clock time from the first step, with validation, pictures and checkpoints, over all resumes.
+    """
+
+    def __init__(self, console: Console, global_batch_size: int, micro_batches: int):
         super().__init__()
-        self.console, self.images_per_step = console, images_per_step
+        self.console, self.global_batch_size = console, global_batch_size
+        self.images_per_batch = global_batch_size / micro_batches
         self.enabled = True
         self.ends: deque[float] = deque(maxlen=WINDOW_STEPS + 1)
-        self.step_started = self.last_line = 0.0
-        self.seconds = 0.0
+        self.step_started = self.last_line = self.last_end = 0.0
+        self.computing = self.seconds = 0.0
         self.recent_loss: float | None = None
         self.bar: Progress | None = None
 
@@ -40,7 +44,7 @@ class TrainingProgress(ProgressBar):
         self.enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.last_line = time.monotonic()
+        self.last_line = self.last_end = time.monotonic()
         if self.enabled and self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("training"),
@@ -60,8 +64,10 @@ class TrainingProgress(ProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        self.seconds += now - self.step_started
-        self.ends.append(self.seconds)
+        self.computing += now - self.step_started
+        self.seconds += now - self.last_end
+        self.last_end = now
+        self.ends.append(self.computing)
         pl_module.log("train/images_per_second", self.images_per_second)
         if not self.enabled:
             return
@@ -70,7 +76,7 @@ class TrainingProgress(ProgressBar):
         if (self.bar is not None and step % 5 == 0) or in_a_log:
             loss = float(outputs["loss"])
             self.recent_loss = loss if self.recent_loss is None else 0.9 * self.recent_loss + 0.1 * loss
-            left = (trainer.max_steps - step) * self.images_per_step / max(self.images_per_second, 1e-9)
+            left = (trainer.max_steps - step) * self.global_batch_size / max(self.images_per_second, 1e-9)
             told = f"loss {self.recent_loss:.4f}  {self.images_per_second:.0f} images/s  ETA {clock(left)}"
             if self.bar is not None:
                 self.bar.update(self.task, completed=step, told=told)
@@ -78,12 +84,18 @@ class TrainingProgress(ProgressBar):
                 self.last_line = now
                 self.console.print(f"step {step}/{trainer.max_steps}  {told}", highlight=False)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
     @property
     def images_per_second(self) -> float:
         """Over the last steps; validation, pictures and checkpoints do not count."""
         if len(self.ends) < 2:
             return 0.0
-        return (len(self.ends) - 1) * self.images_per_step / (self.ends[-1] - self.ends[0])
+        return (len(self.ends) - 1) * self.images_per_batch / (self.ends[-1] - self.ends[0])
 
     def on_train_end(self, *args: Any) -> None:
         self.close()

@@ -2,17 +2,14 @@
 
 import json
 import logging
-import platform
 import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
-from rich.table import Table
 
 from microdit.analysis.cost import kept_tokens, training_flops_per_image
 from microdit.build import SettingsError, build
@@ -23,15 +20,15 @@ from microdit.data.opening import open_mix
 from microdit.data.plan import Recipe
 from microdit.data.progress import progress_bar
 from microdit.data.stream import LatentStream
-from microdit.evaluation.metric import Metric
 from microdit.pipeline import LatentDiffusion, build_pipeline, write_settings
 from microdit.training.checkpointing import StepCheckpoints
 from microdit.training.data import LatentData
 from microdit.training.metrics_file import MetricsFile
 from microdit.training.module import DenoisingTask
-from microdit.training.progress import TrainingProgress, clock
+from microdit.training.progress import TrainingProgress
 from microdit.training.samples import SampleGrids
 from microdit.training.settings import TrainingSettings, bind
+from microdit.training.summary import device_name, show_summary
 
 RESULT_FILE = "result.json"
 
@@ -60,7 +57,7 @@ def train(settings: TrainingSettings, console: Console, resume: bool = False) ->
     metrics_file = MetricsFile(run / "metrics.csv")
     if checkpoint is not None:
         metrics_file.forget_after(int(read_checkpoint(checkpoint)["global_step"]) - 1)
-    progress = TrainingProgress(console, stage.global_batch_size)
+    progress = TrainingProgress(console, stage.global_batch_size, accumulation(settings))
     cost = run_cost(settings, pipeline)
     if hardware.compile:
         pipeline.dit.compile_blocks()
@@ -205,9 +202,9 @@ def run_cost(settings: TrainingSettings, pipeline: LatentDiffusion) -> dict[str,
 def evaluate(pipeline: LatentDiffusion, settings: TrainingSettings, console: Console) -> dict[str, float]:
     """Every metric's numbers; what each one looked at is kept as RUN/evaluation/METRIC.png."""
     numbers: dict[str, float] = {}
-    for name, plain in settings.metrics.items():
+    for name, metric in settings.metrics.items():
         with progress_bar(f"evaluating {name}") as report:
-            values, picture = build(plain, Metric).evaluate(pipeline, lambda d, t: report(d, t, "network evaluations"))
+            values, picture = metric.evaluate(pipeline, lambda d, t: report(d, t, "network evaluations"))
         numbers |= values
         if picture is not None:
             path = settings.output / "evaluation" / f"{name}.png"
@@ -215,55 +212,6 @@ def evaluate(pipeline: LatentDiffusion, settings: TrainingSettings, console: Con
             picture.save(path)
             console.print(f"{name}: what was judged is in {path}", highlight=False)
     return numbers
-
-
-def show_summary(
-    console: Console, settings: TrainingSettings, cost: dict[str, Any], samples: int, resumed_from: Path | None
-) -> None:
-    """What is about to happen, before it happens."""
-    stage, hardware = settings.resolution_stage, settings.trainer
-    total = cost["flops_per_image"] * stage.global_batch_size * hardware.max_steps
-    kept, patches = cost["patches_kept"], cost["patches"]
-    table = Table(show_header=False, box=None, title="this run", title_justify="left")
-    rows = {
-        "network": f"{cost['parameters'] / 1e6:.2f} M parameters, {settings.choices.get('model', '')}",
-        "masking": f"{settings.choices.get('masking', '')}: the backbone sees {kept} of {patches} patches",
-        "compute": f"{cost['flops_per_image'] / 1e9:.3g} GFLOP an image, {total:.3g} FLOP in all",
-        "data": f"{samples:,} images, {settings.choices.get('data_mix', '')}, {stage.resolution_px} px",
-        "steps": f"{hardware.max_steps:,} of {stage.global_batch_size} images, {hardware.precision} on {device_name()}",
-        "results": str(settings.output),
-    }
-    if resumed_from is not None:
-        rows["resumed"] = f"from {resumed_from}"
-    for name, text in rows.items():
-        table.add_row(name, text)
-    console.print(table, highlight=False)
-
-
-def show_result(console: Console, record: dict[str, Any], run: Path) -> None:
-    """The closing table: what came out, and where it is."""
-    table = Table(title=f"{record['status']} after {record['steps']} steps", title_justify="left")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    for name in sorted(name for name in record if name.startswith(("train/", "validation/", "compositional/"))):
-        table.add_row(name, f"{record[name]:.4g}")
-    table.add_row("images seen", f"{record['images']:,}")
-    table.add_row("training time", clock(record["seconds"]))
-    table.add_row("FLOP spent", f"{record['total_flops']:.3g}")
-    if record["dollars"]:
-        table.add_row("dollars", f"{record['dollars']:.2f}")
-    console.print(table, highlight=False)
-    pictures = sorted((run / "samples").glob("step_*.png"))
-    if pictures:
-        console.print(f"newest sample grid: {pictures[-1]}", highlight=False, soft_wrap=True)
-    console.print(f"everything else:    {run}", highlight=False, soft_wrap=True)
-
-
-def device_name() -> str:
-    """The accelerator this process computes on, or the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
 
 
 def commit() -> str:

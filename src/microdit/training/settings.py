@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from microdit.build import SettingsError, build, check_names
+from microdit.evaluation.metric import Metric
+from microdit.model.token_path import TokenPath
 from microdit.training.schedules import MaskRatio
 
 Settings = TypeVar("Settings")
@@ -121,7 +123,7 @@ class TrainingSettings:
     optimizer: OptimizerSettings
     trainer: TrainerSettings
     samples: SampleSettings
-    metrics: dict[str, dict[str, Any]]
+    metrics: dict[str, Metric]
     loggers: list[dict[str, Any]]
     seed: int
     data_root: Path
@@ -168,15 +170,21 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
     check_names(config["paths"], ["data_root", "output_root"], where="paths")
     check_names(config["callbacks"], ["samples"], where="callbacks")
     bound = {name: bind(kind, config[name], where=name) for name, kind in GROUPS.items()}
+    mask_ratio = build(config["mask_ratio"], MaskRatio)
+    if max(mask_ratio.ratio(0.0), mask_ratio.ratio(1.0)) > 0 and not build(config["masking"], TokenPath).drops_patches:
+        raise SettingsError(
+            "this masking drops no patches, but the mask ratio is above 0: "
+            "set mask_ratio=none, or choose masking=deferred or masking=naive"
+        )
     return TrainingSettings(
         model={**config["model"], "pos_interp_scale": bound["resolution_stage"].pos_interp_scale},
         masking=dict(config["masking"]),
-        mask_ratio=build(config["mask_ratio"], MaskRatio),
+        mask_ratio=mask_ratio,
         moe=dict(config["moe"]),
         autoencoder=dict(config["autoencoder"]),
         text_encoder=dict(config["text_encoder"]),
         samples=bind(SampleSettings, config["callbacks"]["samples"], where="callbacks.samples"),
-        metrics=dict(config["metrics"]),
+        metrics={name: build(plain, Metric) for name, plain in config["metrics"].items()},
         loggers=list(config["logger"].values()),
         seed=config["seed"],
         data_root=Path(config["paths"]["data_root"]),

@@ -29,7 +29,7 @@ def test_objects_lie_inside_the_image_and_keep_two_pixels_apart(domain: str) -> 
 def test_every_skill_shape_colour_and_number_comes_up(domain: str) -> None:
     scenes = _scenes(domain)
     assert {scene.skill for scene in scenes} == set(SKILLS)
-    assert min(Counter(scene.skill for scene in scenes).values()) > 400 / 6 * 0.6
+    assert min(Counter(scene.skill for scene in scenes).values()) > 400 * 0.12 * 0.6
     assert {drawn.shape for scene in scenes for drawn in scene.objects} == set(SHAPES)
     assert {drawn.colour for scene in scenes for drawn in scene.objects} == set(COLOURS)
     assert {len(scene.objects) for scene in scenes} == {1, 2, 3, 4}

@@ -71,7 +71,7 @@ def write_prompt(random: np.random.Generator, composition: Composition) -> Promp
     """
     skill, domain, things = composition.skill, composition.domain, composition.things
     nameable = skill == "position" or (skill == "counting" and len({thing.colour for thing in things}) == 1)
-    names_colour = skill in ("colors", "color_attribution") or (nameable and random.random() < 0.5)
+    names_colour = skill in ("colors", "color_attribution") or (nameable and random.random() < 0.8)
     nouns = [_noun(random, thing, names_colour) for thing in things[: _named(skill)]]
     expected = tuple(
         ExpectedObject(thing.shape, thing.colour if names_colour else None, len(things) if skill == "counting" else 1)

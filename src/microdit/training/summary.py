@@ -1,0 +1,61 @@
+"""What a run tells before it starts and after it ends."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from microdit.training.progress import clock
+from microdit.training.settings import TrainingSettings
+
+
+def show_summary(
+    console: Console, settings: TrainingSettings, cost: dict[str, Any], samples: int, resumed_from: Path | None
+) -> None:
+    """What is about to happen, before it happens."""
+    stage, hardware = settings.resolution_stage, settings.trainer
+    total = cost["flops_per_image"] * stage.global_batch_size * hardware.max_steps
+    kept, patches = cost["patches_kept"], cost["patches"]
+    table = Table(show_header=False, box=None, title="this run", title_justify="left")
+    rows = {
+        "network": f"{cost['parameters'] / 1e6:.2f} M parameters, {settings.choices.get('model', '')}",
+        "masking": f"{settings.choices.get('masking', '')}: the backbone sees {kept} of {patches} patches",
+        "compute": f"{cost['flops_per_image'] / 1e9:.3g} GFLOP an image, {total:.3g} FLOP in all",
+        "data": f"{samples:,} images, {settings.choices.get('data_mix', '')}, {stage.resolution_px} px",
+        "steps": f"{hardware.max_steps:,} of {stage.global_batch_size} images, {hardware.precision} on {device_name()}",
+        "results": str(settings.output),
+    }
+    if resumed_from is not None:
+        rows["resumed"] = f"from {resumed_from}"
+    for name, text in rows.items():
+        table.add_row(name, text)
+    console.print(table, highlight=False)
+
+
+def show_result(console: Console, record: dict[str, Any], run: Path) -> None:
+    """The closing table: what came out, and where it is."""
+    table = Table(title=f"{record['status']} after {record['steps']} steps", title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for name in sorted(name for name in record if name.startswith(("train/", "validation/", "compositional/"))):
+        table.add_row(name, f"{record[name]:.4g}")
+    table.add_row("images seen", f"{record['images']:,}")
+    table.add_row("training time", clock(record["seconds"]))
+    table.add_row("FLOP spent", f"{record['total_flops']:.3g}")
+    if record["dollars"]:
+        table.add_row("dollars", f"{record['dollars']:.2f}")
+    console.print(table, highlight=False)
+    pictures = sorted((run / "samples").glob("step_*.png"))
+    if pictures:
+        console.print(f"newest sample grid: {pictures[-1]}", highlight=False, soft_wrap=True)
+    console.print(f"everything else:    {run}", highlight=False, soft_wrap=True)
+
+
+def device_name() -> str:
+    """The accelerator this process computes on, or the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
