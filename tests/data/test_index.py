@@ -154,7 +154,8 @@ def test_columns_are_mapped_and_not_loaded(tmp_path: Path) -> None:
     }
     write_columns(tmp_path / "columns.npz", written.items())
     read = open_columns(tmp_path / "columns.npz")
-    assert isinstance(read["numbers"], np.memmap)
+    assert isinstance(read["numbers"].base, np.memmap)
+    assert not read["numbers"].flags.writeable
     with np.load(tmp_path / "columns.npz", allow_pickle=False) as by_numpy:
         for name, column in written.items():
             assert np.array_equal(read[name], column)

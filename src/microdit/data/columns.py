@@ -69,4 +69,5 @@ def map_array(path: Path, file: io.BufferedReader, end: int) -> np.ndarray:
         raise ColumnsError(f"{path}: is cut short")
     if 0 in shape:
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape)
+    # As a plain array over the map: every lookup in a memmap object itself costs several times as much.
+    return np.asarray(np.memmap(path, dtype, "r", offset=file.tell(), shape=shape))
