@@ -26,7 +26,9 @@ GAP = 0.07
 SMALL = (0.29, 0.34)
 LARGE = (0.40, 0.42)
 """Widths that are called small and large, as fractions of the image side; nothing lies between."""
-LARGE_ALONE = (0.40, 0.54)
+SMALL_ALONE, LARGE_ALONE = (0.40, 0.48), (0.56, 0.68)
+"""The same for an object that is alone. Captions teach most where the object fills much of the picture: there its colour
+matters before the noise has let it show."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ def stage(random: np.random.Generator, composition: Composition) -> Scene:
 
 def _arrange(random: np.random.Generator, composition: Composition) -> tuple[SceneObject, ...]:
     things = composition.things
-    large = LARGE if len(things) > 1 else LARGE_ALONE
-    sizes = [float(random.uniform(*(large if thing.large else SMALL))) for thing in things]
+    small, large = (SMALL, LARGE) if len(things) > 1 else (SMALL_ALONE, LARGE_ALONE)
+    sizes = [float(random.uniform(*(large if thing.large else small))) for thing in things]
     if len(things) == 1:
         centres = [_centre_at(random, composition.place, sizes[0])]
     else:
