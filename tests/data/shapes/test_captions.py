@@ -17,8 +17,8 @@ def _samples(domain: str, count: int = 1500) -> list[Sample]:
     return [sample("train", domain, index, seed=11) for index in range(count)]
 
 
-def _fits(drawn: SceneObject, size: str | None, colour: str | None, shape: str) -> bool:
-    if size is not None and (drawn.size < 0.37) != (size == "small"):
+def _fits(drawn: SceneObject, alone: bool, size: str | None, colour: str | None, shape: str) -> bool:
+    if size is not None and (drawn.size < (0.5 if alone else 0.37)) != (size == "small"):
         return False
     return drawn.shape == shape and colour in (None, drawn.colour)
 
@@ -27,9 +27,10 @@ def _fits(drawn: SceneObject, size: str | None, colour: str | None, shape: str) 
 def test_the_scene_holds_exactly_the_objects_that_the_caption_names(domain: str) -> None:
     for each in _samples(domain):
         remaining = list(each.scene.objects)
+        alone = len(remaining) == 1
         for article, size, colour, shape in _NOUN.findall(each.caption):
             for _ in range(_NUMBERS.get(article, 1)):
-                match = next(drawn for drawn in remaining if _fits(drawn, size or None, colour or None, shape))
+                match = next(drawn for drawn in remaining if _fits(drawn, alone, size or None, colour or None, shape))
                 remaining.remove(match)
         assert not remaining, each
 

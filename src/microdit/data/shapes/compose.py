@@ -26,9 +26,9 @@ GAP = 0.07
 SMALL = (0.29, 0.34)
 LARGE = (0.40, 0.42)
 """Widths that are called small and large, as fractions of the image side; nothing lies between."""
-SMALL_ALONE, LARGE_ALONE = (0.40, 0.48), (0.56, 0.68)
-"""The same for an object that is alone. Captions teach most where the object fills much of the picture: there its colour
-matters before the noise has let it show."""
+SMALL_ALONE, LARGE_ALONE = (0.40, 0.46), (0.54, 0.62)
+"""The same for an object that is alone. Captions teach most where the object fills much of the picture: its colour then
+matters before the noise lets it show."""
 
 
 @dataclass(frozen=True)
