@@ -24,7 +24,7 @@ console = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 # Mistakes whose message is all there is to say; anything else keeps its traceback.
-TOLD_PLAINLY = (SettingsError, CheckpointError, FileNotFoundError, ValueError)
+TOLD_PLAINLY = (SettingsError, CheckpointError, OSError, ValueError)
 UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 
 

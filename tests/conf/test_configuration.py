@@ -263,5 +263,5 @@ def test_the_stages_are_the_papers_table(compose):
     assert read(compose("resolution_stage=res256_pretrain")).resolution_stage.final_factor == 0.33
     starts = [read(compose(f"resolution_stage={name}")).resolution_stage.ema_start_step for name in rows]
     assert starts[2:] == [25_000, 1_000]
-    adamw = OmegaConf.to_container(compose().optimizer)
+    adamw = OmegaConf.to_container(compose("+scale=xl").optimizer)
     assert adamw == {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}

@@ -1,4 +1,7 @@
+import fcntl
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +9,7 @@ import numpy as np
 import torch
 import webdataset
 
-from microdit.data.locking import claim
+from microdit.data.locking import alone_in, claim
 
 
 def test_plain_webdataset_reads_latent_shards(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
@@ -55,3 +58,20 @@ def test_a_claimed_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
     with claim(target) as temporary:
         assert temporary is None
+
+
+def test_a_lock_ends_with_its_block_though_a_process_was_forked_meanwhile(tmp_path: Path) -> None:
+    with alone_in(tmp_path), claim(tmp_path / "file") as temporary:
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        assert temporary is not None
+    try:
+        for path in (tmp_path, tmp_path / "file"):
+            descriptor = os.open(path, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(descriptor)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

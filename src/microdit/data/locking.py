@@ -1,5 +1,4 @@
-"""Files that several processes may want to make: each appears whole, once, and a killed process leaves nothing
-behind."""
+"""Files that several processes may want to make: each appears once, and whole, whoever is killed on the way."""
 
 import fcntl
 import os
@@ -9,9 +8,19 @@ from pathlib import Path
 
 
 @contextmanager
+def locked(descriptor: int) -> Iterator[None]:
+    """While the block runs no other thread or process is in one for the same file; the lock ends with its process."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        # Said aloud: a process that was forked meanwhile shares the lock, and closing the file here would not end it.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+@contextmanager
 def claim(path: Path) -> Iterator[Path | None]:
-    """The temporary path to write `path` under; it gets its name when the block ends well. None when it is there
-    already.
+    """The temporary path to write `path` under; it gets its name when the block ends well. None when `path` is there.
 
     A second process waits for the first, and then finds the file there or, if the first was killed, starts it anew.
     """
@@ -21,17 +30,16 @@ def claim(path: Path) -> Iterator[Path | None]:
         return
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        # The lock lies on the temporary file itself: it goes with its process.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if path.exists():
-            # Written by the one we waited for; what lies under the temporary name now is empty.
-            partial.unlink(missing_ok=True)
-            yield None
-            return
-        os.ftruncate(descriptor, 0)
-        yield partial
-        os.fsync(descriptor)
-        os.replace(partial, path)
+        with locked(descriptor):
+            if path.exists():
+                # Written by the one we waited for; what lies under the temporary name now is empty.
+                partial.unlink(missing_ok=True)
+                yield None
+                return
+            os.ftruncate(descriptor, 0)
+            yield partial
+            os.fsync(descriptor)
+            os.replace(partial, path)
     finally:
         os.close(descriptor)
 
@@ -41,8 +49,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     """While the block runs no other process is in such a block for the same folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        with locked(descriptor):
+            yield
     finally:
         os.close(descriptor)
 

@@ -1,7 +1,6 @@
 """Files that live elsewhere (http, s3, ... through fsspec), through a bounded local cache that several processes
 share."""
 
-import fcntl
 import logging
 import os
 import random
@@ -14,6 +13,8 @@ from io import FileIO
 from pathlib import Path
 
 import fsspec
+
+from microdit.data.locking import locked
 
 ATTEMPTS = 8
 FIRST_WAIT_S = 0.1
@@ -111,8 +112,7 @@ class FileCache:
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.part")
-        with (self.folder / f".{path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (self.folder / f".{path.name}.lock").open("w") as lock, locked(lock.fileno()):
             if not self._present(path, expected_bytes):
                 self._make_room(expected_bytes or 0)
                 fetch(url, partial, expected_bytes)

@@ -1,5 +1,6 @@
 """The stream of training samples: the k-th one is a function of (seed, mix, k), whoever asks for it, and when."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -73,7 +74,7 @@ class LatentStream(Dataset[Batch]):
         )
         self.latent_shape = one_shape("latent", {s.name: latent_shape(s.reader, resolution_px) for s in sources})
         self.policy = CorruptionPolicy(on_corrupt, max_corrupt_share)
-        self.buffers, self._lock = BatchBuffers(), Lock()
+        self.buffers, self._lock, self._process = BatchBuffers(), Lock(), os.getpid()
         self.pin_memory = pin_memory and torch.cuda.is_available()
         self._mix = Interleave([s.weight for s in sources]) if shuffle else EachOnce([s.samples for s in sources])
         self._orders = [SourceOrder(s.reader.index.shard_rows, seed_of(seed, s.name)) for s in sources]
@@ -133,7 +134,7 @@ class LatentStream(Dataset[Batch]):
         if not self.shuffle:
             rows = numbers % reader.index.rows
             return rows, np.zeros_like(rows)
-        with self._lock:  # threads share what is remembered of the order
+        with self._own_lock():  # threads share what is remembered of the order
             epochs, shards, within = self._orders[source].locate(numbers)
         rows = reader.index.row_starts[shards] + within
         fields = [name for name in reader.index.fields if name.startswith("caption")]
@@ -162,7 +163,7 @@ class LatentStream(Dataset[Batch]):
 
     def _fetch_ahead(self, source: int, number: int) -> None:
         """Tell where the shards are which of them are read from this number on."""
-        with self._lock:
+        with self._own_lock():
             shards = self._orders[source].window_shards(number, windows_ahead=1)
         self.sources[source].reader.shards.ahead(shards.tolist())
 
@@ -193,11 +194,17 @@ class LatentStream(Dataset[Batch]):
         storage = torch.UntypedStorage._new_shared(2 * int(np.prod(shape)))
         return torch.empty(0, dtype=torch.float16).set_(storage, 0, torch.Size(shape))  # pyright: ignore[reportCallIssue]
 
+    def _own_lock(self) -> Lock:
+        """The lock of this process: one that was forked may have been born while a thread held the other."""
+        if self._process != os.getpid():
+            self._lock, self._process = Lock(), os.getpid()
+        return self._lock
+
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__ |= state | {"_lock": Lock()}
+        self.__dict__ |= state | {"_lock": Lock(), "_process": os.getpid()}
 
 
 def latent_shape(reader: ShardReader, resolution_px: int) -> tuple[int, ...]:
