@@ -23,8 +23,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED)  ## train on the embedded shapes, then show the table and the picture (about 10 minutes on 2 cores)
 	$(BIN)/python train.py +experiment=deferred_mask_75
 
-test: $(INSTALLED)  ## every test: no network, no GPU
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## every test, a process a core: no network, no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+bench: $(INSTALLED)  ## speed on this machine against named baselines, into benchmarks/RESULTS.md (under 10 minutes on 2 cores)
+	$(BIN)/python benchmarks/run_all.py
 
 lint: $(INSTALLED)  ## ruff, format check and types
 	$(BIN)/ruff check .

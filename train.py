@@ -3,14 +3,20 @@
 import hydra
 from omegaconf import DictConfig
 
-from microdit.cli import composed, console, output_folder, run_entry_point
+from microdit import cli  # as a module: SLURM jobs get a copy of main, and a console cannot be copied
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
+    from microdit.training.chain import Stage, run_chain
     from microdit.training.launch import launch
 
-    launch(*composed(config), output_folder(), console)
+    with cli.told_in_a_sweep():
+        if cli.is_chain(config):
+            stages, expected_mfu = cli.composed_stages(config)
+            run_chain([Stage(*stage) for stage in stages], cli.output_folder(), expected_mfu, cli.console)
+        else:
+            launch(*cli.composed(config), cli.output_folder(), cli.console)
 
 
 def default_config() -> DictConfig:
@@ -19,4 +25,4 @@ def default_config() -> DictConfig:
 
 
 if __name__ == "__main__":
-    run_entry_point(main, default_config)
+    cli.run_entry_point(main, default_config)

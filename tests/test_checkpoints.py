@@ -1,6 +1,7 @@
 """Weights come out of checkpoint files safely, the right ones, and with what does not fit listed."""
 
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,35 @@ def test_a_damaged_checkpoint_says_so(tmp_path, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(CheckpointError, match=r"a\.ckpt cannot be read .*; use an earlier checkpoint"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path, seed):
+    path = saved(tmp_path / "checkpoints" / "step_20.ckpt", network__a=1.0, ema__a=2.0)
+    before = saved(tmp_path / "checkpoints" / "step_10.ckpt", network__a=0.0)
+    content, chance = bytearray(path.read_bytes()), random.Random(seed)
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+    try:
+        read, refused = read_checkpoint(path)["state_dict"], ""
+    except CheckpointError as error:
+        read, refused = None, str(error)
+    if read is None:
+        assert f"{path} cannot be read" in refused
+        assert f"resume={before}" in refused
+    else:
+        assert read == {"network.a": torch.tensor([1.0]), "ema.a": torch.tensor([2.0])}
+
+
+def test_a_changed_value_is_refused(tmp_path):
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": {"network.a": torch.arange(1000.0)}}, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(torch.arange(500.0, 510.0).numpy().tobytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="checksum"):
         read_checkpoint(path)
 
 

@@ -125,17 +125,43 @@ def test_latents_are_what_the_autoencoder_decodes(pipeline):
 
 
 @torch.no_grad()
-def test_generating_is_heuns_sampler_over_the_guided_denoiser(pipeline):
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_reading_captions_once_leaves_the_picture_of_plain_heun_as_it_was(pipeline, guidance_scale):
     captions = pipeline.text_encoder.encode(PROMPTS)
-    network = guided(pipeline.dit, 2.0)
+    network = guided(pipeline.dit, guidance_scale)
 
-    def denoiser(x, sigma):
+    def plain(x, sigma):
         return denoise(network, x.float(), torch.full((3, 1, 1, 1), sigma), captions, 0.5).double()
 
     noise = torch.stack([start_noise(4, i, (3, 8, 8)) for i in range(3)])
-    *_, expected = heun(denoiser, noise, noise_schedule(3))
-    latents = pipeline.generate(PROMPTS, seed=4, guidance_scale=2.0, return_latents=True, **STEPS)
-    assert torch.equal(latents, expected.float())
+    *_, latents = heun(plain, noise, noise_schedule(30))
+    images = pipeline.generate(PROMPTS, seed=4, guidance_scale=guidance_scale, num_inference_steps=30)
+    torch.testing.assert_close(images, pipeline.autoencoder.decode(latents.float()), atol=1e-3, rtol=0)
+
+
+def test_samplers_differ_with_few_steps_and_agree_with_many(pipeline):
+    def latents(sampler: str, steps: int) -> torch.Tensor:
+        given = {"seed": 4, "guidance_scale": 1.0, "return_latents": True}
+        return pipeline.generate(PROMPTS, sampler=sampler, num_inference_steps=steps, **given)
+
+    few, many = ((latents("heun", n) - latents("dpm_solver_2m", n)).abs().mean() for n in (4, 32))
+    assert few > 5 * many
+
+
+def test_a_sampler_it_does_not_know_is_refused(pipeline):
+    with pytest.raises(ValueError, match="no sampler 'ddim'; choose from heun, dpm_solver_2m"):
+        pipeline.generate(PROMPTS, sampler="ddim")
+
+
+def test_guidance_in_an_interval_is_guidance_if_the_interval_holds_every_level(pipeline):
+    given = {"seed": 4, "guidance_scale": 3.0, "return_latents": True, **STEPS}
+    everywhere = pipeline.generate(PROMPTS, **given)
+    assert torch.equal(pipeline.generate(PROMPTS, guidance_interval=[0, 80], **given), everywhere)
+    somewhere = pipeline.generate(PROMPTS, guidance_interval=[0.1, 10], **given)
+    nowhere = pipeline.generate(PROMPTS, guidance_interval=[100, 200], **given)
+    assert not close(somewhere, everywhere)
+    assert not close(somewhere, nowhere)
+    assert torch.equal(nowhere, pipeline.generate(PROMPTS, **{**given, "guidance_scale": 1.0}))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 12), (16, 6)])
@@ -150,10 +176,15 @@ def test_an_image_size_that_patches_do_not_divide_is_refused(pipeline, size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_progress_counts_every_evaluation_of_every_batch(pipeline, batch_size):
+@pytest.mark.parametrize(("sampler", "evaluations"), [("heun", 5), ("dpm_solver_2m", 3)])
+def test_progress_counts_every_evaluation_of_every_batch(pipeline, batch_size, sampler, evaluations):
     seen = []
-    pipeline.generate(PROMPTS, batch_size=batch_size, progress=lambda *counts: seen.append(counts), **STEPS)
-    total = 5 * -(-3 // batch_size)
+
+    def progress(*counts):
+        seen.append(counts)
+
+    pipeline.generate(PROMPTS, sampler=sampler, batch_size=batch_size, progress=progress, **STEPS)
+    total = evaluations * -(-3 // batch_size)
     assert seen == [(i, total) for i in range(1, total + 1)]
 
 

@@ -1,11 +1,24 @@
-"""Reading a network's weights out of checkpoint files, safely and with errors that list what does not fit."""
+"""Reading checkpoints, safely and with errors that list what does not fit.
 
+A checkpoint is one file (one process, or DDP) or a folder that many processes wrote (FSDP); both are read the same way.
+"""
+
+import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from microdit.sharded_checkpoints import (
+    METADATA_FILE,
+    REST_FILE,
+    as_lightning_states,
+    damaged_files,
+    read_tensors,
+)
 
 STEP_IN_NAME = re.compile(r"step_(\d+)")
 
@@ -15,13 +28,54 @@ class CheckpointError(RuntimeError):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a torch file, tensors and plain values only: nothing in it can run code."""
+    """The content of a checkpoint, tensors and plain values only: nothing in it can run code.
+
+    Raises CheckpointError for one that is missing or damaged, which names the one before it.
+    """
+    verify_checkpoint(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not path.is_dir():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        rest = torch.load(path / REST_FILE, map_location="cpu", weights_only=True)
+        groups = rest.pop("optimizer_groups")
+        module, optimizer = as_lightning_states(read_tensors(path), rest["parameter_names"], groups)
+        return {**rest, "state_dict": module, "optimizer_states": [optimizer]}
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for what it cannot read
+        raise unreadable(path, error) from error
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Raises CheckpointError when a byte is not what was written, which names the checkpoint and the one before it."""
+    try:
+        if path.is_dir():
+            damaged = damaged_files(path)
+        else:
+            with zipfile.ZipFile(path) as archive:  # torch's files are zip archives with a CRC-32 of every member
+                damaged = [name] if (name := archive.testzip()) else []
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
-        raise CheckpointError(f"{path} cannot be read ({error}); use an earlier checkpoint") from error
+    except Exception as error:  # zipfile raises BadZipFile, struct.error, NotImplementedError, ... for damaged headers
+        raise unreadable(path, error) from error
+    if damaged:
+        raise unreadable(path, f"the checksum of {', '.join(damaged)} is not what was written")
+
+
+def unreadable(path: Path, reason: object) -> CheckpointError:
+    """The error for a damaged checkpoint: names the one before it, and how to go on from there."""
+    run = path.parent.parent
+    earlier = [other for other in checkpoints_of(run) if checkpoint_step(other) < checkpoint_step(path)]
+    advice = f"the one before it is {earlier[-1]}: resume={earlier[-1]}" if earlier else "use an earlier checkpoint"
+    return CheckpointError(f"{path} cannot be read ({reason}); {advice}")
+
+
+def checkpoint_metadata(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: config, step, samples seen, where its data goes on, library versions."""
+    if not path.is_dir():
+        return read_checkpoint(path).get("metadata", {})
+    try:
+        return json.loads((path / METADATA_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
 
 
 def checkpoint_step(path: Path) -> int:
@@ -30,8 +84,13 @@ def checkpoint_step(path: Path) -> int:
     return int(found.group(1)) if found else -1
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a checkpoint, file or folder, rather than a run."""
+    return path.is_file() or (path / REST_FILE).is_file()
+
+
 def checkpoints_of(run: Path) -> list[Path]:
-    """A run's checkpoint files, oldest first."""
+    """A run's checkpoints, oldest first."""
     return sorted(run.glob("checkpoints/step_*.ckpt"), key=checkpoint_step)
 
 
@@ -50,7 +109,11 @@ def network_weights(path: Path, weights: str) -> dict[str, Tensor]:
     """
     if weights not in ("ema", "raw"):
         raise CheckpointError(f'weights must be "ema" or "raw", got "{weights}"')
-    state = read_checkpoint(path)["state_dict"]
+    if path.is_dir():
+        verify_checkpoint(path)
+        state, _ = as_lightning_states(read_tensors(path, lambda name: name.startswith("state_dict.")), [], [])
+    else:
+        state = read_checkpoint(path)["state_dict"]
     prefixes = {key.partition(".")[0] for key in state}
     prefix = "ema." if weights == "ema" and "ema" in prefixes else "network."
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

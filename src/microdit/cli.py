@@ -6,46 +6,94 @@ The one place below the entry points that knows Hydra.
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.markup import escape
 
 from microdit.build import SettingsError, check_names
-from microdit.checkpoints import CheckpointError
+from microdit.checkpoints import CheckpointError, is_checkpoint
 
 console = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
+# What shows that a folder is a run, or a chain of them.
+RUN_FILES = ("config.yaml", "stages.yaml")
 # Mistakes whose message is all there is to say; anything else keeps its traceback.
 TOLD_PLAINLY = (SettingsError, CheckpointError, OSError, ValueError)
+# Groups of conf/ that decide what the network is, which a resumed run keeps.
+# Groups that say where and how a run is made, not what it makes; how long it is stays with the run.
+EXCHANGEABLE = ("trainer", "logger")
+HOW_LONG = ("max_steps", "max_flops")
+DATA_ORDER = ("seed", "resolution_stage.global_batch_size", "resolution_stage.resolution_px")
+NETWORK_GROUPS = ("model", "variation", "moe", "masking", "autoencoder", "text_encoder")
 UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 
 
 def run_folder(resume: str | None, output_root: str, new: str) -> str:
-    """Where a run writes: into the run it resumes ("last": the newest below `output_root`), else into a new folder.
+    """Where a run writes: into the run it resumes (itself, one of its checkpoints, or "last": the newest run below
+    `output_root`), else into a new folder. All processes of torchrun get the same answer.
 
     Raises SettingsError when there is nothing to resume.
     """
     if resume is None:
-        return str(Path(output_root) / new)
+        return agreed(str(Path(output_root) / new))
     if resume != "last":
-        if not (Path(resume) / "config.yaml").is_file():
-            raise SettingsError(f"resume={resume}: that is no run, it holds no config.yaml")
-        return resume
-    runs = sorted(Path(output_root).glob("**/config.yaml"), key=lambda path: path.stat().st_mtime)
+        run = Path(resume).parent.parent if is_checkpoint(Path(resume)) else Path(resume)
+        if not is_run(run):
+            raise SettingsError(f"resume={resume}: that is no run, {run} holds no {RUN_FILES[0]}")
+        return str(run)
+    runs = sorted(Path(output_root).glob(f"**/{RUN_FILES[0]}"), key=lambda path: path.stat().st_mtime)
     if not runs:
         raise SettingsError(f"resume=last: there is no run below {output_root}")
-    return str(runs[-1].parent)
+    newest = runs[-1].parent
+    return agreed(str(newest.parent if is_run(newest.parent) else newest))  # of a stage: the chain it belongs to
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, or of a chain of stages."""
+    return any((folder / name).is_file() for name in RUN_FILES)
+
+
+@cache
+def agreed(folder: str) -> str:
+    """Rank zero's folder where torchrun started this process, because every process has a clock of its own."""
+    if "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+        return folder
+    import torch
+
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore(*place, is_master=False)
+    key = f"microdit/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if os.environ["RANK"] == "0":
+        store.set(key, folder)
+    return store.get(key).decode()
+
+
+def share_of(share: float, whole: int) -> int:
+    """A share of a number of steps, at least one."""
+    return max(1, round(share * whole))
+
+
+def ask(question: str) -> str:
+    """For a value that a file of conf/ cannot know: reading it raises SettingsError, with the question."""
+    raise SettingsError(question)
+
+
+OmegaConf.register_new_resolver("ask", ask, replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+OmegaConf.register_new_resolver("share_of", share_of, replace=True)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -61,38 +109,113 @@ def choices() -> dict[str, str]:
     return {str(k): str(v) for k, v in chosen.items() if not str(k).startswith("hydra/") and v is not None}
 
 
-def resumed_config(folder: Path, overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The configuration and choices a run was started with, with values (not groups) that this command line changes.
+def changed_values(
+    saved: dict[str, Any], overrides: list[str], now: DictConfig, where: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The configuration and choices that a run was started with (what its config.yaml holds), changed as this command
+    line asks: in values, and in the groups of EXCHANGEABLE, of which `now` has what is chosen now.
 
     Raises SettingsError for an override that would make it another model or another run.
     """
-    saved = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(saved, DictConfig)
-    choices = {str(group): str(choice) for group, choice in saved.pop("choices").items()}
-    for override in OverridesParser.create().parse_overrides(overrides):
+    config = OmegaConf.create(saved)
+    chosen = {str(group): str(choice) for group, choice in config.pop("choices").items()}
+    parsed = [o for o in OverridesParser.create().parse_overrides(overrides) if o.key_or_group != "resume"]
+    for override in (o for o in parsed if o.key_or_group in EXCHANGEABLE):
+        group = override.key_or_group
+        kept = {name: config.trainer[name] for name in HOW_LONG} if group == "trainer" else {}
+        config[group] = {**OmegaConf.to_container(now[group], resolve=False), **kept}  # type: ignore[dict-item]
+        chosen[group] = str(override.value())
+    for override in (o for o in parsed if o.key_or_group not in EXCHANGEABLE):
         key, value = override.key_or_group, override.value()
-        if key == "resume":
-            continue
-        was = OmegaConf.select(saved, key)
-        if override.is_delete() or override.is_add() or was is None or OmegaConf.is_dict(was):
-            raise SettingsError(f"{override.input_line}: a resumed run keeps its configuration; only values can change")
-        if key.partition(".")[0] in ("model", "moe", "masking", "autoencoder", "text_encoder") and was != value:
-            raise SettingsError(f"{key} is {was} in {folder}: a resumed run keeps its model, it cannot become {value}")
-        OmegaConf.update(saved, key, value)
-    saved.resume = str(folder)
-    return plain(saved), choices
+        was = OmegaConf.select(config, key)
+        if override.is_delete() or override.is_add() or (was is None and not key_exists(config, key)):
+            raise SettingsError(
+                f"{override.input_line}: {where} has no such setting, and a resumed run gets no new ones"
+            )
+        if OmegaConf.is_dict(was):
+            raise SettingsError(
+                f"{override.input_line}: a resumed run keeps its {key}; other groups than {', '.join(EXCHANGEABLE)} "
+                f"cannot be exchanged, only values in them"
+            )
+        if (key.partition(".")[0] in NETWORK_GROUPS or key in DATA_ORDER) and was != value:
+            what = "model" if key.partition(".")[0] in NETWORK_GROUPS else "samples and their order"
+            raise SettingsError(f"{key} is {was} in {where}: a resumed run keeps its {what}, it cannot become {value}")
+        OmegaConf.update(config, key, value)
+    return plain(config), chosen
+
+
+def key_exists(config: DictConfig, key: str) -> bool:
+    above, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, above) if above else config
+    return OmegaConf.is_dict(node) and name in node
 
 
 def composed(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """The configuration and the choices behind it: those of the command line, or of the run it resumes."""
     if config.resume is None:
         return plain(config), choices()
-    return resumed_config(output_folder(), list(HydraConfig.get().overrides.task))
+    folder = output_folder()
+    saved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    resumed, chosen = changed_values(saved, list(HydraConfig.get().overrides.task), config, folder)  # type: ignore[arg-type]
+    return {**resumed, "resume": config.resume}, chosen
+
+
+def is_chain(config: DictConfig) -> bool:
+    """Whether several stages are asked for, or a chain of them is resumed."""
+    return "stages" in config or (output_folder() / "stages.yaml").is_file()
+
+
+def composed_stages(config: DictConfig) -> tuple[list[tuple[str, dict[str, Any], dict[str, str]]], float]:
+    """(name, configuration, choices) of every stage, and the MFU to plan with: of this command line, or of the chain
+    that it resumes."""
+    folder = output_folder()
+    if config.resume is None:
+        of_scales, stages = config.stages, []
+        for changed in of_scales[choices().get("scale", "laptop")]:
+            stage, chosen = with_choices("stages", {**changed, "name": changed.resolution_stage})
+            own = {key: value for key, value in stage.items() if key not in ("stages", "expected_mfu")}
+            stages.append((changed.resolution_stage, own, {k: v for k, v in chosen.items() if k in choices()}))
+        return stages, config.expected_mfu
+    content = OmegaConf.to_container(OmegaConf.load(folder / "stages.yaml"))
+    assert isinstance(content, dict)
+    overrides = list(HydraConfig.get().overrides.task)
+    stages = []
+    for stage in content["stages"]:
+        saved = {**stage["config"], "choices": stage["choices"]}
+        stages.append((stage["name"], *changed_values(saved, overrides, config, folder)))
+    return stages, content["expected_mfu"]
+
+
+def with_choices(config_name: str, changed: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The configuration of this command line with other choices of some groups, and all the choices behind it."""
+    overrides = [*HydraConfig.get().overrides.task, *(f"{group}={choice}" for group, choice in changed.items())]
+    config = hydra.compose(config_name, overrides)
+    return plain(config), {**choices(), **changed}
 
 
 def output_folder() -> Path:
     """The folder of this run."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether an error is of a kind that this project defines: each of these says what to do."""
+    return type(error).__module__.partition(".")[0] == "microdit"
+
+
+failed_jobs: list[str] = []
+
+
+@contextmanager
+def told_in_a_sweep() -> Iterator[None]:
+    """Around a job: in a sweep its failure is told at once, because the other jobs still run before the sweep ends."""
+    try:
+        yield
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            failed_jobs.append(output_folder().name)
+            errors.print(f"[red]failed:[/red] {output_folder().name}: {escape(str(error))}")
+        raise
 
 
 def run_entry_point(main: Callable[[], None], default_config: Callable[[], DictConfig]) -> None:
@@ -104,10 +227,14 @@ def run_entry_point(main: Callable[[], None], default_config: Callable[[], DictC
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        errors.print(f"[red]error:[/red] {composition_message(error, default_config)}")
+        errors.print(f"[red]error:[/red] {escape(composition_message(error, default_config))}")
         sys.exit(1)
-    except TOLD_PLAINLY as error:
-        errors.print("[red]error:[/red]", str(error), markup=True)
+    except Exception as error:
+        if not isinstance(error, TOLD_PLAINLY) and not is_ours(error):
+            raise
+        errors.print(f"[red]error:[/red] {escape(str(error))}")  # a message may hold [square brackets]
+        if failed_jobs:
+            errors.print(f"{len(failed_jobs)} jobs of the sweep failed, the others ran: {', '.join(failed_jobs)}")
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("stopped by Ctrl-C; finished checkpoints are kept and resume=RUN continues from the newest")

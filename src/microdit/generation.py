@@ -1,11 +1,25 @@
 """What `generate.py` does: prompts to one picture file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from microdit.build import SettingsError
 from microdit.data.progress import progress_bar
 from microdit.grid import prompt_grid
-from microdit.pipeline import LatentDiffusion
+from microdit.pipeline import SETTINGS_FILE, LatentDiffusion
+
+
+def open_pipeline(
+    checkpoint: str, weights: str, autoencoder_weights: str | None, text_encoder_weights: str | None
+) -> LatentDiffusion:
+    """The pipeline of a run, of a checkpoint in it, of a saved folder, or of a released file that lies by itself.
+
+    Raises CheckpointError for what is none of these.
+    """
+    path = Path(checkpoint)
+    if path.is_file() and not (path.parent.parent / SETTINGS_FILE).is_file():
+        return LatentDiffusion.from_released(path, autoencoder_weights, text_encoder_weights)
+    return LatentDiffusion.load(path, weights, autoencoder_weights, text_encoder_weights)
 
 
 def generate_grid(
@@ -13,8 +27,12 @@ def generate_grid(
     prompts: list[str],
     num_inference_steps: int,
     guidance_scale: float,
+    sampler: str,
+    guidance_interval: Sequence[float] | None,
     seed: int | None,
     weights: str,
+    autoencoder_weights: str | None,
+    text_encoder_weights: str | None,
     batch_size: int,
     device: str,
     output: str,
@@ -22,19 +40,21 @@ def generate_grid(
     """Writes a grid of one picture a prompt, prompts below, and returns its path.
 
     Raises CheckpointError for a checkpoint that is missing or does not fit, SettingsError without prompts or for a file
-    that is no picture.
+    that is no picture, ValueError for a sampler or interval that LatentDiffusion.generate refuses.
     """
     path = Path(output)
     if not prompts:
         raise SettingsError("""prompts is empty: give some, such as prompts='["a red circle"]'""")
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise SettingsError(f"output={output}: name a .png, .jpg or .webp file")
-    pipeline = LatentDiffusion.load(checkpoint, weights).to(device)
+    pipeline = open_pipeline(checkpoint, weights, autoencoder_weights, text_encoder_weights).to(device)
     with progress_bar("generating") as report:
         images = pipeline.generate(
             prompts,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            sampler=sampler,
+            guidance_interval=guidance_interval,
             seed=seed,
             batch_size=batch_size,
             progress=lambda done, total: report(done, total, "network evaluations"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from microdit.build import SettingsError, build, check_names, keyword_names
-from microdit.checkpoints import CheckpointError, latest_checkpoint, load_weights, network_weights
-from microdit.diffusion.edm import denoise, guided
-from microdit.diffusion.samplers import heun, noise_schedule
+from microdit.checkpoints import CheckpointError, is_checkpoint, latest_checkpoint, load_weights, network_weights
+from microdit.diffusion.edm import guided_denoiser
+from microdit.diffusion.samplers import SAMPLERS, noise_schedule
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.model.dit import DiT
 from microdit.model.sizes import layerwise_scaled_dit
 from microdit.model.token_path import TokenPath
+from microdit.released import (
+    SIZES,
+    other_encoder_weights,
+    pipeline_settings,
+    position_scale,
+    read_released,
+    recognise,
+)
 
 SETTINGS_FILE = "pipeline.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -68,6 +77,8 @@ class LatentDiffusion(nn.Module):
         seed: int | None = None,
         tokenized_prompts: Int[Tensor, "n l"] | None = None,
         image_size: tuple[int, int] | None = None,
+        sampler: str = "heun",
+        guidance_interval: Sequence[float] | None = None,
         batch_size: int = 64,
         return_latents: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -76,33 +87,42 @@ class LatentDiffusion(nn.Module):
 
         Picture i starts from noise that depends on (seed, i) alone, so neither the batch size nor the other prompts
         change it; without a seed it is new each time. `image_size` is (height, width) in pixels, by default the size
-        the network was trained at. Heun's sampler makes 2 * num_inference_steps - 1 evaluations (EDM, algorithm 2),
-        which `progress(done, total)` counts.
+        the network was trained at.
 
-        Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, or a size that the
-        autoencoder and patches do not divide.
+        `sampler`: "heun" makes 2 * num_inference_steps - 1 evaluations of the network (EDM, algorithm 2),
+        "dpm_solver_2m" num_inference_steps (DPM-Solver++(2M)); `progress(done, total)` counts them. A guidance_scale
+        of 1 is no guidance, and half the work; `guidance_interval` [low, high] guides only at noise levels
+        low < sigma <= high, between 80 and 0.002.
+
+        Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, for a sampler it does not
+        know, an interval that is none, or a size that the autoencoder and patches do not divide.
         """
         if (prompt is None) == (tokenized_prompts is None):
             raise ValueError("generate() wants either prompt=... or tokenized_prompts=...")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"there is no sampler '{sampler}'; choose from {', '.join(SAMPLERS)}")
         if tokenized_prompts is None:
             tokenized_prompts = self.text_encoder.tokenize([prompt] if isinstance(prompt, str) else list(prompt or ()))
         count = len(tokenized_prompts)
         shape = self.latent_shape(image_size)
         seed = secrets.randbits(62) if seed is None else seed
+        batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+        evaluations = len(batches) * SAMPLERS[sampler].evaluations(num_inference_steps)
+        done = itertools.count(1)
+
+        def report() -> None:
+            if progress is not None:
+                progress(next(done), evaluations)
+
         training = self.dit.training
         self.dit.eval()
-        batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
-        evaluations = 2 * num_inference_steps - 1
         pictures = []
-        for number, batch in enumerate(batches):
+        for batch in batches:
             noise = torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
             captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
-
-            def report(done: int, number: int = number) -> None:
-                if progress is not None:
-                    progress(number * evaluations + done, len(batches) * evaluations)
-
-            latents = self.sample(noise, captions, num_inference_steps, guidance_scale, report)
+            latents = self.sample(
+                noise, captions, sampler, num_inference_steps, guidance_scale, guidance_interval, report
+            )
             pictures.append(latents if return_latents else self.autoencoder.decode(latents))
         self.dit.train(training)
         return torch.cat(pictures) if pictures else torch.empty(0, *shape)
@@ -111,22 +131,24 @@ class LatentDiffusion(nn.Module):
         self,
         noise: Float[Tensor, "n c h w"],
         captions: Float[Tensor, "n l d"],
+        sampler: str,
         num_inference_steps: int,
         guidance_scale: float,
-        report: Callable[[int], None],
+        guidance_interval: Sequence[float] | None,
+        report: Callable[[], None],
     ) -> Float[Tensor, "n c h w"]:
-        """Scaled latents from unit-variance noise. The state is float64, the network is called in float32."""
-        network = guided(self.dit, guidance_scale)
-        evaluations = 0
+        """Scaled latents from unit-variance noise; `report` is called before each evaluation of the network.
 
-        def denoiser(x: Tensor, sigma: float) -> Tensor:
-            nonlocal evaluations
-            evaluations += 1
-            report(evaluations)
-            sigmas = torch.full((len(x), 1, 1, 1), sigma, device=x.device)
-            return denoise(network, x.float(), sigmas, captions, self.sigma_data).double()
+        The state is float64, the network is called in float32, and the captions are read once.
+        """
+        memory = self.dit.read_captions(captions)
+        denoiser = guided_denoiser(self.dit, memory, self.sigma_data, guidance_scale, guidance_interval)
 
-        *_, latents = heun(denoiser, noise, noise_schedule(num_inference_steps))
+        def reported(x: Tensor, sigma: float) -> Tensor:
+            report()
+            return denoiser(x, sigma)
+
+        *_, latents = SAMPLERS[sampler].states(reported, noise, noise_schedule(num_inference_steps))
         return latents.float()
 
     def latent_shape(self, image_size: tuple[int, int] | None = None) -> tuple[int, int, int]:
@@ -152,28 +174,79 @@ class LatentDiffusion(nn.Module):
         save_file({k: v.contiguous() for k, v in self.dit.state_dict().items()}, folder / WEIGHTS_FILE)
 
     @classmethod
-    def load(cls, run: str | Path, weights: str = "ema") -> LatentDiffusion:
-        """The pipeline of a training run (its newest checkpoint), of one checkpoint file in it, or of a saved folder.
+    def load(
+        cls,
+        run: str | Path,
+        weights: str = "ema",
+        autoencoder_weights: str | Path | None = None,
+        text_encoder_weights: str | Path | None = None,
+    ) -> LatentDiffusion:
+        """The pipeline of a training run (its newest checkpoint), of one checkpoint in it, or of a saved folder.
 
-        `weights`: "ema" takes the moving average where there is one, "raw" the trained weights.
+        `weights`: "ema" takes the moving average where there is one, "raw" the trained weights. The encoders' weights
+        are those the run names, unless a local folder or hub name is given here.
         Raises CheckpointError, which says what is missing or lists the keys that do not fit.
         """
         run = Path(run)
-        folder = run.parent.parent if run.is_file() else run
+        folder = run.parent.parent if is_checkpoint(run) else run
         settings_file = folder / SETTINGS_FILE
         if not settings_file.is_file():
             raise CheckpointError(
                 f"{folder} holds no {SETTINGS_FILE}: name the folder of a training run, such as runs/..., "
                 f"a file in its checkpoints/, or a folder that LatentDiffusion.save wrote"
             )
-        pipeline = build_pipeline(json.loads(settings_file.read_text()))
+        settings = json.loads(settings_file.read_text())
+        pipeline = build_pipeline(other_encoder_weights(settings, autoencoder_weights, text_encoder_weights))
         saved = folder / WEIGHTS_FILE
-        if run.is_dir() and saved.is_file():
+        if folder == run and saved.is_file():
             state = load_file(saved)
         else:
-            state = network_weights(run if run.is_file() else latest_checkpoint(folder), weights)
+            state = network_weights(latest_checkpoint(folder) if folder == run else run, weights)
         load_weights(pipeline.dit, state, source=str(run))
         return pipeline
+
+    @classmethod
+    def from_released(
+        cls,
+        path: str | Path,
+        autoencoder_weights: str | Path | None = None,
+        text_encoder_weights: str | Path | None = None,
+        sizes: Mapping[str, Mapping[str, Any]] = SIZES,
+    ) -> LatentDiffusion:
+        """The pipeline of a released file of weights (.safetensors, or a torch file, read as tensors alone).
+
+        The file says which of `sizes` its network has, its resolution, and its latent channels, with which the
+        autoencoder comes: SDXL's for 4, ostris' for 16. The encoders' weights come from the Hugging Face hub on first
+        use, or from the local folders given here.
+        Raises CheckpointError, listing the keys, for a file that is no such network.
+        """
+        state = read_released(Path(path))
+        model = {**recognise(state, str(path), sizes), "pos_interp_scale": position_scale(state["pos_embed"])}
+        settings = pipeline_settings(model, autoencoder_weights, text_encoder_weights)
+        pipeline = build_pipeline(settings, device="meta")
+        pipeline.dit.load_state_dict(state, strict=True, assign=True)
+        return pipeline
+
+
+def create_latent_diffusion(
+    latent_res: int = 64,
+    in_channels: int = 4,
+    pos_interp_scale: float = 2.0,
+    size: str = "xl",
+    autoencoder_weights: str | Path | None = None,
+    text_encoder_weights: str | Path | None = None,
+) -> LatentDiffusion:
+    """The paper's pipeline with a fresh network, into whose `dit` the released files load strictly.
+
+    `latent_res` is the side of the latents, an eighth of the picture's: 64 for 512 px (with a `pos_interp_scale` of
+    2.0), 32 for 256 px (with 1.0). The encoders are the released ones (SDXL's autoencoder for 4 channels, ostris' for
+    16; DFN-CLIP for captions); their weights come from the Hugging Face hub on first use, or from the local folders
+    given here. Raises SettingsError for an unknown size (xl, tiny) or number of channels.
+    """
+    if size not in SIZES:
+        raise SettingsError(f"there is no size '{size}'; choose from {', '.join(SIZES)}")
+    inputs = {"input_size": latent_res, "in_channels": in_channels, "pos_interp_scale": pos_interp_scale}
+    return build_pipeline(pipeline_settings({**SIZES[size], **inputs}, autoencoder_weights, text_encoder_weights))
 
 
 def start_noise(seed: int, index: int, shape: tuple[int, ...]) -> Float[Tensor, "c h w"]:

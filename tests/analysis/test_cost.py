@@ -6,10 +6,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from microdit.analysis.cost import kept_tokens, training_flops_per_image
+from microdit.analysis.cost import flops_shares, kept_tokens, training_flops_per_image
+from microdit.model.maskdit import MaskDiT
 from microdit.model.masking import keep_patches
 from microdit.model.sizes import MicroDiT_Tiny_2, MicroDiT_XL_2
-from microdit.model.token_path import Unmasked
+from microdit.model.token_path import Deferred, Unmasked
 
 
 @pytest.mark.parametrize("mask_ratio", [0.0, 0.75])
@@ -61,3 +62,29 @@ def test_kept_tokens_are_those_of_the_training_size():
 def test_a_mask_on_a_path_that_drops_nothing_is_refused(small_network):
     with pytest.raises(ValueError, match="drops no patches"):
         training_flops_per_image(small_network(use_patch_mixer=False, token_path=Unmasked()), 0.5, 5)
+
+
+# At 256 px and 75 % masking: mixer, backbone, captions, in per cent (Tiny and XL as in the paper's networks).
+@pytest.mark.parametrize(
+    ("make", "shares"), [(MicroDiT_XL_2, (38, 59, 3)), (MicroDiT_Tiny_2, (55, 42, 3))], ids=["xl", "tiny"]
+)
+def test_the_mixer_is_light_in_parameters_rather_than_in_flops(make, shares):
+    with torch.device("meta"):
+        counted = flops_shares(make(), 0.75, 77)
+    parts = [100 * counted[part] for part in ("patch_mixer", "backbone", "captions")]
+    assert parts == pytest.approx(shares, abs=0.8)
+    assert sum(counted.values()) == pytest.approx(1.0)
+
+
+def test_what_a_path_adds_is_its_share(small_network):
+    path = MaskDiT(decoder_depth_ratio=0.5, decoder_width_ratio=0.5, reconstruction_weight=0.1)
+    shares = flops_shares(small_network(use_patch_mixer=False, token_path=path), 0.75, 5)
+    assert shares["patch_mixer"] == 0
+    assert 0.1 < shares["token_path"] < 0.9
+    assert flops_shares(small_network(), 0.75, 5)["token_path"] == 0
+
+
+def test_blocks_of_patches_are_counted_as_they_are_kept(small_network):
+    network = small_network(input_size=12, token_path=Deferred(block_size=2))  # 9 blocks, 2 of which stay
+    assert kept_tokens(network, 0.75) == (8, 36)
+    assert training_flops_per_image(network, 0.75, 5) < training_flops_per_image(small_network(input_size=12), 0.75, 5)

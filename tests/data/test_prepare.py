@@ -116,17 +116,22 @@ def test_eight_jobs_in_any_order_write_what_one_does(pictures: Path, tmp_path: P
 def test_killed_at_any_moment_and_run_again_the_bytes_are_the_same(pictures: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     os.waitpid(in_process(lambda: run(pictures, tmp_path / "undisturbed")), 0)
-    whole = time.monotonic() - started
-    chance, unfinished = random.Random(0), 0
-    for _ in range(20):
-        process = in_process(lambda: run(pictures, tmp_path / "killed"))
-        time.sleep(chance.uniform(0, whole / 3))
+    longest = (time.monotonic() - started) / 3
+    chance, kills, folder = random.Random(0), 0, tmp_path / "killed_0"
+    while kills < 20:
+        process = in_process(lambda folder=folder: run(pictures, folder))
+        time.sleep(chance.uniform(0, longest))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-        unfinished += not (tmp_path / "killed/mine/train" / LATENTS / "dataset.json").exists()
-    assert unfinished > 3, "most kills came before the end"
-    run(pictures, tmp_path / "killed")
-    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+        if not (folder / "mine/train" / LATENTS / "dataset.json").exists():
+            kills += 1
+            continue
+        run(pictures, folder)
+        assert contents(folder) == contents(tmp_path / "undisturbed")
+        # It came to its end before the kill: kill the next one sooner.
+        longest, folder = longest / 2, folder.with_name(f"killed_{int(folder.name[7:]) + 1}")
+    run(pictures, folder)
+    assert contents(folder) == contents(tmp_path / "undisturbed")
 
 
 def test_two_processes_at_once_do_no_harm(pictures: Path, tmp_path: Path) -> None:

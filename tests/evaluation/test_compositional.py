@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from microdit.data.shapes import DOMAINS, SKILLS, Expectation, ExpectedObject, Prompt, render, sample
+from microdit.data.shapes import COLOURS, DOMAINS, SKILLS, Expectation, ExpectedObject, Prompt, render, sample
 from microdit.evaluation.compositional import compositional_accuracy, detector_accuracy, fulfils, judge, relations
 from microdit.evaluation.detector import DetectedObject
 
@@ -108,6 +108,23 @@ def test_the_right_colour_on_the_wrong_shape_counts_for_colour_alone() -> None:
     changed = replace(prompts[index], expects=Expectation((replace(asked, shape=other),)))
     accuracy = compositional_accuracy(images[index : index + 1], [changed])
     assert accuracy == {"colors": 0.0, "overall": 0.0, "single_object_colour": 1.0}
+
+
+def test_a_ragged_patch_of_the_right_colour_counts_for_colour_alone() -> None:
+    prompt = _prompt("colors", ExpectedObject("circle", "red"))
+    ragged = torch.rand(16, 16, generator=torch.Generator().manual_seed(0)).lt(0.6).repeat_interleave(2, 0)
+    picture = torch.full((3, 32, 32), 0.95)
+    picture[:, 4:28, 4:28] = torch.where(
+        ragged.repeat_interleave(2, 1)[4:28, 4:28], torch.tensor([0.87, 0.13, 0.15])[:, None, None], 0.95
+    )
+    accuracy = compositional_accuracy(picture[None], [prompt])
+    assert accuracy == {"colors": 0.0, "overall": 0.0, "single_object_colour": 1.0}
+
+
+def test_coloured_noise_has_no_colour_but_by_chance() -> None:
+    prompts = [_prompt("colors", ExpectedObject("circle", colour)) for colour in COLOURS for _ in range(8)]
+    noise = torch.rand(len(prompts), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert compositional_accuracy(noise, prompts)["single_object_colour"] <= 0.25
 
 
 def test_images_and_prompts_must_pair_up() -> None:

@@ -168,6 +168,26 @@ def test_preparing_to_compile_keeps_the_released_keys(small_network):
     assert list(network.state_dict()) == before
 
 
+def test_checkpointing_activations_keeps_less_and_changes_no_gradient(small_network, inputs):
+    def step(network):
+        kept_for_backward = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept_for_backward.append(t.numel()) or t, lambda t: t):
+            loss = network(*inputs()).square().mean()
+        loss.backward()
+        return sum(kept_for_backward), [p.grad for p in network.parameters()]
+
+    network, saving = small_network(), small_network()
+    saving.load_state_dict(network.state_dict())
+    for each in (network, saving):
+        torch.nn.init.normal_(each.final_layer.linear.weight, generator=torch.Generator().manual_seed(0))
+    saving.checkpoint_activations()
+    everything, gradients = step(network)
+    least, same_gradients = step(saving)
+    assert least < everything / 3
+    for gradient, same in zip(gradients, same_gradients, strict=True):
+        torch.testing.assert_close(gradient, same)
+
+
 def test_shapes_in_signatures_are_checked_here(small_network, inputs):
     latents, noise_label, captions = inputs()
     with pytest.raises(TypeCheckError):

@@ -7,7 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from microdit.model.attention import CrossAttention, SelfAttention, attention_width
-from microdit.model.layers import NoiseEmbedding, SwiGLU, assemble_patches, round_up, sincos_position_table
+from microdit.model.layers import (
+    GELUFeedForward,
+    NoiseEmbedding,
+    SwiGLU,
+    assemble_patches,
+    cut_patches,
+    round_up,
+    sincos_position_table,
+)
 
 
 def test_a_position_is_its_column_in_the_first_half_and_its_row_in_the_second():
@@ -54,6 +62,7 @@ def test_assembling_is_the_inverse_of_cutting_in_the_released_order():
     ]
     values = torch.tensor(patches).view(2, 6, 12)
     assert torch.equal(assemble_patches(values, 2, 3, 2), picture)
+    assert torch.equal(cut_patches(picture, 2), values)
 
 
 def test_round_up():
@@ -70,6 +79,13 @@ def test_swiglu_is_its_formula_with_two_thirds_of_the_width():
     layer, x = SwiGLU(32, 4.0, 16, bias=True), torch.randn(2, 5, 32)
     assert layer.w1.out_features == 96  # int(2 * 128 / 3) = 85, rounded up to a multiple of 16
     torch.testing.assert_close(layer(x), layer.w3(F.silu(layer.w1(x)) * layer.w2(x)))
+
+
+@torch.no_grad()
+def test_the_plain_feed_forward_layer_is_its_formula_at_the_full_width():
+    layer, x = GELUFeedForward(32, 4.0, 16, bias=True), torch.randn(2, 5, 32)
+    assert layer.w1.out_features == 128
+    torch.testing.assert_close(layer(x), layer.w2(F.gelu(layer.w1(x))))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microdit.model.masking import KeptPatches, keep_patches, kept_count
+from microdit.model.masking import KeptPatches, keep_blocks, keep_patches, kept_count
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,49 @@ def test_exactly_the_smallest_are_kept_in_ascending_order(n, t, ratio, levels, s
         assert len(set(indices)) == k
         expected[row, indices] = 0
     assert torch.equal(kept.mask, expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 3),
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 4),
+    block_size=st.sampled_from([1, 2, 4]),
+    ratio=st.sampled_from([0.25, 0.5, 0.75]),
+    seed=st.integers(0, 1000),
+)
+def test_blocks_are_kept_and_dropped_whole_by_the_draw_of_their_first_patch(n, rows, columns, block_size, ratio, seed):
+    grid = (rows * block_size, columns * block_size)
+    uniform = torch.rand(n, grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))
+    blocks = int(rows * columns * (1 - ratio))
+    if blocks == 0:
+        with pytest.raises(ValueError, match="leaves none"):
+            keep_blocks(uniform, ratio, grid, block_size)
+        return
+    kept = keep_blocks(uniform, ratio, grid, block_size)
+    if blocks == rows * columns:
+        assert kept is None
+        return
+    assert kept.indices.shape == (n, blocks * block_size**2)
+    first = uniform.view(n, *grid)[:, ::block_size, ::block_size].flatten(1)
+    chosen = keep_patches(first, ratio)
+    whole = chosen.mask.view(n, rows, columns).repeat_interleave(block_size, 1).repeat_interleave(block_size, 2)
+    assert torch.equal(kept.mask, whole.flatten(1))
+    assert (kept.mask.gather(1, kept.indices) == 0).all()
+    assert all(len(set(row)) == len(row) for row in kept.indices.tolist())
+    # The blocks are processed in the order of their draws.
+    block_of = (kept.indices // grid[1] // block_size) * columns + kept.indices % grid[1] // block_size
+    assert torch.equal(block_of[:, :: block_size**2], chosen.indices)
+
+
+def test_blocks_that_do_not_divide_the_picture_are_refused():
+    with pytest.raises(ValueError, match="6 x 8 patches cannot be cut into blocks of 4 x 4"):
+        keep_blocks(torch.rand(1, 48), 0.5, (6, 8), 4)
+
+
+def test_a_ratio_that_leaves_no_block_says_what_it_counts():
+    with pytest.raises(ValueError, match="leaves none of 4 blocks of patches"):
+        keep_blocks(torch.rand(1, 64), 0.875, (8, 8), 4)
 
 
 def test_placing_what_was_selected_restores_the_kept_and_fills_the_rest():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from microdit.diffusion.edm import Draws, NoiseDistribution, training_loss
+from microdit.diffusion.edm import Draws, LossTerms, NoiseDistribution, training_loss
 from microdit.model.masking import keep_patches
-from microdit.model.token_path import Naive, Unmasked
+from microdit.model.token_path import Deferred, Naive, Unmasked
 
 PATCHES = 16
 
@@ -28,11 +28,15 @@ def draws_and_mask() -> tuple[Draws, torch.Tensor]:
     return draws, pixels(keep_patches(uniform, 0.75).mask)
 
 
-def loss_of(network, latents, captions, draws, mask_ratio=0.75):
+def terms_of(network, latents, captions, draws, mask_ratio=0.75, token_path=None) -> LossTerms:
     noise = NoiseDistribution(-0.6, 1.2)
-    return training_loss(
-        network, latents, captions, draws, noise=noise, sigma_data=0.9, mask_ratio=mask_ratio, patch_size=2
-    ).loss
+    path = token_path or network.token_path
+    ratio = {"mask_ratio": mask_ratio, "patch_size": 2}
+    return training_loss(network, latents, captions, draws, token_path=path, noise=noise, sigma_data=0.9, **ratio)
+
+
+def loss_of(*args, **kwargs) -> torch.Tensor:
+    return terms_of(*args, **kwargs).loss
 
 
 @torch.no_grad()
@@ -86,7 +90,7 @@ def test_masked_patches_receive_no_gradient(small_network, inputs, use_patch_mix
         outputs[0].retain_grad()
         return outputs[0]
 
-    loss_of(recording, latents, captions, draws).backward()
+    loss_of(recording, latents, captions, draws, token_path=network.token_path).backward()
     gradient, dropped = outputs[0].grad, dropped.expand_as(latents).bool()
     assert (gradient[dropped] == 0).all()
     assert (gradient[~dropped] != 0).all()
@@ -104,7 +108,66 @@ def test_without_masking_naive_is_the_unmasked_network(small_network, inputs):
     latents, _, captions = inputs()
     draws, _ = draws_and_mask()
     naive, unmasked = (small_network(use_patch_mixer=False, token_path=path) for path in (Naive(), Unmasked()))
-    assert torch.equal(loss_of(naive, latents, captions, draws, 0.0), loss_of(unmasked, latents, captions, draws, 0.0))
+    losses = [loss_of(network, latents, captions, draws, mask_ratio=0.0) for network in (naive, unmasked)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-6)
+
+
+@torch.no_grad()
+def test_in_deferred_dropped_patches_change_the_loss_only_through_the_output_on_kept_ones(small_network, inputs):
+    network = small_network(use_patch_mixer=True)
+    latents, _, captions = inputs()
+    draws, dropped = draws_and_mask()
+    outputs = []
+
+    def recording(*arguments):
+        outputs.append(network(*arguments))
+        return outputs[-1]
+
+    before, after = (
+        terms_of(recording, x, captions, draws, token_path=network.token_path) for x in (latents, latents + dropped)
+    )
+    kept = (1 - dropped).expand_as(latents).bool()
+    assert ((outputs[0] - outputs[1])[kept].abs() > 1e-5).all()
+    assert not torch.equal(before.per_sample, after.per_sample)
+
+    def wrong_where_dropped(*arguments):
+        return network(*arguments) + 100 * dropped
+
+    same = terms_of(wrong_where_dropped, latents, captions, draws, token_path=network.token_path)
+    assert torch.equal(before.per_sample, same.per_sample)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("path", [Naive(), Deferred(), Unmasked()], ids=lambda path: type(path).__name__)
+def test_paths_without_another_task_learn_nothing_but_denoising(small_network, inputs, path):
+    network = small_network(use_patch_mixer=path.uses_patch_mixer, token_path=path)
+    latents, _, captions = inputs()
+    terms = terms_of(network, latents, captions, draws_and_mask()[0], 0.75 if path.drops_patches else 0.0)
+    assert (terms.extra == 0).all()
+    assert torch.equal(terms.loss, terms.per_sample.mean())
+
+
+@pytest.mark.parametrize("path", [Naive(block_size=2), Deferred(block_size=2)], ids=lambda path: type(path).__name__)
+def test_a_path_with_blocks_trains_on_whole_blocks(small_network, inputs, path):
+    network = small_network(use_patch_mixer=path.uses_patch_mixer, token_path=path)
+    latents, _, captions = inputs()
+    draws, _ = draws_and_mask()
+    kept = path.keep(draws.mask, 0.75, (4, 4))
+    outside = pixels(kept.mask)
+    outputs = []
+
+    def recording(*arguments):
+        outputs.append(network(*arguments))
+        return outputs[-1]
+
+    loss_of(recording, latents, captions, draws, token_path=path)
+    assert ((outputs[0] == 0) == outside.expand_as(latents).bool()).all()
+    assert (torch.nn.functional.max_pool2d(1 - outside, 4).sum(dim=(1, 2, 3)) == 1).all()  # one block of 4 x 4 latents
+
+
+def test_a_block_size_below_one_is_refused():
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        Naive(block_size=0)
 
 
 @torch.no_grad()

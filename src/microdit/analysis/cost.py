@@ -4,11 +4,10 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from microdit.model.dit import DiT
-from microdit.model.masking import keep_patches, kept_count
 
 
 def training_flops_per_image(network: DiT, mask_ratio: float, caption_length: int) -> int:
@@ -17,16 +16,54 @@ def training_flops_per_image(network: DiT, mask_ratio: float, caption_length: in
     Nothing is allocated: the network is copied to the meta device. Gathering tokens for experts is not work, nor is
     what fused attention computes a second time in the backward pass.
     """
+    with FlopCounterMode(display=False) as counter:
+        forward_on_meta(network, mask_ratio, caption_length).sum().backward()
+    return counter.get_total_flops()
+
+
+def forward_flops_per_image(network: DiT, mask_ratio: float, caption_length: int) -> int:
+    """The same without the backward pass: a third, quicker to count where networks are only compared."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward_on_meta(network, mask_ratio, caption_length)
+    return counter.get_total_flops()
+
+
+# Which modules belong to a part of the network, by the beginning of their names.
+PARTS = {
+    "patch_mixer": ("patch_mixer",),  # with the layers that lead to its width and back
+    "backbone": ("blocks.",),
+    "captions": ("y_embedder", "y_emb_preprocess", "pooled_y_emb_process"),
+    "token_path": ("token_path.",),  # layers that a masking method has of its own
+}
+
+
+def flops_shares(network: DiT, mask_ratio: float, caption_length: int) -> dict[str, float]:
+    """The share of the FLOPs that each of PARTS takes, and "rest"; they sum to 1.
+
+    Counted in the forward pass: backward, every part costs twice as much again.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward_on_meta(network, mask_ratio, caption_length)
+    total = counter.get_total_flops()
+    root = f"{type(network).__name__}."
+    counts = {name.removeprefix(root): sum(flops.values()) for name, flops in counter.get_flop_counts().items()}
+    shares = {}
+    for part, beginnings in PARTS.items():
+        modules = [name for name in counts if name.startswith(beginnings)]
+        outermost = [name for name in modules if not any(name.startswith(f"{other}.") for other in modules)]
+        shares[part] = sum(counts[name] for name in outermost) / total
+    return {**shares, "rest": 1 - sum(shares.values())}
+
+
+def forward_on_meta(network: DiT, mask_ratio: float, caption_length: int) -> Tensor:
+    """The output for one image of the training size, of a copy of the network without weights, under a mask."""
     meta = on_meta(network).train()
+    rows, columns = meta.trained_grid
     with torch.device("meta"):
         latents = torch.empty(1, meta.in_channels, meta.input_size, meta.input_size)
         captions = torch.empty(1, caption_length, meta.caption_channels)
-        rows, columns = meta.grid(latents)
-        kept = keep_patches(torch.empty(1, rows * columns), mask_ratio)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            meta(latents, torch.empty(1), captions, kept).sum().backward()
-    return counter.get_total_flops()
+        kept = meta.token_path.keep(torch.empty(1, rows * columns), mask_ratio, meta.trained_grid)
+        return meta(latents, torch.empty(1), captions, kept)
 
 
 def on_meta(network: DiT) -> DiT:
@@ -39,5 +76,6 @@ def on_meta(network: DiT) -> DiT:
 
 def kept_tokens(network: DiT, mask_ratio: float) -> tuple[int, int]:
     """(patches the backbone sees, all patches) of one image at the network's training size."""
-    side = network.input_size // network.patch_size
-    return kept_count(side * side, mask_ratio), side * side
+    rows, columns = network.trained_grid
+    kept = network.token_path.keep(torch.zeros(1, rows * columns), mask_ratio, network.trained_grid)
+    return rows * columns if kept is None else kept.indices.shape[1], rows * columns

@@ -46,6 +46,11 @@ class Interleave:
         sources = self._sources[slots]
         return sources, periods * self._shares[sources] + self._turns[slots]
 
+    def counts(self, positions: int) -> Int64[np.ndarray, " s"]:
+        """How many of the first `positions` positions each source gives."""
+        periods, rest = divmod(positions, len(self._sources))
+        return periods * self._shares + np.bincount(self._sources[:rest], minlength=len(self._shares))
+
 
 class EachOnce:
     """The finite counterpart: every sample of every source once, the sources spread evenly among each other."""

@@ -128,6 +128,21 @@ class LatentStream(Dataset[Batch]):
             texts.append(captions[choices[0]])
         return texts
 
+    def source_counts(self, positions: int) -> dict[str, int]:
+        """How many of the first `positions` samples of a shuffled stream come from each source."""
+        assert isinstance(self._mix, Interleave)
+        return dict(zip(self.names, self._mix.counts(positions).tolist(), strict=True))
+
+    def shards_of(self, positions: Sequence[int]) -> list[str]:
+        """The shards that hold the samples at these positions, with their folders."""
+        sources, numbers = self._mix.locate(np.asarray(positions, dtype=np.int64))
+        found = set()
+        for source in np.unique(sources):
+            reader = self.sources[source].reader
+            rows, _ = self._locate(int(source), numbers[sources == source])
+            found |= {f"{reader.shards.folder}/{reader.index.shards[shard]}" for shard in reader.shards_of(rows)}
+        return sorted(found)
+
     def _locate(self, source: int, numbers: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
         """The row of each running number of a source, and which of its captions it takes this time."""
         reader = self.sources[source].reader

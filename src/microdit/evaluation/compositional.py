@@ -3,6 +3,7 @@
 GenEval (arXiv 2310.11513) asks an object detector; here the world is small enough for `detector.detect`.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -62,8 +63,8 @@ def compositional_accuracy(images: Float[Tensor, "n 3 h w"], prompts: Sequence[P
     """Shares in 0..1: one for each skill among `prompts`, and `overall`, their mean over these skills (as GenEval).
 
     With prompts of the skill `colors` there is `single_object_colour` too: the share of those whose picture's largest
-    object has the colour asked for, whatever its shape. `images` are in 0..1, one for each prompt.
-    Raises ValueError when their numbers differ or are zero.
+    coloured region has the colour asked for, be it shaped like an object or not. `images` are in 0..1, one for each
+    prompt. Raises ValueError when their numbers differ or are zero.
     """
     if len(images) != len(prompts) or not prompts:
         raise ValueError(f"got {len(images)} images for {len(prompts)} prompts; give one image for each prompt")
@@ -73,7 +74,8 @@ def compositional_accuracy(images: Float[Tensor, "n 3 h w"], prompts: Sequence[P
         found = detect(image)
         verdicts.setdefault(prompt.skill, []).append(fulfils(found, prompt))
         if prompt.skill == "colors":
-            coloured.append(bool(found) and found[0].colour == prompt.expects.objects[0].colour)
+            regions = detect(image, least_fit=-math.inf)
+            coloured.append(bool(regions) and regions[0].colour == prompt.expects.objects[0].colour)
     accuracy = {skill: float(np.mean(verdicts[skill])) for skill in SKILLS if skill in verdicts}
     accuracy["overall"] = float(np.mean(list(accuracy.values())))
     if coloured:

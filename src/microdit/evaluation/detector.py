@@ -41,10 +41,13 @@ class DetectedObject:
     fit: float
 
 
-def detect(image: Float[Tensor, "3 h w"] | UInt8[np.ndarray, "h w 3"]) -> list[DetectedObject]:
+def detect(
+    image: Float[Tensor, "3 h w"] | UInt8[np.ndarray, "h w 3"], least_fit: float = LEAST_FIT
+) -> list[DetectedObject]:
     """The objects in a square picture (floats in 0..1, or uint8), largest first.
 
-    Raises ValueError for a picture of another layout.
+    A region counts that some shape explains with a fit of `least_fit`; -inf takes every coloured region, for questions
+    that are not about shapes. Raises ValueError for a picture of another layout.
     """
     chroma = _chroma(_as_array(image))
     ground, noise = _ground(chroma)
@@ -54,7 +57,7 @@ def detect(image: Float[Tensor, "3 h w"] | UInt8[np.ndarray, "h w 3"]) -> list[D
     for number, region in enumerate(regions, start=1):
         taken[region] = number
     found = [_measure(number, regions[number - 1], taken, chroma, relative) for number in range(1, len(regions) + 1)]
-    objects = [detected for detected in found if detected is not None and detected.fit >= LEAST_FIT]
+    objects = [detected for detected in found if detected is not None and detected.fit >= least_fit]
     return sorted(objects, key=lambda detected: -detected.size)
 
 
@@ -149,6 +152,8 @@ def _measure(
     strength = np.hypot(window[0], window[1])
     core = inside & (strength >= 0.75 * np.percentile(strength[inside], 80))
     paint = np.median(window[:, core], axis=1)
+    if not paint.any():
+        return None  # hues that cancel out: noise, not paint
     # How much of the object each pixel holds, were it a mixture of the object's chroma and the ground's.
     cover = np.tensordot(paint, window, 1) / (paint @ paint)
     near = np.asarray(ndimage.binary_dilation(inside, iterations=reach), dtype=bool) & np.isin(

@@ -1,9 +1,11 @@
 """The transformer blocks: one over caption tokens, and one over patches for patch-mixer and backbone alike."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from microdit.model.attention import CrossAttention, SelfAttention
+from microdit.model.attention import CrossAttention, ReadCaptions, SelfAttention
 from microdit.model.layers import SwiGLU, conditioning_linear, modulate
 
 
@@ -25,8 +27,11 @@ class CaptionBlock(nn.Module):
 class DiTBlock(nn.Module):
     """Self-attention and feed-forward, modulated and gated by the conditioning; captions enter in between, ungated.
 
-    `feed_forward` is a SwiGLU or an ExpertChoice of width `dim`; `conditioning_dim` is the backbone's width.
+    `feed_forward` is a SwiGLU or an ExpertChoice of width `dim`; `conditioning_dim` is the backbone's width. With
+    `keeps_activations` False the forward pass is computed a second time where the backward pass needs it.
     """
+
+    keeps_activations = True
 
     def __init__(
         self,
@@ -50,7 +55,17 @@ class DiTBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "n t d"],
-        captions: Float[Tensor, "n l d"],
+        captions: Float[Tensor, "n l d"] | ReadCaptions,
+        conditioning: Float[Tensor, "n dc"],
+    ) -> Float[Tensor, "n t d"]:
+        if self.keeps_activations or not torch.is_grad_enabled():
+            return self.transform(x, captions, conditioning)
+        return checkpoint(self.transform, x, captions, conditioning, use_reentrant=False, preserve_rng_state=False)
+
+    def transform(
+        self,
+        x: Float[Tensor, "n t d"],
+        captions: Float[Tensor, "n l d"] | ReadCaptions,
         conditioning: Float[Tensor, "n dc"],
     ) -> Float[Tensor, "n t d"]:
         modulation = self.adaLN_modulation(conditioning).chunk(6, dim=-1)

@@ -1,34 +1,58 @@
 """The diffusion transformer of "Stretching Each Dollar", with the parameter names of the released checkpoints."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from microdit.model.attention import ReadCaptions
 from microdit.model.blocks import CaptionBlock, DiTBlock
 from microdit.model.initialisation import initialise
 from microdit.model.layers import (
     CaptionEmbedding,
     FinalLayer,
+    GELUFeedForward,
     NoiseEmbedding,
     NormedMLP,
     PatchEmbedding,
     SwiGLU,
     assemble_patches,
+    change_width,
+    positions_of,
     sincos_position_table,
 )
 from microdit.model.masking import KeptPatches
 from microdit.model.mixture_of_experts import ExpertChoice
-from microdit.model.token_path import Deferred, Naive, TokenPath
+from microdit.model.token_path import Deferred, Naive, NetworkParts, TokenPath
+
+DENSE_FEED_FORWARDS = {"swiglu": SwiGLU, "gelu": GELUFeedForward}
+
+
+class CaptionMemory(NamedTuple):
+    """All that captions tell the network, at any noise level; the last sample is the caption of zeros.
+
+    `tokens` and `pooled` are what every caption becomes, `in_mixer` and `in_backbone` what each block has read there.
+    """
+
+    tokens: Float[Tensor, "m l d"]
+    pooled: Float[Tensor, "m d"]
+    in_mixer: Sequence[ReadCaptions]
+    in_backbone: Sequence[ReadCaptions]
 
 
 class Conditioning(NamedTuple):
-    """What every block sees beside the patches: `vector` shifts, scales and gates, `captions` are attended to."""
+    """What every block sees beside the patches: `vector` shifts, scales and gates, captions are attended to.
+
+    `captions` are the tokens at the backbone's width, for token paths with blocks of their own. The network's blocks
+    have an entry each: tokens at their width, or what they have read there.
+    """
 
     vector: Float[Tensor, "n d"]
     captions: Float[Tensor, "n l d"]
+    in_mixer: Sequence[Float[Tensor, "n l dm"] | ReadCaptions]
+    in_backbone: Sequence[Float[Tensor, "n l d"] | ReadCaptions]
 
 
 class DiT(nn.Module):
@@ -51,6 +75,8 @@ class DiT(nn.Module):
         use_bias: biases in attention, SwiGLU and the layers that map to and from the mixer's width.
         num_experts, expert_capacity, experts_every_n: every n-th feed-forward layer is a mixture of `num_experts`
             experts that take expert_capacity * T / num_experts patches each; num_experts=0 makes all layers dense.
+        feed_forward: "swiglu" for gated dense feed-forward layers in mixer and backbone, "gelu" for plain ones of the
+            same cost. Captions go through SwiGLU in either case.
         token_path: how tokens travel under masking; Deferred with a patch-mixer and Naive without, if not given.
 
     Raises:
@@ -84,12 +110,15 @@ class DiT(nn.Module):
         num_experts: int,
         expert_capacity: float,
         experts_every_n: int,
+        feed_forward: str = "swiglu",
         token_path: TokenPath | None = None,
     ):
         super().__init__()
         for name, multipliers in (("qkv_multipliers", qkv_multipliers), ("ffn_multipliers", ffn_multipliers)):
             if len(multipliers) != depth:
                 raise ValueError(f"{name} needs one ratio a block: {depth} blocks, {len(multipliers)} ratios")
+        if feed_forward not in DENSE_FEED_FORWARDS:
+            raise ValueError(f'feed_forward must be one of {", ".join(DENSE_FEED_FORWARDS)}, got "{feed_forward}"')
         if token_path is None:
             token_path = Deferred() if use_patch_mixer else Naive()
         if token_path.uses_patch_mixer != use_patch_mixer:
@@ -100,13 +129,14 @@ class DiT(nn.Module):
             )
         self.patch_size, self.in_channels, self.pos_interp_scale = patch_size, in_channels, pos_interp_scale
         self.input_size, self.caption_channels = input_size, caption_channels
+        self.trained_grid = (input_size // patch_size, input_size // patch_size)
         patch_values = patch_size * patch_size * in_channels
 
         def block(width: int, attention_ratio: float, ffn_ratio: float, has_experts: bool) -> DiTBlock:
             if has_experts:
                 mlp = ExpertChoice(width, ffn_ratio, multiple_of, num_experts, expert_capacity)
             else:
-                mlp = SwiGLU(width, ffn_ratio, multiple_of, use_bias)
+                mlp = DENSE_FEED_FORWARDS[feed_forward](width, ffn_ratio, multiple_of, use_bias)
             return DiTBlock(width, dim, attention_ratio, head_dim, use_bias, norm_eps, mlp)
 
         def has_experts(i: int) -> bool:
@@ -114,8 +144,7 @@ class DiT(nn.Module):
 
         # Inputs: patches, noise level, caption
         self.x_embedder = PatchEmbedding(patch_size, in_channels, dim)
-        side = input_size // patch_size
-        self.register_buffer("pos_embed", sincos_position_table(side, side, dim, pos_interp_scale))
+        self.register_buffer("pos_embed", sincos_position_table(*self.trained_grid, dim, pos_interp_scale))
         self.t_embedder = NoiseEmbedding(dim)
         self.y_embedder = CaptionEmbedding(caption_channels, dim, norm_eps)
         self.y_emb_preprocess = CaptionBlock(dim, head_dim, multiple_of, use_bias, norm_eps)
@@ -128,15 +157,13 @@ class DiT(nn.Module):
             for i in range(mixer_depth)
         )
 
-        def change_width(from_dim: int, to_dim: int) -> nn.Module:
-            if not use_patch_mixer or from_dim == to_dim:
-                return nn.Identity()
-            norm = nn.LayerNorm(from_dim, eps=norm_eps, bias=False)
-            return nn.Sequential(norm, nn.Linear(from_dim, to_dim, bias=use_bias))
+        def to_width(from_dim: int, to_dim: int) -> nn.Module:
+            return change_width(from_dim, to_dim, use_bias, norm_eps)
 
-        self.patch_mixer_map_xin = change_width(dim, patch_mixer_dim)
-        self.patch_mixer_map_xout = change_width(patch_mixer_dim, dim)
-        self.patch_mixer_map_y = change_width(dim, patch_mixer_dim)
+        mixer_dim = patch_mixer_dim if use_patch_mixer else dim
+        self.patch_mixer_map_xin = to_width(dim, mixer_dim)
+        self.patch_mixer_map_xout = to_width(mixer_dim, dim)
+        self.patch_mixer_map_y = to_width(dim, mixer_dim)
 
         # Backbone, on the patches that are kept; the last block is always dense
         self.blocks = nn.ModuleList(
@@ -145,27 +172,34 @@ class DiT(nn.Module):
         self.final_layer = FinalLayer(dim, patch_values, norm_eps)
         self.register_buffer("mask_token", torch.zeros(1, 1, patch_values))
 
+        def light_block(width: int) -> DiTBlock:
+            return block(width, patch_mixer_qkv_ratio, patch_mixer_mlp_ratio, has_experts=False)
+
         self.token_path = token_path
+        self.token_path.make_layers(
+            NetworkParts(dim, depth, head_dim, self.trained_grid, pos_interp_scale, light_block, to_width)
+        )
         initialise(self, depth_init)
 
     def forward(
         self,
         latents: Float[Tensor, "n c h w"],
         noise_label: Float[Tensor, " n"],
-        captions: Float[Tensor, "n *one l dc"],
+        captions: Float[Tensor, "n *one l dc"] | CaptionMemory,
         kept: KeptPatches | None = None,
     ) -> Float[Tensor, "n c h w"]:
         """The raw network output F; patches that are not predicted hold the mask token (zeros).
 
-        `captions` may carry the extra axis of length one that the released code has. Raises ValueError when the
-        latents' sides are not divisible by the patch size.
+        `captions` may carry the extra axis of length one that the released code has, or be what `read_captions` made
+        of them. Raises ValueError when the latents' sides are not divisible by the patch size.
         """
         conditioning = self.embed_conditioning(noise_label, captions)
-        tokens, predicted = self.token_path(self, self.embed_patches(latents), conditioning, kept)
+        grid = self.grid(latents)
+        tokens, predicted = self.token_path(self, self.embed_patches(latents), conditioning, kept, grid)
         values = self.final_layer(tokens, conditioning.vector)
         if predicted is not None:
             values = predicted.place(values, self.mask_token)
-        return assemble_patches(values, *self.grid(latents), self.patch_size)
+        return assemble_patches(values, *grid, self.patch_size)
 
     def grid(self, latents: Float[Tensor, "n c h w"]) -> tuple[int, int]:
         """Rows and columns of patches."""
@@ -176,27 +210,47 @@ class DiT(nn.Module):
 
     def embed_patches(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t d"]:
         """A token for each patch, with its position added."""
-        rows, columns = self.grid(latents)
-        side = self.input_size // self.patch_size
-        positions = self.pos_embed
-        if (rows, columns) != (side, side):
-            dim = positions.shape[-1]
-            positions = sincos_position_table(rows, columns, dim, self.pos_interp_scale).to(positions)
+        positions = positions_of(self.grid(latents), self.pos_embed, self.trained_grid, self.pos_interp_scale)
         return self.x_embedder(latents) + positions
 
-    def embed_conditioning(
-        self, noise_label: Float[Tensor, " n"], captions: Float[Tensor, "n *one l dc"]
-    ) -> Conditioning:
-        """Noise level plus mean caption as one vector, and the caption tokens after their own transformer block."""
+    def embed_captions(
+        self, captions: Float[Tensor, "n *one l dc"]
+    ) -> tuple[Float[Tensor, "n l d"], Float[Tensor, "n d"]]:
+        """The caption tokens after their own transformer block, and their mean on its way into the conditioning."""
         tokens = self.y_emb_preprocess(self.y_embedder(captions.flatten(1, -2).to(self.mask_token.dtype)))
-        pooled = self.pooled_y_emb_process(tokens.mean(dim=1))
-        return Conditioning(self.t_embedder(noise_label) + pooled, tokens)
+        return tokens, self.pooled_y_emb_process(tokens.mean(dim=1))
+
+    def embed_conditioning(
+        self, noise_label: Float[Tensor, " n"], captions: Float[Tensor, "n *one l dc"] | CaptionMemory
+    ) -> Conditioning:
+        """Noise level plus mean caption as one vector, and the captions for each block."""
+        noise = self.t_embedder(noise_label)
+        if isinstance(captions, CaptionMemory):
+            which = torch.arange(len(noise), device=noise.device).clamp(max=len(captions.pooled) - 1)
+            vector, tokens = noise + captions.pooled[which], captions.tokens[which]
+            return Conditioning(vector, tokens, captions.in_mixer, captions.in_backbone)
+        tokens, pooled = self.embed_captions(captions)
+        in_mixer = [self.patch_mixer_map_y(tokens)] * len(self.patch_mixer)
+        return Conditioning(noise + pooled, tokens, in_mixer, [tokens] * len(self.blocks))
+
+    def read_captions(self, captions: Float[Tensor, "m *one l dc"]) -> CaptionMemory:
+        """What `forward` takes in place of captions, read once for the many evaluations of a sampler.
+
+        Samples beyond the number of captions are then without one, as guidance needs them: the same as zeros for a
+        caption, but without a query (`CrossAttention.read`).
+        """
+        tokens, pooled = self.embed_captions(torch.cat([captions, torch.zeros_like(captions[:1])]))
+
+        def read(blocks: nn.ModuleList, tokens: Tensor) -> list[ReadCaptions]:
+            return [cast(DiTBlock, block).cross_attn.read(tokens) for block in blocks]
+
+        in_mixer = read(self.patch_mixer, self.patch_mixer_map_y(tokens))
+        return CaptionMemory(tokens, pooled, in_mixer, read(self.blocks, tokens))
 
     def mix_patches(self, tokens: Float[Tensor, "n t d"], conditioning: Conditioning) -> Float[Tensor, "n t dm"]:
         """The patch-mixer, at its own width, over all patches."""
         tokens = self.patch_mixer_map_xin(tokens)
-        captions = self.patch_mixer_map_y(conditioning.captions)
-        for block in self.patch_mixer:
+        for block, captions in zip(self.patch_mixer, conditioning.in_mixer, strict=True):
             tokens = block(tokens, captions, conditioning.vector)
         return tokens
 
@@ -206,11 +260,25 @@ class DiT(nn.Module):
 
     def backbone(self, tokens: Float[Tensor, "n k d"], conditioning: Conditioning) -> Float[Tensor, "n k d"]:
         """The expensive part, over whatever tokens it is given."""
-        for block in self.blocks:
-            tokens = block(tokens, conditioning.captions, conditioning.vector)
+        for block, captions in zip(self.blocks, conditioning.in_backbone, strict=True):
+            tokens = block(tokens, captions, conditioning.vector)
         return tokens
+
+    def checkpoint_activations(self) -> None:
+        """Keeps only what goes into each block for the backward pass, and computes the block again there.
+
+        Memory grows with one block instead of all of them; a step takes about a forward pass longer.
+        """
+        for module in self.modules():
+            if isinstance(module, DiTBlock):
+                module.keeps_activations = False
 
     def compile_blocks(self) -> None:
         """Compiles each block by itself: quick to compile, any number of patches, the same state-dict keys."""
-        for block in (*self.patch_mixer, *self.blocks):
+        blocks = [module for module in self.modules() if isinstance(module, DiTBlock)]
+        # Layer-wise scaling makes most blocks' graphs their own, for training and for sampling; beyond dynamo's limit,
+        # 8 for all of them together, blocks would run uncompiled.
+        limit = 4 * len(blocks)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+        for block in blocks:
             block.compile(dynamic=True)

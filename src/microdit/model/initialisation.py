@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from microdit.model.blocks import CaptionBlock, DiTBlock
-from microdit.model.layers import SwiGLU
+from microdit.model.layers import GELUFeedForward, SwiGLU
 from microdit.model.mixture_of_experts import ExpertChoice
 
 if TYPE_CHECKING:
@@ -38,15 +38,16 @@ def initialise(network: DiT, depth_init: bool) -> None:
 
     depth = len(network.blocks)
     backbone = [cast(DiTBlock, block) for block in network.blocks]
-    mixer = [cast(DiTBlock, block) for block in network.patch_mixer]
+    # Patch-mixer, and the blocks that a token path has of its own.
+    light = [module for module in network.modules() if isinstance(module, DiTBlock) and module not in backbone]
     for i, block in enumerate(backbone):
         initialise_block(block, residual_std=BLOCK_STD / math.sqrt(2 * (i + 1 if depth_init else depth)))
-    for block in mixer:
+    for block in light:
         initialise_block(block, residual_std=BLOCK_STD / math.sqrt(2 * depth))
     initialise_attention_and_mlp(network.y_emb_preprocess, residual_std=BLOCK_STD)
 
     # Every block starts as the identity and the output as zero: the first steps learn scales before directions.
-    for modulated in (*backbone, *mixer, network.final_layer):
+    for modulated in (*backbone, *light, network.final_layer):
         nn.init.zeros_(cast(nn.Linear, modulated.adaLN_modulation[1]).weight)
     nn.init.zeros_(network.y_emb_preprocess.attn.proj.weight)
     nn.init.zeros_(network.y_emb_preprocess.mlp.w3.weight)
@@ -71,3 +72,6 @@ def initialise_attention_and_mlp(block: DiTBlock | CaptionBlock, residual_std: f
         nn.init.trunc_normal_(block.mlp.w1.weight, std=BLOCK_STD)
         nn.init.trunc_normal_(block.mlp.w2.weight, std=residual_std)
         nn.init.trunc_normal_(block.mlp.w3.weight, std=residual_std)
+    elif isinstance(block.mlp, GELUFeedForward):
+        nn.init.trunc_normal_(block.mlp.w1.weight, std=BLOCK_STD)
+        nn.init.trunc_normal_(block.mlp.w2.weight, std=residual_std)

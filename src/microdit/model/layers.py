@@ -27,6 +27,15 @@ def sincos_position_table(rows: int, columns: int, dim: int, scale: float) -> Fl
     return torch.cat([column_half, row_half], dim=-1).reshape(1, rows * columns, dim).float()
 
 
+def positions_of(
+    grid: tuple[int, int], trained: Float[Tensor, "1 s d"], trained_grid: tuple[int, int], scale: float
+) -> Float[Tensor, "1 t d"]:
+    """The positions of a grid of (rows, columns) patches: those of training if it is that grid, or made for it."""
+    if grid == trained_grid:
+        return trained
+    return sincos_position_table(*grid, trained.shape[-1], scale).to(trained)
+
+
 class PatchEmbedding(nn.Module):
     """Cuts latents into p x p patches and maps each to a token, row by row."""
 
@@ -78,6 +87,13 @@ class CaptionEmbedding(nn.Module):
         return self.y_proj(captions)
 
 
+def change_width(from_dim: int, to_dim: int, bias: bool, norm_eps: float) -> nn.Module:
+    """Tokens of one width for blocks of another: norm and linear layer, or nothing where the widths are equal."""
+    if from_dim == to_dim:
+        return nn.Identity()
+    return nn.Sequential(nn.LayerNorm(from_dim, eps=norm_eps, bias=False), nn.Linear(from_dim, to_dim, bias=bias))
+
+
 def round_up(value: int, multiple_of: int) -> int:
     """The smallest multiple of `multiple_of` that is not below `value`."""
     return multiple_of * math.ceil(value / multiple_of)
@@ -95,6 +111,19 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
         return self.w3(F.silu(self.w1(x)) * self.w2(x))
+
+
+class GELUFeedForward(nn.Module):
+    """Plain feed-forward layer w2(gelu(w1 x)): what SwiGLU is compared with, as wide as it costs the same."""
+
+    def __init__(self, dim: int, ratio: float, multiple_of: int, bias: bool):
+        super().__init__()
+        hidden = round_up(int(dim * ratio), multiple_of)
+        self.w1 = nn.Linear(dim, hidden, bias=bias)
+        self.w2 = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
+        return self.w2(F.gelu(self.w1(x)))
 
 
 def modulate(
@@ -121,6 +150,17 @@ class FinalLayer(nn.Module):
     def forward(self, x: Float[Tensor, "n t d"], conditioning: Float[Tensor, "n d"]) -> Float[Tensor, "n t v"]:
         shift, scale = self.adaLN_modulation(conditioning).chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+def cut_patches(picture: Float[Tensor, "n c h w"], patch_size: int) -> Float[Tensor, "n t v"]:
+    """The values of each patch, row by row, in FinalLayer's order: what `assemble_patches` puts together again."""
+    return (
+        picture.unflatten(3, (-1, patch_size))
+        .unflatten(2, (-1, patch_size))  # [n, c, rows, row in patch, columns, column in patch]
+        .permute(0, 2, 4, 3, 5, 1)
+        .flatten(3)
+        .flatten(1, 2)
+    )
 
 
 def assemble_patches(

@@ -32,8 +32,8 @@ class KeptPatches:
         return everywhere.index_copy(0, self.rows, kept.flatten(0, 1)).view(n, t, -1)
 
 
-def kept_count(patches: int, mask_ratio: float) -> int:
-    """How many of `patches` patches stay at `mask_ratio`: int(T * (1 - ratio)).
+def kept_count(patches: int, mask_ratio: float, unit: str = "patches") -> int:
+    """How many of `patches` patches (or of another `unit`) stay at `mask_ratio`: int(T * (1 - ratio)).
 
     Raises ValueError when the ratio is outside [0, 1) or when nothing would be left.
     """
@@ -41,16 +41,35 @@ def kept_count(patches: int, mask_ratio: float) -> int:
         raise ValueError(f"a mask ratio is the share of patches dropped, in [0, 1); got {mask_ratio}")
     kept = int(patches * (1 - mask_ratio))
     if kept == 0:
-        raise ValueError(f"mask ratio {mask_ratio} leaves none of {patches} patches; lower it or use smaller patches")
+        raise ValueError(f"mask ratio {mask_ratio} leaves none of {patches} {unit}; lower it or use smaller {unit}")
     return kept
 
 
 def keep_patches(uniform: Float[Tensor, "n t"], mask_ratio: float) -> KeptPatches | None:
     """Keeps the patches with the smallest of `uniform` (one draw from U[0, 1) a patch); None where none is dropped."""
-    n, t = uniform.shape
-    kept = kept_count(t, mask_ratio)
-    if kept == t:
+    return keep_blocks(uniform, mask_ratio, grid=(1, uniform.shape[1]), block_size=1)
+
+
+def keep_blocks(
+    uniform: Float[Tensor, "n t"], mask_ratio: float, grid: tuple[int, int], block_size: int
+) -> KeptPatches | None:
+    """Keeps and drops squares of block_size x block_size patches together; None where none is dropped.
+
+    A square goes by the draw of its first patch: the squares with the smallest stay. `grid` is (rows, columns) of
+    patches, which `block_size` has to divide: ValueError if it does not.
+    """
+    rows, columns = grid
+    if rows % block_size or columns % block_size:
+        raise ValueError(f"{rows} x {columns} patches cannot be cut into blocks of {block_size} x {block_size} patches")
+    n, device = len(uniform), uniform.device
+    draws = uniform.unflatten(1, grid)[:, ::block_size, ::block_size].flatten(1)
+    blocks = draws.shape[1]
+    kept = kept_count(blocks, mask_ratio, unit="patches" if block_size == 1 else "blocks of patches")
+    if kept == blocks:
         return None
-    indices = uniform.argsort(dim=1, stable=True)[:, :kept]
-    mask = torch.ones(n, t, device=uniform.device).scatter(1, indices, 0.0)
+    # patches[b]: the indices of the patches in block b, row by row
+    patches = torch.arange(rows * columns, device=device).view(rows // block_size, block_size, -1, block_size)
+    patches = patches.transpose(1, 2).reshape(blocks, block_size**2)
+    indices = patches[draws.argsort(dim=1, stable=True)[:, :kept]].flatten(1)
+    mask = torch.ones(n, rows * columns, device=device).scatter(1, indices, 0.0)
     return KeptPatches(indices, mask)

@@ -43,17 +43,18 @@ RELEASED: dict[str, Any] = {
     "expert_capacity": 2.0,
     "experts_every_n": 2,
 }
+# What sets them apart.
+XL: dict[str, Any] = {"dim": 1024, "depth": 28, "head_dim": 64, "patch_mixer_depth": 6, "patch_mixer_dim": 768}
+TINY: dict[str, Any] = {"dim": 512, "depth": 16, "head_dim": 32, "patch_mixer_depth": 4, "patch_mixer_dim": 512}
 
 
 def MicroDiT_XL_2(input_size: int = 32, in_channels: int = 4, pos_interp_scale: float = 1.0, **overrides: Any) -> DiT:
     """The paper's network: 1,165,442,320 parameters with 4 latent channels. `overrides` replace any DiT argument."""
-    size = {"dim": 1024, "depth": 28, "head_dim": 64, "patch_mixer_depth": 6, "patch_mixer_dim": 768}
     inputs = {"input_size": input_size, "in_channels": in_channels, "pos_interp_scale": pos_interp_scale}
-    return layerwise_scaled_dit(**{**RELEASED, **size, **inputs, **overrides})
+    return layerwise_scaled_dit(**{**RELEASED, **XL, **inputs, **overrides})
 
 
 def MicroDiT_Tiny_2(input_size: int = 32, in_channels: int = 4, pos_interp_scale: float = 1.0, **overrides: Any) -> DiT:
     """The network of the paper's ablations: 200,692,752 parameters. `overrides` replace any DiT argument."""
-    size = {"dim": 512, "depth": 16, "head_dim": 32, "patch_mixer_depth": 4, "patch_mixer_dim": 512}
     inputs = {"input_size": input_size, "in_channels": in_channels, "pos_interp_scale": pos_interp_scale}
-    return layerwise_scaled_dit(**{**RELEASED, **size, **inputs, **overrides})
+    return layerwise_scaled_dit(**{**RELEASED, **TINY, **inputs, **overrides})

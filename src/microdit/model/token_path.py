@@ -1,42 +1,107 @@
-"""Token paths: the three answers a masking method gives, as one function each.
+"""Token paths: the answers a masking method gives, as one function each.
 
-What runs on all patches before some are dropped, what the dropped patches become after the backbone, and on which
-patches the loss is. A new method is a subclass in a file of its own, with parameters of its own if it needs any, named
-by one file in `conf/masking/`. At mask ratio 0 and at inference `kept` is None and every path runs on all patches.
+Which patches are dropped (`keep`), how tokens travel through the network (`forward`: what runs on all patches first,
+and what the dropped ones become after the backbone), where the loss is (`denoising_loss`) and what else is learned
+(`extra_loss`). A new method is a subclass in a file of its own, with layers of its own if it needs any (`make_layers`),
+named by one file in `conf/masking/`; docs/methods.md writes one. At mask ratio 0 and at inference `kept` is None and
+every path runs on all patches.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from microdit.model.masking import KeptPatches
+from microdit.model.blocks import DiTBlock
+from microdit.model.masking import KeptPatches, keep_blocks
 
 if TYPE_CHECKING:
     from microdit.model.dit import Conditioning, DiT
 
 
+class NetworkParts(NamedTuple):
+    """What a path needs for layers of its own: sizes of the network, and how it makes its blocks.
+
+    `grid` is (rows, columns) of patches at the size of training. `make_block(width)` makes a dense block as the
+    patch-mixer has them, `change_width(from_dim, to_dim)` what leads to and from one of another width.
+    """
+
+    dim: int
+    depth: int
+    head_dim: int
+    grid: tuple[int, int]
+    pos_interp_scale: float
+    make_block: Callable[[int], DiTBlock]
+    change_width: Callable[[int, int], nn.Module]
+
+
 class TokenPath(nn.Module, ABC):
-    """How tokens travel through the network when patches are masked.
+    """How tokens travel through the network when patches are masked, and what is learned from them.
 
     `uses_patch_mixer` says whether the network must have (True) or must not have (False) a patch-mixer; `drops_patches`
-    whether the path can be used at mask ratios above 0.
+    whether the path can be used at mask ratios above 0. `block_size`: squares of block_size x block_size patches are
+    kept or dropped together.
     """
 
     uses_patch_mixer: bool
     drops_patches = True
 
-    def __init__(self) -> None:  # nn.Module's own takes any argument, and so would let a misspelt setting pass
+    def __init__(self, block_size: int = 1) -> None:
         super().__init__()
+        if block_size < 1:
+            raise ValueError(f"masking.block_size is the side of a block in patches, at least 1; got {block_size}")
+        self.block_size = block_size
+
+    def make_layers(self, network: NetworkParts) -> None:
+        """Makes the path's own layers as its submodules, if it has any; the network calls this once.
+
+        They are in the network's state dict below `token_path.`, initialised and trained with the rest.
+        """
+
+    def keep(self, uniform: Float[Tensor, "n t"], mask_ratio: float, grid: tuple[int, int]) -> KeptPatches | None:
+        """The patches that the backbone sees, from one draw of U[0, 1) a patch; None where none is dropped.
+
+        `grid` is (rows, columns) of patches.
+        """
+        return keep_blocks(uniform, mask_ratio, grid, self.block_size)
 
     @abstractmethod
     def forward(
-        self, network: DiT, tokens: Float[Tensor, "n t d"], conditioning: Conditioning, kept: KeptPatches | None
+        self,
+        network: DiT,
+        tokens: Float[Tensor, "n t d"],
+        conditioning: Conditioning,
+        kept: KeptPatches | None,
+        grid: tuple[int, int],
     ) -> tuple[Float[Tensor, "n k d"], KeptPatches | None]:
-        """Tokens of the patches that are predicted, and which patches those are (None: all of them)."""
+        """Tokens of the patches that are predicted, and which patches those are (None: all of them).
+
+        `grid` is (rows, columns) of patches, for paths that have to give positions anew.
+        """
+
+    def denoising_loss(self, errors: Float[Tensor, "n t"], kept: KeptPatches | None) -> Float[Tensor, " n"]:
+        """Where the loss is: each sample's mean of its patches' denoising errors, over the kept patches here."""
+        if kept is None:
+            return errors.mean(dim=1)
+        predicted = 1 - kept.mask
+        return (errors * predicted).sum(dim=1) / predicted.sum(dim=1)
+
+    def extra_loss(
+        self,
+        denoised: Float[Tensor, "n c h w"],
+        noisy: Float[Tensor, "n c h w"],
+        kept: KeptPatches | None,
+        patch_size: int,
+    ) -> Float[Tensor, " n"]:
+        """What is learned beside denoising, added to each sample's loss with the weight it is returned with; zero here.
+
+        `denoised` is D(noisy; sigma), with what the path predicts for dropped patches.
+        """
+        return denoised.new_zeros(len(denoised))
 
 
 class Unmasked(TokenPath):
@@ -45,7 +110,10 @@ class Unmasked(TokenPath):
     uses_patch_mixer = False
     drops_patches = False
 
-    def forward(self, network, tokens, conditioning, kept):
+    def __init__(self) -> None:  # takes no block size, because it drops nothing
+        super().__init__()
+
+    def forward(self, network, tokens, conditioning, kept, grid):
         if kept is not None:
             raise ValueError("this path drops no patches, but some were to be dropped: use Naive() or Deferred()")
         return network.backbone(tokens, conditioning), None
@@ -56,7 +124,7 @@ class Naive(TokenPath):
 
     uses_patch_mixer = False
 
-    def forward(self, network, tokens, conditioning, kept):
+    def forward(self, network, tokens, conditioning, kept, grid):
         if kept is not None:
             tokens = kept.select(tokens)
         return network.backbone(tokens, conditioning), kept
@@ -70,7 +138,7 @@ class Deferred(TokenPath):
 
     uses_patch_mixer = True
 
-    def forward(self, network, tokens, conditioning, kept):
+    def forward(self, network, tokens, conditioning, kept, grid):
         tokens = network.mix_patches(tokens, conditioning)
         if kept is not None:
             tokens = kept.select(tokens)

@@ -1,38 +1,90 @@
-"""Checkpoints by step, never half-written, the last few kept."""
+"""When checkpoints are written, what they say of themselves, and which are kept."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+from rich.console import Console
 
-from microdit.checkpoints import checkpoints_of
+from microdit.checkpoints import CheckpointError, checkpoint_step, checkpoints_of
+from microdit.training.checkpoint_files import CheckpointFiles, discard, library_versions
+from microdit.training.module import DenoisingTask
+from microdit.training.sharded_strategy import ShardedStrategy
+
+
+class Keeping(NamedTuple):
+    """A checkpoint every `every_n_steps`; the `newest` ones stay, and those at multiples of `for_good`."""
+
+    every_n_steps: int
+    newest: int
+    for_good: int | None
 
 
 class StepCheckpoints(Checkpoint):
-    """Saves every `every_n_steps` and at the last step, as checkpoints/step_0001000.ckpt; keeps the newest `keep`.
+    """Saves checkpoints/step_0001000.ckpt at regular steps and at the last one.
 
-    A file appears under its name only when it is complete, and older ones go only after that.
+    A checkpoint appears under its name only when it is complete, and older ones go only after that. One that cannot be
+    written (a full disk) is reported and training goes on; where it would have been the last, CheckpointError. After a
+    step that was skipped the weights are not trusted, so the checkpoint waits for one that was not.
     """
 
-    def __init__(self, run: Path, every_n_steps: int, keep: int):
-        self.run, self.every_n_steps, self.keep = run, every_n_steps, keep
+    def __init__(self, run: Path, keeping: Keeping, metadata: dict[str, Any], global_batch_size: int, console: Console):
+        self.run, self.keeping, self.metadata, self.console = run, keeping, metadata, console
+        self.global_batch_size = global_batch_size
         self.saved_step = -1
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        step = trainer.global_step
-        if step == self.saved_step or step == 0:
-            return  # in the middle of an accumulated step
-        if step % self.every_n_steps == 0 or step == trainer.max_steps:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.saved_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        assert isinstance(pl_module, DenoisingTask)
+        step, every = trainer.global_step, self.keeping.every_n_steps
+        due = step // every > self.saved_step // every or step == trainer.max_steps
+        if due and step > self.saved_step and not pl_module.skipped_in_a_row:
             self.save(trainer)
 
-    def save(self, trainer: L.Trainer) -> None:
-        step = self.saved_step = trainer.global_step
-        target = self.run / "checkpoints" / f"step_{step:07d}.ckpt"
-        partial = target.with_name(f".{target.name}.partial")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            partial.replace(target)
-            for old in checkpoints_of(self.run)[: -self.keep]:
-                old.unlink()
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.settle(trainer, last=True)
+
+    def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.world_size == 1:  # with others, one of them may be gone, and waiting for it would not end
+            self.settle(trainer, last=False)
+
+    def save(self, trainer: L.Trainer, last: bool = False) -> None:
+        """Begins a checkpoint of this step, all ranks together; with `last` also waits for its end."""
+        self.settle(trainer, last=False)
+        self.saved_step = trainer.global_step
+        trainer.save_checkpoint(self.run / "checkpoints" / f"step_{self.saved_step:07d}.ckpt")
+        if last or not isinstance(trainer.strategy, ShardedStrategy):
+            self.settle(trainer, last or self.saved_step == trainer.max_steps)
+
+    def settle(self, trainer: L.Trainer, last: bool) -> None:
+        """Waits for the checkpoint that is being written, then removes those that are no longer kept."""
+        writer = trainer.strategy if isinstance(trainer.strategy, ShardedStrategy) else trainer.strategy.checkpoint_io
+        assert isinstance(writer, ShardedStrategy | CheckpointFiles)
+        failure = writer.settle()
+        if not trainer.is_global_zero:
+            return
+        kept = checkpoints_of(self.run)
+        if failure is not None:
+            newest = f"the newest one is {kept[-1]}" if kept else "there is none yet"
+            told = f"the checkpoint of step {self.saved_step} could not be written ({failure}); {newest}."
+            if last:
+                raise CheckpointError(f"{told} Make room, then go on with resume={self.run}")
+            self.console.print(f"[red]warning:[/red] {told} Make room: training goes on", highlight=False)
+            return
+        for old in kept[: -self.keeping.newest]:
+            if self.keeping.for_good is None or checkpoint_step(old) % self.keeping.for_good:
+                discard(old)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        seen = trainer.global_step * self.global_batch_size
+        checkpoint["metadata"] = {
+            "step": trainer.global_step,
+            "samples_seen": seen,
+            "data": {"next_position": seen},  # the data's order is a function of the position alone
+            "world_size": trainer.world_size,
+            "versions": library_versions(),
+            **self.metadata,
+        }

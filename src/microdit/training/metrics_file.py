@@ -36,11 +36,18 @@ class MetricsFile(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The configuration has a file of its own, config.yaml."""
 
+    def newest(self, column: str) -> float:
+        """The last value logged in a column; 0 if there is none."""
+        logged = [row[column] for row in self.rows if row.get(column) not in (None, "")]
+        return float(logged[-1]) if logged else 0.0
+
     @rank_zero_only
     def forget_after(self, step: int) -> None:
         """Drops rows past `step`, which training is about to make again."""
-        self.rows = [row for row in self.rows if int(row["step"]) <= step]
-        self.rewrite()
+        kept = [row for row in self.rows if int(row["step"]) <= step]
+        if kept != self.rows:
+            self.rows = kept
+            self.rewrite()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

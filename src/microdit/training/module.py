@@ -8,10 +8,14 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from microdit.analysis.cost import on_meta
 from microdit.diffusion.edm import Draws, LossTerms, NoiseDistribution, training_loss
 from microdit.model.dit import DiT
+from microdit.training.optimizers import make_optimizer
 from microdit.training.schedules import MaskRatio, learning_rate_factor
 from microdit.training.settings import OptimizerSettings, StageSettings
+from microdit.training.sharding import gathered, is_sharded, local_part, optimizer_state, shard, summed, whole_tensor
+from microdit.training.starting import OptimizerStates
 
 
 class NonFiniteLossError(RuntimeError):
@@ -33,6 +37,8 @@ class DenoisingTask(L.LightningModule):
         stage: StageSettings,
         optimizer: OptimizerSettings,
         max_steps: int,
+        max_skipped_steps: int,
+        initial_optimizer: OptimizerStates | None = None,
     ):
         super().__init__()
         self.network = network
@@ -40,11 +46,31 @@ class DenoisingTask(L.LightningModule):
         self.sigma_data, self.mask_ratio = sigma_data, mask_ratio
         self.stage, self.optimizer, self.max_steps = stage, optimizer, max_steps
         self.noise = NoiseDistribution(stage.noise_mean, stage.noise_std)
+        self.max_skipped_steps, self.initial_optimizer = max_skipped_steps, initial_optimizer
+        self.skipped_in_a_row = self.skipped_steps = 0
+        self.micro_batches: list[LossTerms] = []  # of the step that is being made; whoever reports it empties it
+        self.gradient_norm, self.learning_rate = torch.tensor(float("nan")), 0.0
+        self.validation_loss = torch.tensor(float("nan"))
+
+    def configure_model(self) -> None:
+        """With FSDP each rank keeps its part of network and moving average."""
+        if self.device_mesh is None or is_sharded(self.network):
+            return
+        self.skeleton = [on_meta(self.network)]  # in a list, so that it is no submodule
+        for network in (self.network, self.ema):
+            if network is not None:
+                shard(network, self.device_mesh["data_parallel"], bf16=self.trainer.precision == "bf16-mixed")
 
     @property
     def best_network(self) -> DiT:
         """What one would generate with: the moving average where there is one."""
         return self.network if self.ema is None else self.ema
+
+    def whole_network(self) -> DiT | None:
+        """The best network in one piece, on rank zero; all ranks must ask together. None on other ranks with FSDP."""
+        if not is_sharded(self.best_network):
+            return self.best_network
+        return gathered(self.best_network, self.skeleton[0], self.device)
 
     def current_mask_ratio(self) -> float:
         return self.mask_ratio.ratio(self.global_step / self.max_steps)
@@ -56,6 +82,7 @@ class DenoisingTask(L.LightningModule):
             batch["latents"].float(),
             captions,
             Draws(*batch["draws"]),
+            token_path=network.token_path,
             noise=self.noise,
             sigma_data=self.sigma_data,
             mask_ratio=mask_ratio,
@@ -64,29 +91,32 @@ class DenoisingTask(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         terms = self.loss(self.network, batch, self.current_mask_ratio())
-        if not torch.isfinite(terms.loss):
-            raise NonFiniteLossError(
-                f"the loss is {terms.loss.item()} at step {self.global_step}. Checkpoints before it are intact; lower "
-                f"resolution_stage.learning_rate (now {self.stage.learning_rate}) and resume, or try another seed"
-            )
-        self.log("train/loss", terms.loss.detach())
-        return terms.loss
+        detached = terms.loss.detach()
+        self.micro_batches.append(terms._replace(loss=detached))
+        # The factor is 1, or NaN where the loss is not finite: the gradients of all ranks then say so, when they meet.
+        return terms.loss * (1 + 0 * detached)
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The unmasked denoising loss of what one would generate with, at noise that never changes."""
         terms = self.loss(self.best_network, batch, mask_ratio=0.0)
-        self.log("validation/loss", terms.loss, batch_size=len(terms.sigma), sync_dist=True, on_epoch=True)
+        # Every rank has as many batches as the others, so some repeat a sample that is another rank's.
+        own = batch["position"] % self.trainer.world_size == self.trainer.global_rank
+        self.validation_sums += torch.stack([(terms.per_sample * own).sum(), own.sum()])
+
+    def on_validation_epoch_end(self) -> None:
+        total, samples = summed(self.validation_sums)
+        self.validation_loss = total / samples
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        o = self.optimizer
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=self.stage.learning_rate,
-            betas=(o.beta1, o.beta2),
-            eps=o.eps,
-            weight_decay=o.weight_decay,
-            fused=True,
-        )
+        optimizer = make_optimizer(self.network, self.optimizer, self.stage.learning_rate)
+        if self.initial_optimizer is not None:
+            for name, parameter in self.named_parameters():
+                if name in self.initial_optimizer:
+                    optimizer.state[parameter] = optimizer_state(parameter, self.initial_optimizer[name])
+            self.initial_optimizer = None
         stage = self.stage
 
         def factor(step: int) -> float:
@@ -98,11 +128,25 @@ class DenoisingTask(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
+        """Clips the norm over all ranks. A gradient that is not finite is dropped, so that the step changes nothing.
+
+        Raises NonFiniteLossError after more than `max_skipped_steps` of these in a row.
+        """
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.stage.gradient_clip_norm)
-        if not torch.isfinite(norm):
-            raise NonFiniteLossError(f"the gradient is not finite at step {self.global_step}")
-        self.log("train/gradient_norm", norm)
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        self.gradient_norm, self.learning_rate = whole_tensor(norm), optimizer.param_groups[0]["lr"]
+        if torch.isfinite(self.gradient_norm):
+            self.skipped_in_a_row = 0
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped_in_a_row += 1
+        self.skipped_steps += 1
+        if self.skipped_in_a_row > self.max_skipped_steps:
+            raise NonFiniteLossError(
+                f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row, the last at step "
+                f"{self.global_step}; none of them changed the weights, and none was saved. Lower "
+                f"resolution_stage.learning_rate (now {self.stage.learning_rate}) and resume from the newest "
+                f"checkpoint or an earlier one (resume=RUN/checkpoints/step_....ckpt), or try another seed"
+            )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -120,4 +164,22 @@ class DenoisingTask(L.LightningModule):
         updates = self.global_step - self.stage.ema_start_step
         decay = 0.0 if updates <= 0 else min(self.stage.ema_decay, (1 + updates) / (10 + updates))
         for average, current in zip(self.ema.parameters(), self.network.parameters(), strict=True):
-            average.lerp_(current, 1 - decay)
+            local_part(average).lerp_(local_part(current), 1 - decay)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The optimizer knows its parameters by number: the checkpoint says which is which."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        groups = self.trainer.optimizers[0].param_groups
+        checkpoint["parameter_names"] = [names[id(parameter)] for group in groups for parameter in group["params"]]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        count_micro_batches(checkpoint, self.trainer.accumulate_grad_batches)
+
+
+def count_micro_batches(checkpoint: dict[str, Any], micro_batches: int) -> None:
+    """Makes Lightning's counters those of a run with this many micro-batches a step, whatever they were saved with."""
+    done = checkpoint["global_step"] * micro_batches
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counters in (progress["total"], progress["current"]):
+        # Checkpoints are written in the last hook of a step, which is not "completed" yet.
+        counters |= {"ready": done, "started": done, "processed": done, "completed": done - 1}

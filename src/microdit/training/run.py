@@ -4,82 +4,68 @@ import json
 import logging
 import subprocess
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
 
-from microdit.analysis.cost import kept_tokens, training_flops_per_image
-from microdit.build import SettingsError, build
-from microdit.checkpoints import latest_checkpoint, read_checkpoint
-from microdit.data.embedded import EmbeddedShapes, ensure_shapes
-from microdit.data.encoding import Encoders
-from microdit.data.opening import open_mix
-from microdit.data.plan import Recipe
-from microdit.data.progress import progress_bar
-from microdit.data.stream import LatentStream
+from microdit.build import build
+from microdit.checkpoints import checkpoint_step
+from microdit.evaluation.measure import measure
+from microdit.evaluation.subject import Subject
 from microdit.pipeline import LatentDiffusion, build_pipeline, write_settings
-from microdit.training.checkpointing import StepCheckpoints
+from microdit.training.batches import divide_batch
+from microdit.training.budget import step_costs, total_cost
+from microdit.training.checkpointing import Keeping, StepCheckpoints
 from microdit.training.data import LatentData
+from microdit.training.hardware import check_hardware, is_rank_zero, trainer_options
 from microdit.training.metrics_file import MetricsFile
 from microdit.training.module import DenoisingTask
 from microdit.training.progress import TrainingProgress
 from microdit.training.samples import SampleGrids
-from microdit.training.settings import TrainingSettings, bind
+from microdit.training.settings import TrainingSettings
+from microdit.training.starting import initial_optimizer, load_initial_weights
+from microdit.training.stopping import StopWhenAsked
+from microdit.training.streams import open_data
 from microdit.training.summary import device_name, show_summary
+from microdit.training.telemetry import Telemetry
 
 RESULT_FILE = "result.json"
 
 
-def train(settings: TrainingSettings, console: Console, resume: bool = False) -> dict[str, Any]:
+def train(settings: TrainingSettings, console: Console, checkpoint: Path | None = None) -> dict[str, Any]:
     """Trains, evaluates and returns the flat record that is also written to the run's result.json.
 
-    With `resume` it continues from the run folder's newest checkpoint. Raises SettingsError, DataMissingError,
-    CheckpointError or NonFiniteLossError, each of which says what to do.
+    It goes on from `checkpoint` if there is one. Each of several ranks does its part; rank zero writes. Raises
+    SettingsError, DataMissingError, CheckpointError, NonFiniteLossError or PreemptedError, each of which says what to
+    do.
     """
     quieten_libraries()
-    L.seed_everything(settings.seed, verbose=False)
     run, stage, hardware = settings.output, settings.resolution_stage, settings.trainer
+    check_hardware(hardware)
+    division = divide_batch(stage, hardware)
+    L.seed_everything(settings.seed, verbose=False)
     pipeline = build_pipeline(network_settings(settings))
     train_stream, validation_stream = open_data(settings, pipeline)
-
-    checkpoint = latest_checkpoint(run) if resume else None
+    costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size)
+    max_steps = costs.steps(hardware.max_steps, hardware.max_flops)
+    if checkpoint is None:
+        load_initial_weights(pipeline.dit, settings)
     task = DenoisingTask(
         pipeline.dit,
         sigma_data=pipeline.sigma_data,
         mask_ratio=settings.mask_ratio,
         stage=stage,
         optimizer=settings.optimizer,
-        max_steps=hardware.max_steps,
-    )
-    metrics_file = MetricsFile(run / "metrics.csv")
-    if checkpoint is not None:
-        metrics_file.forget_after(int(read_checkpoint(checkpoint)["global_step"]) - 1)
-    progress = TrainingProgress(console, stage.global_batch_size, accumulation(settings))
-    cost = run_cost(settings, pipeline)
-    if hardware.compile:
-        pipeline.dit.compile_blocks()
-    trainer = L.Trainer(
-        accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        precision=hardware.precision,  # type: ignore[arg-type]
-        max_steps=hardware.max_steps,
-        logger=[metrics_file, *(build(logger, Logger, save_dir=str(run)) for logger in settings.loggers)],
-        callbacks=[
-            progress,
-            SampleGrids(run, settings.samples, pipeline.autoencoder, pipeline.text_encoder),
-            StepCheckpoints(run, hardware.checkpoint_every_n_steps, hardware.keep_checkpoints),
-        ],
-        log_every_n_steps=hardware.log_every_n_steps,
-        val_check_interval=hardware.validate_every_n_steps * accumulation(settings),
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        accumulate_grad_batches=accumulation(settings),
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=run,
+        max_steps=max_steps,
+        max_skipped_steps=hardware.max_skipped_steps,
+        initial_optimizer=initial_optimizer(settings) if checkpoint is None else None,
     )
     data = LatentData(
         train_stream,
@@ -88,35 +74,93 @@ def train(settings: TrainingSettings, console: Console, resume: bool = False) ->
         patch_size=pipeline.dit.patch_size,
         caption_dropout=stage.caption_dropout,
         global_batch_size=stage.global_batch_size,
-        device_batch_size=hardware.device_batch_size,
+        device_batch_size=division.device_batch_size,
         validation_batch_size=hardware.validation_batch_size,
         num_workers=settings.reading.num_workers,
+        stall_seconds=settings.reading.stall_seconds,
     )
-    if trainer.is_global_zero:
+    metrics_file = MetricsFile(run / "metrics.csv")
+    telemetry = Telemetry(costs, hardware, train_stream.source_counts, metrics_file.newest("train/seconds"))
+    metrics_file.forget_after(-1 if checkpoint is None else checkpoint_step(checkpoint) - 1)
+    keeping = Keeping(hardware.checkpoint_every_n_steps, hardware.keep_checkpoints, hardware.keep_every_n_steps)
+    checkpoints = StepCheckpoints(run, keeping, {"config": settings.config}, stage.global_batch_size, console)
+    if hardware.activation_checkpointing:
+        pipeline.dit.checkpoint_activations()
+    if hardware.compiles:
+        pipeline.dit.compile_blocks()
+    cost = total_cost(costs, max_steps, pipeline)
+    if is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)
         write_settings(network_settings(settings), run)
-        show_summary(console, settings, cost, len(train_stream), checkpoint)
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        show_summary(console, settings, cost, max_steps, len(train_stream), checkpoint)
+    with loggers(settings) as chosen:
+        trainer = L.Trainer(
+            **trainer_options(hardware, static_graph=division.micro_batches == 1),
+            max_steps=max_steps,
+            logger=[metrics_file, *chosen],
+            callbacks=[
+                telemetry,
+                TrainingProgress(console, telemetry),
+                SampleGrids(run, settings.samples, pipeline.autoencoder, pipeline.text_encoder),
+                checkpoints,
+                StopWhenAsked(checkpoints, timedelta(minutes=hardware.collective_timeout_minutes)),
+            ],
+            log_every_n_steps=hardware.log_every_n_steps,
+            val_check_interval=hardware.validate_every_n_steps * division.micro_batches,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            accumulate_grad_batches=division.micro_batches,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=run,
+        )
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as left:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from left
+    trained = task.whole_network()
 
     record = {
-        "status": "finished" if trainer.global_step >= hardware.max_steps else "interrupted",
+        "status": "finished" if trainer.global_step >= max_steps else "interrupted",
         "steps": trainer.global_step,
         "images": trainer.global_step * stage.global_batch_size,
-        "seconds": round(progress.seconds, 2),
-        **{name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name},
+        "seconds": round(telemetry.seconds, 2),
+        **telemetry.latest,
         **cost,
-        "total_flops": cost["flops_per_image"] * trainer.global_step * stage.global_batch_size,
-        "dollars": round(progress.seconds / 3600 * hardware.devices * hardware.dollars_per_device_hour, 4),
+        "total_flops": costs.after(trainer.global_step, max_steps),
+        "dollars": round(telemetry.dollars, 4),
+        "devices": hardware.world_size,
         "seed": settings.seed,
         "device": device_name(),
         "commit": commit(),
         **{f"choice/{group}": choice for group, choice in settings.choices.items()},
     }
-    if trainer.is_global_zero:
-        sampler = LatentDiffusion(task.best_network, pipeline.autoencoder, pipeline.text_encoder)
-        record |= evaluate(sampler, settings, console)
-        (run / RESULT_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    if is_rank_zero():
+        assert trained is not None
+        sampler = LatentDiffusion(trained, pipeline.autoencoder, pipeline.text_encoder)
+        record |= evaluate(sampler.to(trainer.strategy.root_device), settings, console)
+        write_record(record, run)
     return record
+
+
+def write_record(record: dict[str, Any], run: Path) -> None:
+    """Writes the run's result.json, whole or not at all."""
+    partial = run / f".{RESULT_FILE}.partial"
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(run / RESULT_FILE)
+
+
+@contextmanager
+def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
+    """The loggers of the run; in the end each Weights & Biases run is closed, or the next of a sweep would join it."""
+    chosen = [build(logger, Logger, save_dir=str(settings.output)) for logger in settings.loggers]
+    try:
+        yield chosen
+    finally:
+        if any(isinstance(logger, WandbLogger) for logger in chosen):
+            import wandb
+
+            wandb.finish()
 
 
 def network_settings(settings: TrainingSettings) -> dict[str, Any]:
@@ -131,87 +175,14 @@ def network_settings(settings: TrainingSettings) -> dict[str, Any]:
     return {**pipeline, "model": {**pipeline["model"], "input_size": size}}
 
 
-def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[LatentStream, LatentStream]:
-    """Streams for training and validation; the embedded shapes are made first if the mix has them and they are missing.
-
-    Raises DataMissingError naming the command that makes what is missing, SettingsError when the data was encoded at
-    another width or length than the run's encoders have.
-    """
-    names = settings.choices["autoencoder"], settings.choices["text_encoder"]
-    resolution_px, mix, reading = settings.resolution_stage.resolution_px, settings.data_mix, settings.reading
-    if mix.embedded is not None:
-        parts = settings.autoencoder, settings.text_encoder
-        encoders = Encoders(pipeline.autoencoder, pipeline.text_encoder, *names, "cpu", *parts)
-        with progress_bar("shapes") as report:
-            ensure_shapes(
-                settings.data_root,
-                bind(EmbeddedShapes, mix.embedded, "data_mix.embedded"),
-                encoders,
-                Recipe([resolution_px]),
-                report,
-            )
-
-    def opened(sources: list[dict[str, Any]], shuffle: bool) -> LatentStream:
-        return open_mix(
-            sources,
-            resolution_px=resolution_px,
-            seed=settings.seed,
-            autoencoder=names[0],
-            text_encoder=names[1],
-            shuffle=shuffle,
-            on_corrupt=reading.on_corrupt,  # type: ignore[arg-type]
-            max_corrupt_share=reading.max_corrupt_share,
-            cache_folder=reading.cache_folder,
-            cache_gigabytes=reading.cache_gigabytes,
-            pin_memory=settings.trainer.accelerator == "gpu",
-        )
-
-    train_stream, validation_stream = opened(mix.sources, True), opened(mix.validation, False)
-    expected = {
-        "latents": (train_stream.latent_shape, pipeline.latent_shape()),
-        "captions": (train_stream.caption_shape, (pipeline.text_encoder.length, pipeline.text_encoder.channels)),
-    }
-    for what, (found, wanted) in expected.items():
-        if tuple(found) != wanted:
-            raise SettingsError(
-                f"the {what} of this data_mix have shape {tuple(found)}, the run's encoders give {wanted}: "
-                f"choose the autoencoder and text_encoder the data was prepared with, or prepare it anew"
-            )
-    return train_stream, validation_stream
-
-
-def accumulation(settings: TrainingSettings) -> int:
-    """Micro-batches an optimizer step: what is left of the global batch after devices and device batch."""
-    stage, hardware = settings.resolution_stage, settings.trainer
-    share = stage.global_batch_size // hardware.devices
-    return max(1, share // (hardware.device_batch_size or share))
-
-
-def run_cost(settings: TrainingSettings, pipeline: LatentDiffusion) -> dict[str, Any]:
-    """Parameters, tokens kept and FLOPs an image (at the schedule's first mask ratio)."""
-    ratio = settings.mask_ratio.ratio(0.0)
-    kept, patches = kept_tokens(pipeline.dit, ratio)
-    return {
-        "parameters": sum(p.numel() for p in pipeline.dit.parameters()),
-        "patches": patches,
-        "patches_kept": kept,
-        "flops_per_image": training_flops_per_image(pipeline.dit, ratio, pipeline.text_encoder.length),
-    }
-
-
 def evaluate(pipeline: LatentDiffusion, settings: TrainingSettings, console: Console) -> dict[str, float]:
-    """Every metric's numbers; what each one looked at is kept as RUN/evaluation/METRIC.png."""
-    numbers: dict[str, float] = {}
-    for name, metric in settings.metrics.items():
-        with progress_bar(f"evaluating {name}") as report:
-            values, picture = metric.evaluate(pipeline, lambda d, t: report(d, t, "network evaluations"))
-        numbers |= values
+    """Every metric's numbers; what each one looked at is kept in RUN/evaluation."""
+
+    def measured(name: str, numbers: dict[str, float], picture: Path | None) -> None:
         if picture is not None:
-            path = settings.output / "evaluation" / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
-            console.print(f"{name}: what was judged is in {path}", highlight=False)
-    return numbers
+            console.print(f"{name}: what was judged is in {picture}", highlight=False)
+
+    return measure(Subject(pipeline, settings.output / "evaluation"), settings.metrics, measured)
 
 
 def commit() -> str:
@@ -226,6 +197,11 @@ def commit() -> str:
 
 def quieten_libraries() -> None:
     """Lightning's tips and advice about worker counts say nothing about this run."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*litlogger.*|.*litmodels.*")
+    # Lightning asks torch in a way that torch is about to drop; nobody here can change that.
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    # The new name of this argument is unknown to the oldest torch that this project runs with.
+    warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")

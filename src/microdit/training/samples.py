@@ -5,10 +5,12 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.grid import prompt_grid
+from microdit.model.dit import DiT
 from microdit.pipeline import LatentDiffusion
 from microdit.training.module import DenoisingTask
 from microdit.training.settings import SampleSettings
@@ -27,17 +29,21 @@ class SampleGrids(L.Callback):
         due = step % self.settings.every_n_steps == 0 or step == trainer.max_steps
         if due and step > 0 and step != self.drawn_step and self.settings.prompts:
             self.drawn_step = step
+            assert isinstance(pl_module, DenoisingTask)
+            network = pl_module.whole_network()
             if trainer.is_global_zero:
-                assert isinstance(pl_module, DenoisingTask)
-                self.draw(trainer, pl_module)
+                assert network is not None
+                self.draw(trainer, network, pl_module.device)
             trainer.strategy.barrier()
 
-    def draw(self, trainer: L.Trainer, task: DenoisingTask) -> None:
+    def draw(self, trainer: L.Trainer, network: DiT, device: torch.device) -> None:
         s = self.settings
-        pipeline = LatentDiffusion(task.best_network, self.autoencoder, self.text_encoder)
+        pipeline = LatentDiffusion(network, self.autoencoder, self.text_encoder).to(device)
         images = pipeline.generate(
             s.prompts, num_inference_steps=s.num_inference_steps, guidance_scale=s.guidance_scale, seed=s.seed
         )
+        for encoder in (self.autoencoder, self.text_encoder):
+            encoder.to("cpu")  # training has better use for the memory
         grid = prompt_grid(images, s.prompts)
         path = self.run / "samples" / f"step_{trainer.global_step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

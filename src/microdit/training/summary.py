@@ -8,26 +8,39 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from microdit.training.batches import divide_batch
 from microdit.training.progress import clock
 from microdit.training.settings import TrainingSettings
 
 
 def show_summary(
-    console: Console, settings: TrainingSettings, cost: dict[str, Any], samples: int, resumed_from: Path | None
+    console: Console,
+    settings: TrainingSettings,
+    cost: dict[str, Any],
+    max_steps: int,
+    samples: int,
+    resumed_from: Path | None,
 ) -> None:
     """What is about to happen, before it happens."""
     stage, hardware = settings.resolution_stage, settings.trainer
-    total = cost["flops_per_image"] * stage.global_batch_size * hardware.max_steps
     kept, patches = cost["patches_kept"], cost["patches"]
     table = Table(show_header=False, box=None, title="this run", title_justify="left")
     rows = {
         "network": f"{cost['parameters'] / 1e6:.2f} M parameters, {settings.choices.get('model', '')}",
         "masking": f"{settings.choices.get('masking', '')}: the backbone sees {kept} of {patches} patches",
-        "compute": f"{cost['flops_per_image'] / 1e9:.3g} GFLOP an image, {total:.3g} FLOP in all",
+        "compute": f"{cost['flops_per_image'] / 1e9:.3g} GFLOP an image, {cost['total_flops']:.3g} FLOP in all",
         "data": f"{samples:,} images, {settings.choices.get('data_mix', '')}, {stage.resolution_px} px",
-        "steps": f"{hardware.max_steps:,} of {stage.global_batch_size} images, {hardware.precision} on {device_name()}",
+        "steps": f"{max_steps:,} of {stage.global_batch_size} images, {hardware.precision} on {device_name()}",
         "results": str(settings.output),
     }
+    if hardware.world_size > 1:
+        division = divide_batch(stage, hardware)
+        rows["devices"] = (
+            f"{hardware.nodes} x {hardware.devices}, {hardware.strategy}; each computes {division.micro_batches} x "
+            f"{division.device_batch_size} images a step"
+        )
+    if settings.init_from is not None:
+        rows["starts from"] = f"{settings.init_weights} weights of {settings.init_from}"
     if resumed_from is not None:
         rows["resumed"] = f"from {resumed_from}"
     for name, text in rows.items():
@@ -40,7 +53,10 @@ def show_result(console: Console, record: dict[str, Any], run: Path) -> None:
     table = Table(title=f"{record['status']} after {record['steps']} steps", title_justify="left")
     table.add_column("what")
     table.add_column("value", justify="right")
-    for name in sorted(name for name in record if name.startswith(("train/", "validation/", "compositional/"))):
+    measured = [name for name in record if "/" in name and not name.startswith(("train/", "data/", "choice/"))]
+    for name in ["train/loss", *sorted(measured), "train/images_per_second", "train/mfu"]:
+        if name not in record:
+            continue  # a run that was finished before it was resumed trained no step
         table.add_row(name, f"{record[name]:.4g}")
     table.add_row("images seen", f"{record['images']:,}")
     table.add_row("training time", clock(record["seconds"]))

@@ -1,0 +1,170 @@
+"""How long one picture takes: what reading captions once saves, and what fewer evaluations or less guidance save.
+
+Plain Heun asks the network for both halves of guidance with the captions themselves, at each evaluation anew. The other
+candidates take turns with it in the same process and start from the same noise. Ratios of time do not depend on the
+number of steps, except by rounding, so the default is a few; the difference of pictures does: see --steps 30.
+
+    python benchmarks/sampling.py                                     # MicroDiT_Tiny/2, one picture of 512 px, CPU
+    python benchmarks/sampling.py --network nano --latents 16 --steps 30
+    python benchmarks/sampling.py --network xl --device cuda --precision bf16 --batch 8 --steps 30
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from measure import Spread, large_product, publish, take_turns
+from one_hot import with_one_hot_experts
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from train_step import CAPTION_LENGTH, NETWORKS, PRECISIONS, autocast
+
+from microdit.diffusion.edm import guided_denoiser
+from microdit.diffusion.samplers import SAMPLERS, noise_schedule
+from microdit.model.dit import DiT
+
+SIGMA_DATA, GUIDANCE_SCALE, GUIDANCE_INTERVAL = 0.9, 5.0, (0.2, 5.0)
+SIZES = {"nano": NETWORKS["small"], "tiny": NETWORKS["tiny"], "xl": NETWORKS["xl"]}
+
+
+class Candidate(NamedTuple):
+    """One way to a picture. `same_picture`: nothing but rounding may tell it from plain Heun's."""
+
+    name: str
+    sampler: str
+    steps: int
+    reads_once: bool = True
+    one_hot: bool = False
+    scale: float = GUIDANCE_SCALE
+    interval: tuple[float, float] | None = None
+    same_picture: bool = False
+
+
+def candidates(steps: int) -> list[Candidate]:
+    """Plain Heun first. DPM-Solver++(2M) gets two thirds of Heun's steps, and so a third of its evaluations."""
+    fewer = max(2, round(steps * 2 / 3))
+    return [
+        Candidate("plain Heun", "heun", steps, reads_once=False, same_picture=True),
+        Candidate("plain Heun, one-hot experts", "heun", steps, reads_once=False, one_hot=True, same_picture=True),
+        Candidate("Heun, captions read once", "heun", steps, same_picture=True),
+        Candidate("Heun, guided in an interval", "heun", steps, interval=GUIDANCE_INTERVAL),
+        Candidate("Heun, guidance_scale=1", "heun", steps, scale=1.0),
+        Candidate("DPM-Solver++(2M)", "dpm_solver_2m", fewer),
+        Candidate("DPM-Solver++(2M), guided in an interval", "dpm_solver_2m", fewer, interval=GUIDANCE_INTERVAL),
+    ]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=SIZES, default="tiny")
+    parser.add_argument("--latents", type=int, default=64, help="side of the latents: 64 is 512 px")
+    parser.add_argument("--batch", type=int, default=1, help="pictures")
+    parser.add_argument("--steps", type=int, default=3, help="of Heun: n cost 2 n - 1 evaluations")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def build(network: str, latents: int, device: torch.device) -> DiT:
+    """A network whose every weight matters; a fresh one would answer zero, whatever its caption."""
+    torch.manual_seed(0)
+    with device:
+        made = SIZES[network](input_size=latents, pos_interp_scale=latents / 32).eval()
+    for parameter in made.parameters():
+        parameter.add_(0.02 * torch.randn_like(parameter))
+    return made
+
+
+@torch.no_grad()
+def draw(network: nn.Module, candidate: Candidate, noise: Tensor, captions: Tensor, precision: str) -> Tensor:
+    """The latents at which a candidate arrives."""
+    with autocast(precision, noise.device):
+        given = network.read_captions(captions) if candidate.reads_once else captions  # type: ignore[operator]
+        denoiser = guided_denoiser(network, given, SIGMA_DATA, candidate.scale, candidate.interval)
+        *_, latents = SAMPLERS[candidate.sampler].states(denoiser, noise, noise_schedule(candidate.steps))
+    return latents
+
+
+def flops_of(candidate: Candidate, given: argparse.Namespace) -> int:
+    """Model FLOPs of a candidate, counted on the meta device; the one-hot products of a baseline are no work."""
+    meta = torch.device("meta")
+    network = build(given.network, given.latents, meta)
+    noise, captions = inputs(network, given, meta)
+    with FlopCounterMode(display=False) as counter:
+        draw(network, candidate, noise, captions, "fp32")
+    return counter.get_total_flops()
+
+
+def inputs(network: DiT, given: argparse.Namespace, device: torch.device) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    noise = torch.randn(given.batch, network.in_channels, given.latents, given.latents, device=device)
+    return noise, torch.randn(given.batch, CAPTION_LENGTH, network.caption_channels, device=device)
+
+
+def main() -> None:
+    given = arguments()
+    device = torch.device(given.device)
+    network = build(given.network, given.latents, device)
+    one_hot = with_one_hot_experts(build(given.network, given.latents, device))
+    noise, captions = inputs(network, given, device)
+    chosen = candidates(given.steps)
+    pictures: dict[str, Tensor] = {}
+
+    def work(candidate: Candidate) -> Callable[[], Any]:
+        used = one_hot if candidate.one_hot else network
+
+        def once() -> None:
+            pictures[candidate.name] = draw(used, candidate, noise, captions, given.precision)
+
+        return once
+
+    product, product_flops = large_product(PRECISIONS[given.precision], device)
+    draw(network, Candidate("", "dpm_solver_2m", 2), noise, captions, given.precision)  # warms up
+    turns = {"product": product, **{candidate.name: work(candidate) for candidate in chosen}}
+    seconds = take_turns(turns, given.repeats, device, warmups=0)
+    plain = chosen[0].name
+    rows, measured = [], []
+    for candidate in chosen:
+        name, times = candidate.name, seconds[candidate.name]
+        flops = flops_of(candidate, given)
+        speedup = Spread.of([base / own for base, own in zip(seconds[plain], times, strict=True)])
+        rates = [product_flops / s for s in seconds["product"]]
+        mfu = Spread.of([flops / own / rate for own, rate in zip(times, rates, strict=True)])
+        difference = (pictures[name] - pictures[plain]).abs().max().item() if candidate.same_picture else None
+        evaluations = SAMPLERS[candidate.sampler].evaluations(candidate.steps)
+        rows.append(
+            {
+                "sampler": name,
+                "evaluations": str(evaluations),
+                "TFLOP": f"{flops / 1e12:.3g}",
+                "seconds": Spread.of(times).show(),
+                "MFU": mfu.show(scale=100) + " %",
+                "faster than plain Heun": speedup.show(),
+                "largest difference": "another picture" if difference is None else f"{difference:.1e}",
+            }
+        )
+        measured.append(
+            {
+                **candidate._asdict(),
+                "evaluations": evaluations,
+                "flops": flops,
+                "seconds": times,
+                "speedup": speedup,
+                "difference": difference,
+            }
+        )
+    title = (
+        f"{given.batch} picture(s) of {given.latents} x {given.latents} latents, {given.network}, {given.precision}, "
+        f"guidance {GUIDANCE_SCALE:g} (interval: {GUIDANCE_INTERVAL[0]} to {GUIDANCE_INTERVAL[1]})"
+    )
+    record = {"measured": measured, "settings": {k: str(v) for k, v in vars(given).items()}}
+    publish(title, rows, record, given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Rows of results to a table of means and spreads over seeds, as Markdown, CSV and LaTeX."""
+
+import csv
+import io
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from microdit.analysis.layout import Column, Layout
+from microdit.analysis.results import FINISHED, Rows, number
+from microdit.build import SettingsError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean over `count` runs, and their standard deviation (of the sample; None for one run)."""
+
+    mean: float
+    spread: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: its `key` as in the results and as `labels`, a cell for each column (None: no finished run has it), and
+    how its runs ended. `finished` are the names of the runs that count."""
+
+    key: tuple[str, ...]
+    labels: tuple[str, ...]
+    cells: dict[str, Cell | None]
+    finished: list[str]
+    ended: str
+
+
+def summarise(results: Rows, layout: Layout) -> list[Row]:
+    """One row for each combination of the row keys that a run has or that is expected, in the order of their labels.
+
+    Only finished runs count; the others are told in `ended`. Raises SettingsError when two finished runs of one row
+    have the same seed, for then they differ in something the row keys do not say, and their spread is not over seeds.
+    """
+    found: dict[tuple[str, ...], Rows] = {}
+    for run in results:
+        found.setdefault(tuple(run[key.column] for key in layout.rows), []).append(run)
+    order = [*layout.expected, *sorted((k for k in found if k not in layout.expected), key=lambda k: place(k, layout))]
+    columns = {column.column: column for column in (*layout.columns, *layout.figure, layout.cost)}
+    rows = []
+    for key in order:
+        runs = found.get(key, [])
+        done = [run for run in runs if run["status"] == FINISHED]
+        refuse_repeated_seeds(done, key)
+        labels = tuple(text for part, value in zip(layout.rows, key, strict=True) for text in part.label(value))
+        cells = {name: cell(done, column) for name, column in columns.items()}
+        names = [run["run"] for run in sorted(done, key=lambda run: number(run, "seed") or 0)]
+        rows.append(Row(key, labels, cells, names, ending(runs, layout.expected_runs)))
+    return rows
+
+
+def place(key: tuple[str, ...], layout: Layout) -> list[tuple[int, str]]:
+    """Where a row stands: labels in their order, other values by name after them."""
+    orders = [list(part.labels) for part in layout.rows]
+    return [(order.index(v) if v in order else len(order), v) for order, v in zip(orders, key, strict=True)]
+
+
+def refuse_repeated_seeds(runs: Rows, key: tuple[str, ...]) -> None:
+    for seed, count in Counter(run["seed"] for run in runs).items():
+        if count > 1:
+            names = " and ".join([run["run"] for run in runs if run["seed"] == seed][:2])
+            raise SettingsError(
+                f"row {', '.join(key)}: {names} have the same seed ({seed}). Name only one of them, or give `rows` in "
+                "report.yaml a column in which they differ"
+            )
+
+
+def cell(runs: Rows, column: Column) -> Cell | None:
+    """A column's mean and spread over runs."""
+    values = [value * column.scale for run in runs if (value := number(run, column.column)) is not None]
+    if not values:
+        return None
+    return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def ending(runs: Rows, expected: int | None) -> str:
+    """How a row's runs ended: "3", or such as "2 (1 failed)"; "missing" without any."""
+    if not runs:
+        return "missing"
+    counts = Counter(run["status"] for run in runs)
+    others = [f"{count} {status}" for status, count in counts.items() if status != FINISHED]
+    if expected is not None and len(runs) < expected:
+        others.append(f"{expected - len(runs)} missing")
+    return str(counts[FINISHED]) + (f" ({', '.join(others)})" if others else "")
+
+
+def shown(cell: Cell | None, column: Column, runs: int) -> str:
+    """A cell as text; a dash where there is nothing, and the number of runs where it is not the row's."""
+    if cell is None:
+        return "–"
+    text = format(cell.mean, column.format)
+    if cell.spread is not None and column.spread:
+        text += f" ± {format(cell.spread, column.format)}"
+    return text if cell.count == runs else f"{text} (n={cell.count})"
+
+
+def row_titles(layout: Layout) -> list[str]:
+    return [title for key in layout.rows for title in key.titles]
+
+
+def header(layout: Layout) -> list[str]:
+    return [*row_titles(layout), *(column.title for column in layout.columns), "runs"]
+
+
+def body(rows: Sequence[Row], layout: Layout) -> list[list[str]]:
+    """The table's text, row by row."""
+
+    def line(row: Row) -> list[str]:
+        cells = [shown(row.cells[c.column], c, len(row.finished)) for c in layout.columns]
+        return [*row.labels, *cells, row.ended]
+
+    return [line(row) for row in rows]
+
+
+def markdown(rows: Sequence[Row], layout: Layout) -> str:
+    """The table, its title above and what its numbers mean below."""
+    lines = [header(layout), ["---"] * len(row_titles(layout)) + ["---:"] * (len(layout.columns) + 1)]
+    lines += body(rows, layout)
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"**{layout.title}**\n\n{table}\n\n{explanation()}\n"
+
+
+def explanation() -> str:
+    return "Mean ± standard deviation over the seeds of finished runs; `runs` counts them, and says how others ended."
+
+
+def as_csv(rows: Sequence[Row], layout: Layout) -> str:
+    """The table as numbers: three columns (mean, spread, count) for each one shown."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    names = [f"{c.title}{suffix}" for c in layout.columns for suffix in ("", " spread", " count")]
+    writer.writerow([*row_titles(layout), *names, "runs"])
+    for row in rows:
+        values: list[str] = []
+        for column in layout.columns:
+            cell = row.cells[column.column]
+            spread = "" if cell is None or cell.spread is None else f"{cell.spread:.7g}"
+            values += ["", "", "0"] if cell is None else [f"{cell.mean:.7g}", spread, str(cell.count)]
+        writer.writerow([*row.labels, *values, row.ended])
+    return file.getvalue()
+
+
+def latex(rows: Sequence[Row], layout: Layout) -> str:
+    """The table for a paper, with the rules of the booktabs package."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
+    columns = "l" * len(row_titles(layout)) + "r" * (len(layout.columns) + 1)
+    lines = [rf"% {layout.title}; needs \usepackage{{booktabs}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [line([escaped(cell) for cell in header(layout)]), r"\midrule"]
+    lines += [line([escaped(cell) for cell in cells]) for cells in body(rows, layout)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text for LaTeX."""
+    for character in ("\\", "{", "}"):
+        if character in text:
+            text = text.replace(character, {"\\": "/", "{": "(", "}": ")"}[character])
+    for character in "&%$#_":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("±", r"$\pm$").replace("–", "--").replace("^", r"\^{}").replace("~", r"\~{}")

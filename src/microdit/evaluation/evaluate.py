@@ -1,0 +1,116 @@
+"""What `evaluate.py` does: metrics of a checkpoint, or of pictures that were kept, into the run's result.json."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from microdit.build import SettingsError, build
+from microdit.checkpoints import checkpoints_of, is_checkpoint
+from microdit.evaluation.measure import measure
+from microdit.evaluation.metric import Metric
+from microdit.evaluation.record import add_to_record
+from microdit.evaluation.subject import KeptSubject, Subject, checked_sampling
+from microdit.pipeline import SETTINGS_FILE, LatentDiffusion
+
+KEPT_IN = "evaluation"
+
+
+def evaluate(
+    checkpoint: str | None,
+    pictures: str | None,
+    weights: str | Sequence[str],
+    metrics: Mapping[str, Mapping[str, Any]],
+    sampling: Mapping[str, Any],
+    batch_size: int,
+    device: str,
+    console: Console,
+) -> dict[str, float]:
+    """Measures and returns all numbers, by the names they have in result.json.
+
+    `checkpoint`: a run's folder (its newest checkpoint), a file in its checkpoints/, or a folder that
+    LatentDiffusion.save wrote; each of `weights` ("ema", "raw") is measured. `pictures`: instead, a folder of kept
+    pictures, such as RUN/evaluation. `sampling`: arguments of generate() that replace the metrics' own; None: as the
+    metric says. Names say what differs from the default: `compositional/overall@raw,guidance_scale=2.0`.
+
+    Raises SettingsError for settings that cannot be meant, CheckpointError and PicturesError for what cannot be read.
+    """
+    built = {name: build(settings, Metric) for name, settings in metrics.items()}
+    chosen = {name: value for name, value in sampling.items() if value is not None}
+    if (checkpoint is None) == (pictures is None):
+        raise SettingsError("name what to evaluate: either checkpoint=RUN or pictures=RUN/evaluation")
+    if not built:
+        raise SettingsError("metrics=none measures nothing: choose such as metrics=shapes_full")
+    if pictures is not None:
+        if chosen:
+            raise SettingsError(f"pictures={pictures} are drawn already: sampling.{next(iter(chosen))} cannot change")
+        return evaluate_kept(Path(pictures), built, device, console)
+    assert checkpoint is not None
+    weights = [weights] if isinstance(weights, str) else weights
+    return evaluate_checkpoint(Path(checkpoint), weights, built, chosen, batch_size, device, console)
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    weights: Sequence[str],
+    metrics: Mapping[str, Metric],
+    sampling: Mapping[str, Any],
+    batch_size: int,
+    device: str,
+    console: Console,
+) -> dict[str, float]:
+    """Measures each of `weights` of a checkpoint with `sampling` in place of the metrics' own."""
+    if not weights:
+        raise SettingsError("weights is empty: choose weights=[ema], weights=[raw] or weights=[ema,raw]")
+    checked_sampling({"seed": 0, **sampling})
+    run = checkpoint.parent.parent if is_checkpoint(checkpoint) else checkpoint
+    older = checkpoint != run and checkpoint.resolve() != checkpoints_of(run)[-1].resolve()
+    numbers: dict[str, float] = {}
+    for which in weights:
+        pipeline = LatentDiffusion.load(checkpoint, which).to(device)
+        label = [*(["raw"] if which == "raw" else []), *([f"checkpoint={checkpoint.stem}"] if older else [])]
+        subject = Subject(pipeline, run / KEPT_IN, label, sampling, batch_size)
+        console.print(f"{which} weights of {checkpoint}", highlight=False)
+        numbers |= measure(subject, metrics, Recorder(run, {"checkpoint": str(checkpoint), "weights": which}, console))
+    show_numbers(console, numbers, run)
+    return numbers
+
+
+def evaluate_kept(folder: Path, metrics: Mapping[str, Metric], device: str, console: Console) -> dict[str, float]:
+    """Measures the pictures kept in `folder`; the run they belong to is the nearest folder above that is one."""
+    if not folder.is_dir():
+        raise SettingsError(f"pictures={folder} is no folder; evaluate.py checkpoint=RUN keeps them in RUN/{KEPT_IN}")
+    run = next((above for above in folder.resolve().parents if (above / SETTINGS_FILE).is_file()), None)
+    if run is None:
+        raise SettingsError(
+            f"{folder} lies in no run (a folder with {SETTINGS_FILE}) whose result.json could be added to"
+        )
+    numbers = measure(KeptSubject(folder, device), metrics, Recorder(run, {"pictures": str(folder)}, console))
+    show_numbers(console, numbers, run)
+    return numbers
+
+
+class Recorder:
+    """Puts each metric's numbers into the run's result.json as soon as they are there, and says what it replaced."""
+
+    def __init__(self, run: Path, making: dict[str, Any], console: Console):
+        self.run, self.making, self.console = run, making, console
+
+    def __call__(self, metric: str, numbers: dict[str, float], picture: Path | None) -> None:
+        replaced = add_to_record(self.run, numbers, {**self.making, "metric": metric})
+        for name, old in replaced.items():
+            self.console.print(f"{name} was {old:.6g}, is now {numbers[name]:.6g}", highlight=False)
+        if picture is not None:
+            self.console.print(f"{metric}: what was judged is in {picture}", highlight=False)
+
+
+def show_numbers(console: Console, numbers: Mapping[str, float], run: Path) -> None:
+    """The closing table."""
+    table = Table(title=f"added to {run / 'result.json'}", title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for name, value in numbers.items():
+        table.add_row(name, f"{value:.4g}")
+    console.print(table, highlight=False)

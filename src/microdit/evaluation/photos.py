@@ -1,0 +1,121 @@
+"""Metrics of models of photographs: distance to true pictures (FID), and agreement of picture and caption (CLIP score).
+
+Both ask the captions of a data set of captioned pictures, so both judge the same generated pictures, drawn once.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.multimodal.clip_score import CLIPScore
+
+from microdit.build import SettingsError, build
+from microdit.data.images import square_images
+from microdit.data.sources.captioned import CaptionedImage, Source
+from microdit.evaluation.clip import clip_model_and_processor
+from microdit.evaluation.frechet import as_bytes, frechet_distances
+from microdit.evaluation.metric import Metric
+from microdit.evaluation.pictures import Pictures, PicturesError
+from microdit.evaluation.subject import Subject
+from microdit.grid import prompt_grid
+
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class PhotoFrechet(Metric):
+    """FID: pictures of the first `count` captions of `source` against its first `reference_count` pictures (None: all).
+
+    `source`: settings of a microdit.data.sources class. `features`: settings of a feature network of another kind
+    (see `OpenClipFeatures`); None: Inception, from torch-fidelity's weights, or those in the file `inception_weights`.
+    """
+
+    source: Mapping[str, Any]
+    count: int
+    reference_count: int | None
+    features: Mapping[str, Any] | None
+    inception_weights: str | None
+    sampling: Mapping[str, Any]
+
+    def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
+        """`fid/FEATURES`: lower is better; distances of different counts or features cannot be compared."""
+        metric = self.metric()  # first: what is missing should not be found out after hours of drawing
+        pictures, shown = drawn(subject, self.source, self.count, self.sampling)
+        true = centre_squares(captioned(self.source, self.reference_count), shown.shape[-1])
+        distance = frechet_distances(metric, {"fid": pictures.batches()}, true, subject.device)["fid"]
+        name = "inception" if self.features is None else metric.inception.name
+        return {f"fid/{name}": distance}, prompt_grid(shown, pictures.making.prompts[: len(shown)])
+
+    def metric(self) -> FrechetInceptionDistance:
+        """torchmetrics' distance. Raises SettingsError when Inception is asked for and torch-fidelity is missing."""
+        if self.features is not None:
+            return FrechetInceptionDistance(build(self.features, nn.Module), reset_real_features=False)
+        if find_spec("torch_fidelity") is None:
+            raise SettingsError(
+                "FID by Inception needs torch-fidelity: pip install 'microdit[fid]'. Its weights are downloaded on "
+                "first use, or read from the file metrics.fid.inception_weights"
+            )
+        if self.inception_weights is not None:
+            torch.load(self.inception_weights, weights_only=True)  # torch-fidelity would run what is pickled in it
+        return FrechetInceptionDistance(
+            2048, reset_real_features=False, feature_extractor_weights_path=self.inception_weights
+        )
+
+
+@dataclass(frozen=True)
+class PhotoClipScore(Metric):
+    """CLIP score: 100 times the cosine between pictures and the first `count` captions of `source`, mean over them.
+
+    `weights`: an open_clip model, "hf-hub:owner/name" or a local folder, read when evaluated.
+    """
+
+    source: Mapping[str, Any]
+    count: int
+    weights: str
+    sampling: Mapping[str, Any]
+
+    def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
+        """`clip_score`: higher is better; scores of different CLIP models cannot be compared."""
+        metric = CLIPScore(lambda: clip_model_and_processor(self.weights)).to(subject.device)  # type: ignore[arg-type]
+        pictures, shown = drawn(subject, self.source, self.count, self.sampling)
+        prompts = iter(pictures.making.prompts)
+        for batch in pictures.batches(64):
+            metric.update(as_bytes(batch).to(subject.device), list(itertools.islice(prompts, len(batch))))
+        grid = prompt_grid(shown, pictures.making.prompts[: len(shown)])
+        return {"clip_score": float(metric.compute())}, grid
+
+
+def drawn(
+    subject: Subject, source: Mapping[str, Any], count: int, sampling: Mapping[str, Any]
+) -> tuple[Pictures, Float[Tensor, "n 3 h w"]]:
+    """Pictures of the first `count` captions, the same for every metric of `source`, and the first few to show."""
+    captions = [each.captions[0] for each in captioned(source, count)]
+    if len(captions) < count:
+        raise PicturesError(f"{dict(source)} holds {len(captions)} captioned pictures, not {count}: set count lower")
+    pictures = subject.pictures("captions", captions, sampling)
+    return pictures, next(pictures.batches(SHOWN))
+
+
+def captioned(source: Mapping[str, Any], count: int | None) -> Iterator[CaptionedImage]:
+    """The first `count` captioned pictures of a source (None: all). Raises PicturesError at one that cannot be read."""
+    opened = build(source, Source)
+    found = (item for shard in range(len(opened.shards())) for item in opened.read(shard))
+    for item in itertools.islice(found, count):
+        if not isinstance(item, CaptionedImage):
+            raise PicturesError(f"{dict(source)}: {item.key}: {item.reason}. Remove it: all of a set must be judged")
+        yield item
+
+
+def centre_squares(items: Iterable[CaptionedImage], side_px: int, size: int = 64) -> Iterator[Float[Tensor, "n 3 h w"]]:
+    """The centre squares of true pictures at `side_px`, in [0, 1], `size` at a time."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        squares = [torch.from_numpy(square_images(item.image, [side_px])[side_px].copy()) for item in batch]
+        yield torch.stack(squares).permute(0, 3, 1, 2).float() / 255

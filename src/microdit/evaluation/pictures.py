@@ -1,0 +1,130 @@
+"""Generated pictures that are kept: a tar any WebDataset reader opens, and beside it how they were made.
+
+Numbers are always computed from what is kept here, so that they can be computed again without the network.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from microdit.data.locking import write_whole
+from microdit.data.shards import image_fields, write_tar
+from microdit.data.sources.captioned import CaptionedImage
+from microdit.data.sources.tars import TarSource
+
+
+class PicturesError(ValueError):
+    """Kept pictures that are missing, damaged, or not those that were asked for; the message says which."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """How kept pictures were made. `network`: fingerprint of the weights. `label`: what sets these weights apart from
+    the default ones (see `Subject`). `sampling`: arguments of LatentDiffusion.generate. One picture a prompt."""
+
+    prompts: list[str]
+    sampling: dict[str, Any]
+    network: str
+    label: list[str]
+
+    def covers(self, wanted: "Making") -> bool:
+        """Whether the first pictures are the ones wanted: picture i depends on its prompt, the sampling and i alone."""
+        return (
+            self.prompts[: len(wanted.prompts)] == wanted.prompts
+            and self.sampling == wanted.sampling
+            and self.network == wanted.network
+        )
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The first `count` pictures of a tar, in [0, 1]."""
+
+    tar: Path
+    making: Making
+    count: int
+
+    def batches(self, size: int = 256) -> Iterator[Float[Tensor, "n 3 h w"]]:
+        """All of them in order, `size` at a time. Raises PicturesError for a damaged tar."""
+        batch: list[Tensor] = []
+        found = 0
+        for item in TarSource(str(self.tar)).read(0):
+            if not isinstance(item, CaptionedImage):
+                raise PicturesError(f"{self.tar}: {item.key}: {item.reason}. Delete the tar and evaluate again")
+            pixels = np.asarray(Image.open(io.BytesIO(item.image)).convert("RGB"))
+            batch.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
+            found += 1
+            if len(batch) == size or found == self.count:
+                yield torch.stack(batch)
+                batch = []
+            if found == self.count:
+                return
+        raise PicturesError(f"{self.tar} holds {found} pictures, not {self.count}. Delete the tar and evaluate again")
+
+    def all(self) -> Float[Tensor, "n 3 h w"]:
+        """All of them at once."""
+        return torch.cat(list(self.batches()))
+
+
+def kept_making(tar: Path) -> Making | None:
+    """How the pictures in `tar` were made; None where there are none."""
+    beside = tar.with_suffix(".json")
+    if not (tar.is_file() and beside.is_file()):
+        return None
+    return Making(**json.loads(beside.read_text(encoding="utf-8")))
+
+
+def keep(tar: Path, making: Making, batches: Iterator[Float[Tensor, "n 3 h w"]]) -> Pictures:
+    """Writes pictures, in [0, 1], as they come: KEY.png and KEY.txt in `tar`, `making` beside it as .json."""
+    tar.parent.mkdir(parents=True, exist_ok=True)
+    beside, partial = tar.with_suffix(".json"), tar.with_suffix(".tar.part")
+    beside.unlink(missing_ok=True)  # a tar without its .json is not taken for whole
+    with partial.open("wb") as file:
+        write_tar(
+            file,
+            (
+                image_fields(f"{i:06d}", "png", png(picture), [prompt])
+                for i, (picture, prompt) in enumerate(
+                    zip((one for batch in batches for one in batch), making.prompts, strict=True)
+                )
+            ),
+        )
+    partial.replace(tar)
+    write_whole(beside, json.dumps(asdict(making), indent=1) + "\n")
+    return Pictures(tar, making, len(making.prompts))
+
+
+def png(picture: Float[Tensor, "3 h w"]) -> bytes:
+    """A picture in [0, 1] as a PNG file."""
+    pixels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A name for these very weights: a hash of all of them."""
+    state = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(network.state_dict().items()):
+        state.update(name.encode())
+        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def plain_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling as JSON gives it back, so that what is kept and what is wanted compare equal."""
+    return json.loads(json.dumps(dict(sampling), default=_as_list))
+
+
+def _as_list(value: Sequence[Any]) -> list[Any]:
+    return list(value)

@@ -1,0 +1,41 @@
+"""Adding numbers to a run's result.json after training, without ever losing what was there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from microdit.build import SettingsError
+from microdit.data.locking import alone_in, write_whole
+
+RESULT_FILE = "result.json"
+HISTORY_FILE = "evaluation/history.jsonl"
+
+
+def add_to_record(run: Path, numbers: dict[str, float], making: dict[str, Any]) -> dict[str, float]:
+    """Adds `numbers` to RUN/result.json, which is replaced whole, and a line with `making` to evaluation/history.jsonl.
+
+    A number that was there under the same name is replaced; those whose value changed are returned with the old value,
+    which the history keeps too. Several processes may add at once. Raises SettingsError for a result.json that is none.
+    """
+    path, history = run / RESULT_FILE, run / HISTORY_FILE
+    with alone_in(run):
+        record = read_record(path)
+        replaced = {name: record[name] for name in numbers if name in record and record[name] != numbers[name]}
+        history.parent.mkdir(parents=True, exist_ok=True)
+        with history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**making, "numbers": numbers, "replaced": replaced}) + "\n")
+        write_whole(path, json.dumps(record | numbers, indent=2) + "\n")
+    return replaced
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A run's record; one that says "unfinished" where training left none yet."""
+    if not path.exists():
+        return {"status": "unfinished"}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SettingsError(f"{path} is no JSON ({error}); move it away, then evaluate again") from error
+    if not isinstance(record, dict):
+        raise SettingsError(f"{path} holds no record of a run; move it away, then evaluate again")
+    return record

@@ -1,0 +1,154 @@
+"""What is evaluated: a trained pipeline whose pictures are drawn when a metric asks for them, and kept."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microdit.build import SettingsError, check_names, keyword_names
+from microdit.evaluation.pictures import Making, Pictures, PicturesError, fingerprint, keep, kept_making, plain_sampling
+from microdit.pipeline import LatentDiffusion
+
+Report = Callable[[int, int], None]  # (done, total) evaluations of the network
+
+PICTURES_A_CALL = 256
+"""Pictures drawn by one call of generate(), which bounds the memory; call k draws with seed + k."""
+GIVEN_HERE = {"prompt", "seed", "tokenized_prompts", "image_size", "batch_size", "return_latents", "progress", "self"}
+
+
+def silent(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+class Subject:
+    """A pipeline under evaluation. `folder` keeps its pictures.
+
+    `label` says what sets the weights apart from the default ones ("raw", "step=1200"); `sampling` replaces what
+    metrics ask for (arguments of LatentDiffusion.generate). Together with the values so changed the label makes the
+    `suffix` of every number's name, so that numbers of different kinds never mix.
+    """
+
+    def __init__(
+        self,
+        pipeline: LatentDiffusion,
+        folder: Path,
+        label: Sequence[str] = (),
+        sampling: Mapping[str, Any] | None = None,
+        batch_size: int = 64,
+        progress: Report = silent,
+    ):
+        self._pipeline, self.folder, self.label = pipeline, folder, list(label)
+        self.sampling, self.batch_size, self.progress = dict(sampling or {}), batch_size, progress
+        self.changed: list[str] = []
+
+    @property
+    def pipeline(self) -> LatentDiffusion:
+        """The pipeline itself, for metrics that look at the network."""
+        return self._pipeline
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.device
+
+    @property
+    def suffix(self) -> str:
+        """What is added to the names of numbers: nothing, or such as "@raw,guidance_scale=2.0"."""
+        parts = [*self.label, *self.changed]
+        return "@" + ",".join(parts) if parts else ""
+
+    @property
+    def kept_in(self) -> Path:
+        """The folder of the pictures whose numbers have this suffix."""
+        return self.folder / self.suffix.removeprefix("@")
+
+    def pictures(self, name: str, prompts: Sequence[str], sampling: Mapping[str, Any]) -> Pictures:
+        """One picture a prompt, as `sampling` says (arguments of generate, with `seed`): those kept in `name`.tar if
+        they are of this network, these prompts and this sampling, else drawn now.
+
+        Raises SettingsError for a sampling argument that generate() does not take.
+        """
+        used = checked_sampling({**sampling, **self.sampling})
+        self.changed = changes(used, sampling)
+        making = Making(list(prompts), plain_sampling(used), fingerprint(self.pipeline.dit), self.label)
+        tar = self.kept_in / f"{name}.tar"
+        kept = kept_making(tar)
+        if kept is not None and kept.covers(making):
+            return Pictures(tar, kept, len(prompts))
+        return keep(tar, making, self.drawn(prompts, used))
+
+    def drawn(self, prompts: Sequence[str], sampling: Mapping[str, Any]) -> Iterator[Float[Tensor, "n 3 h w"]]:
+        """Pictures of `prompts`, PICTURES_A_CALL at a time."""
+        arguments = dict(sampling)
+        seed = arguments.pop("seed")
+        starts = range(0, len(prompts), PICTURES_A_CALL)
+        for call, start in enumerate(starts):
+            yield self.pipeline.generate(
+                prompts[start : start + PICTURES_A_CALL],
+                **arguments,
+                seed=seed + call,
+                batch_size=self.batch_size,
+                progress=lambda done, total, call=call: self.progress(call * total + done, len(starts) * total),
+            )
+
+
+class KeptSubject(Subject):
+    """Pictures without their network: metrics that need no more can be computed again from `folder` alone."""
+
+    def __init__(self, folder: Path, device: str = "cpu"):
+        self.folder, self.label, self.changed = folder, [], []
+        self.progress, self._device = silent, torch.device(device)
+
+    @property
+    def pipeline(self) -> LatentDiffusion:
+        raise PicturesError(f"{self.folder} holds pictures only; this metric looks at the network: give checkpoint=RUN")
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def kept_in(self) -> Path:
+        return self.folder
+
+    def pictures(self, name: str, prompts: Sequence[str], sampling: Mapping[str, Any]) -> Pictures:
+        """The kept pictures of these prompts, however they were sampled: `suffix` tells. Raises PicturesError."""
+        tar = self.folder / f"{name}.tar"
+        kept = kept_making(tar)
+        if kept is None:
+            found = ", ".join(sorted(path.stem for path in self.folder.glob("*.tar"))) or "none"
+            raise PicturesError(f"{self.folder} holds no pictures {name}.tar (there are: {found})")
+        if kept.prompts[: len(prompts)] != list(prompts):
+            raise PicturesError(
+                f"{tar} holds {len(kept.prompts)} pictures of other prompts than the {len(prompts)} this metric asks "
+                "for: give the metric the settings they were drawn with, or draw new ones with checkpoint=RUN"
+            )
+        self.label, self.changed = kept.label, changes(kept.sampling, sampling)
+        return Pictures(tar, kept, len(prompts))
+
+
+def checked_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """`sampling` if generate() takes all of it. Raises SettingsError for a name it does not know, or without a seed."""
+    known = {*(keyword_names(LatentDiffusion.generate) or ()), "seed"} - (GIVEN_HERE - {"seed"})
+    check_names(sampling, known, where="sampling")
+    if sampling.get("seed") is None:
+        raise SettingsError("sampling needs a seed: pictures that are judged must be the same each time")
+    return dict(sampling)
+
+
+def changes(used: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What differs between the sampling used and the one a metric asks for, as "name=value", by name."""
+    defaults = {name: p.default for name, p in inspect.signature(LatentDiffusion.generate).parameters.items()}
+    was = plain_sampling({**{name: defaults[name] for name in used if name in defaults}, **asked})
+    now = plain_sampling(used)
+    return [f"{name}={short(now[name])}" for name in sorted(now) if now[name] != was.get(name)]
+
+
+def short(value: Any) -> str:
+    """A value of the sampling as part of a name: 2 and 2.0 are the same."""
+    if isinstance(value, list):
+        return "[" + "-".join(map(short, value)) + "]"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)

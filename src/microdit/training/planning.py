@@ -1,0 +1,140 @@
+"""What training will cost, before anything runs: FLOPs counted on the real network, days and dollars from them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from microdit.analysis.memory import DeviceMemory, training_memory
+from microdit.build import SettingsError
+from microdit.pipeline import build_pipeline
+from microdit.training.batches import divide_batch
+from microdit.training.budget import step_costs, total_cost
+from microdit.training.run import network_settings
+from microdit.training.settings import TrainingSettings, bind, training_settings
+
+
+@dataclass(frozen=True)
+class PlannedHardware:
+    """Devices that reach `mfu`, a share in (0, 1], of `peak_tflops` each, and what an hour of one costs."""
+
+    devices: int
+    peak_tflops: float
+    mfu: float
+    dollars_per_device_hour: float
+
+    def __post_init__(self) -> None:
+        if self.devices < 1 or not self.peak_tflops > 0:
+            raise SettingsError("hardware.devices must be at least 1 and hardware.peak_tflops above 0")
+        if not 0 < self.mfu <= 1:
+            raise SettingsError(f"hardware.mfu is a share of the peak, in (0, 1]; got {self.mfu}")
+
+    def hours(self, flops: float) -> float:
+        """How long these FLOPs take."""
+        return flops / (self.devices * self.peak_tflops * 1e12 * self.mfu) / 3600
+
+    def dollars(self, flops: float) -> float:
+        return self.hours(flops) * self.devices * self.dollars_per_device_hour
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of training: its steps, and FLOPs of an image (the mean, where the mask ratio changes) and in all."""
+
+    name: str
+    parameters: int
+    steps: int
+    images: int
+    flops_per_image: int
+    flops: int
+
+
+def planned_stage(name: str, settings: TrainingSettings) -> PlannedStage:
+    """What a run of these settings costs. The network is built on the meta device, so any size can be planned."""
+    pipeline = build_pipeline(network_settings(settings), device="meta")
+    batch, steps = settings.resolution_stage.global_batch_size, settings.trainer.max_steps
+    costs = step_costs(pipeline, settings.mask_ratio, batch)
+    steps = costs.steps(steps, settings.trainer.max_flops)
+    cost = total_cost(costs, steps, pipeline)
+    return PlannedStage(name, cost["parameters"], steps, steps * batch, cost["flops_per_image"], cost["total_flops"])
+
+
+def plan_table(stages: Sequence[PlannedStage], hardware: PlannedHardware) -> Table:
+    """One row a stage, and their sum."""
+    used = f"{hardware.devices} devices of {hardware.peak_tflops:g} TFLOP/s, used at {hardware.mfu:.1%}"
+    table = Table(title=f"{stages[0].parameters / 1e6:,.4g} M parameters, {used}", title_justify="left")
+    for column in ("stage", "steps", "M images", "GFLOP an image", "FLOP", "days", "dollars"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in stages:
+        table.add_row(stage.name, *columns([stage], hardware))
+    if len(stages) > 1:
+        table.add_section()
+        table.add_row("in all", *columns(stages, hardware))
+    return table
+
+
+def columns(stages: Sequence[PlannedStage], hardware: PlannedHardware) -> list[str]:
+    """The numbers of one stage, or of several together."""
+    steps, images, flops = (sum(getattr(stage, part) for stage in stages) for part in ("steps", "images", "flops"))
+    return [
+        f"{steps:,}",
+        f"{images / 1e6:,.4g}",
+        f"{flops / images / 1e9:,.4g}",
+        f"{flops:.3g}",
+        f"{hardware.hours(flops) / 24:.3g}",
+        f"{hardware.dollars(flops):,.2f}",
+    ]
+
+
+def planned_memory(settings: TrainingSettings) -> DeviceMemory:
+    """What each device of a run holds, at the micro-batch that its global batch is divided into."""
+    pipeline = build_pipeline(network_settings(settings), device="meta")
+    hardware = settings.trainer
+    return training_memory(
+        pipeline.dit,
+        ranks=hardware.world_size,
+        sharded=hardware.sharded,
+        bf16=hardware.precision == "bf16-mixed",
+        ema=settings.resolution_stage.ema_decay is not None,
+        images=divide_batch(settings.resolution_stage, hardware).device_batch_size,
+        mask_ratio=settings.mask_ratio.ratio(0.0),
+        caption_length=pipeline.text_encoder.length,
+    )
+
+
+def memory_table(stages: Sequence[tuple[str, TrainingSettings]]) -> Table:
+    """GiB that each device holds, one row a stage; activations are those without activation checkpointing."""
+    hardware = stages[0][1].trainer
+    title = f"GiB on each of {hardware.world_size} devices, {hardware.strategy} (trainer=...)"
+    parts = [field.name for field in fields(DeviceMemory)]
+    table = Table(title=title, title_justify="left")
+    for column in ("stage", "images at once", *(part.replace("_", " ") for part in parts), "in all"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for name, settings in stages:
+        memory = planned_memory(settings)
+        images = divide_batch(settings.resolution_stage, settings.trainer).device_batch_size
+        numbers = [*(getattr(memory, part) for part in parts), memory.total]
+        table.add_row(name, str(images), *(f"{number / 2**30:.3g}" for number in numbers))
+    return table
+
+
+def show_plan(
+    stages: Sequence[tuple[dict[str, Any], dict[str, str]]], hardware: Mapping[str, Any], console: Console
+) -> list[PlannedStage]:
+    """Prints what stages cost, each a composed configuration with its choices; returns their costs.
+
+    Raises SettingsError for settings that cannot be meant.
+    """
+    known = bind(PlannedHardware, hardware, where="hardware")
+    planned, composed = [], []
+    for config, choices in stages:
+        settings = training_settings(config, Path("runs"), choices)
+        name = ", ".join(choices[group] for group in ("resolution_stage", "masking", "mask_ratio"))
+        planned.append(planned_stage(name, settings))
+        composed.append((name, settings))
+    console.print(plan_table(planned, known), highlight=False)
+    console.print(memory_table(composed), highlight=False)
+    return planned

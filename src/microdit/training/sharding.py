@@ -1,0 +1,88 @@
+"""FSDP2: every rank keeps a part of each weight, and the ranks lend each other a block at a time."""
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from microdit.model.blocks import CaptionBlock, DiTBlock
+from microdit.model.dit import DiT
+
+
+def shard(network: DiT, mesh: DeviceMesh, bf16: bool) -> None:
+    """Shards every block of patch-mixer, backbone and captions (experts included), then what is left, in place.
+
+    With `bf16` weights travel in bfloat16 and are kept in float32; gradients are summed in float32. Autocast decides
+    what is computed in bfloat16, as it does without sharding.
+    """
+    dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if bf16 else {}
+    # The output of the network is a view of another tensor, and nothing writes into it.
+    warnings.filterwarnings("ignore", message=".*FSDP2-wrapped module .* returned a view tensor.*")
+    policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
+    for module in network.modules():
+        if isinstance(module, DiTBlock | CaptionBlock):
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    # Back to parts also after the root's forward: checkpoints and the moving average read the parts.
+    fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def is_sharded(network: nn.Module) -> bool:
+    return isinstance(network, FSDPModule)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, on each of them."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank keeps of a sharded tensor; the tensor itself if it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All parts of a sharded tensor together, on every rank; the tensor itself if it is whole."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(network: DiT, skeleton: DiT, device: torch.device) -> DiT | None:
+    """A whole copy of a sharded network on rank zero's device, from its structure on the meta device; None elsewhere.
+
+    All ranks must call it together.
+    """
+    state = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if torch.distributed.get_rank():
+        return None
+    whole = skeleton.to_empty(device=device)
+    whole.load_state_dict(state)
+    for name, buffer in network.named_buffers():  # also those that no state dict has
+        whole.get_buffer(name).copy_(buffer)
+    return whole
+
+
+def fill(target: Tensor, whole: Tensor) -> None:
+    """Copies a whole tensor, which every rank has, into what this rank keeps of it."""
+    with torch.no_grad():
+        if isinstance(target, DTensor):
+            whole = whole.to(target.device, target.dtype)
+            parts = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
+            target.to_local().copy_(parts.to_local())
+        else:
+            target.copy_(whole)
+
+
+def optimizer_state(parameter: Tensor, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What an optimizer keeps for a parameter, of which each rank has its part, from saved whole tensors."""
+    state = {}
+    for name, tensor in saved.items():
+        alike = parameter.detach() if tensor.shape == parameter.shape else tensor.to(parameter.device)
+        state[name] = torch.zeros_like(alike, dtype=tensor.dtype)
+        fill(state[name], tensor)
+    return state

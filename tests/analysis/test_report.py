@@ -1,0 +1,89 @@
+"""The report of a folder: the same from runs and from the committed results, with figures that show what there is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from microdit.analysis.report import remake, report
+from microdit.build import SettingsError
+from microdit.evaluation.pictures import Making, keep
+
+TABLES = ("table.md", "table.csv", "table.tex")
+PROMPTS = [f"prompt {i}" for i in range(10)]
+
+
+def told(folder: Path, *runs: Path) -> str:
+    console = Console(record=True, width=200, quiet=False, file=(folder / "console.txt").open("w"))
+    report(folder, list(runs), console)
+    return console.export_text()
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Path:
+    folder = tmp_path / "experiments/masking"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_tables_and_figures_made_again_from_the_results_alone_are_the_same(experiment, headline):
+    told(experiment, headline)
+    files = (*TABLES, "figure.png", "curves.png")
+    first = {name: (experiment / name).read_bytes() for name in files}
+    for name in files:
+        (experiment / name).unlink()
+    told(experiment)
+    assert {name: (experiment / name).read_bytes() for name in files} == first
+
+
+def test_every_run_that_did_not_finish_is_named_with_its_error(experiment, headline):
+    text = told(experiment, headline)
+    assert "sweep/deferred-p75-2: failed. OSError: deferred.tar is damaged" in text
+    assert "sweep/deferred-p50-1: unfinished." in text
+
+
+def test_a_folder_of_runs_gets_its_report_inside(headline):
+    told(headline)
+    assert (headline / "results.csv").is_file()
+    assert "± " in (headline / "table.md").read_text()
+
+
+def test_the_table_takes_its_place_in_the_readme(experiment, headline):
+    readme = experiment / "README.md"
+    readme.write_text("# Masking\n<!-- table -->\nold\n<!-- /table -->\nWhat we found.\n")
+    told(experiment, headline)
+    table = (experiment / "table.md").read_text()
+    assert readme.read_text() == f"# Masking\n<!-- table -->\n{table}<!-- /table -->\nWhat we found.\n"
+
+
+def test_results_alone_cannot_be_reported_where_there_are_none(experiment, tmp_path):
+    with pytest.raises(SettingsError, match="holds no run"):
+        report(experiment, [], Console(quiet=True))
+    with pytest.raises(SettingsError, match="nowhere is no folder"):
+        report(tmp_path / "nowhere", [], Console(quiet=True))
+    with pytest.raises(SettingsError, match=r"results\.csv does not exist"):
+        remake(experiment)
+
+
+def test_samples_side_by_side_have_a_column_a_row_of_the_table(experiment, headline):
+    for run in headline.iterdir():
+        keep(run / "evaluation/skills.tar", Making(PROMPTS, {"seed": 0}, "", []), iter([torch.rand(10, 3, 16, 16)]))
+    told(experiment, headline)
+    wide = Image.open(experiment / "samples.png").size
+    # Deferred at p50 has no finished run, so no column.
+    for run in headline.glob("none-*"):
+        (run / "evaluation/skills.json").unlink()
+    told(experiment, headline)
+    narrow = Image.open(experiment / "samples.png").size
+    assert wide[0] - narrow[0] == 118  # 112 px of a picture and 6 px of white
+    assert wide[1] == narrow[1]
+
+
+def test_samples_of_other_prompts_are_not_put_side_by_side(experiment, headline):
+    for run in headline.iterdir():
+        making = Making([run.name, "another"], {"seed": 0}, "", [])
+        keep(run / "evaluation/skills.tar", making, iter([torch.rand(2, 3, 16, 16)]))
+    with pytest.raises(SettingsError, match="other prompts or another sampling"):
+        told(experiment, headline)

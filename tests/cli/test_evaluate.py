@@ -1,0 +1,92 @@
+"""`python evaluate.py` and `python report.py`, from the outside: from runs to a table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+SMALL = [
+    "model.dim=32",
+    "model.depth=2",
+    "model.head_dim=16",
+    "model.patch_mixer_dim=16",
+    "model.patch_mixer_depth=1",
+    "moe.num_experts=2",
+    "resolution_stage.resolution_px=16",
+    "resolution_stage.global_batch_size=4",
+    "data_mix.embedded.counts={train: 24, validation: 4}",
+    "trainer.validation_batch_size=4",
+    "trainer.max_steps=3",
+    "trainer.validate_every_n_steps=1",
+    "callbacks.samples.prompts=[]",
+]
+FEW = [
+    "metrics.compositional.prompts_per_skill=1",
+    "metrics.compositional.colour_prompts=2",
+    "metrics.compositional.sampling.num_inference_steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def sweep(run_script, paths, tmp_path_factory) -> Path:
+    """One run that ends well and one that fails: its budget pays for no step."""
+    folder = tmp_path_factory.mktemp("sweep")
+    arguments = ["-m", "trainer.max_flops=null,1000", f"hydra.sweep.dir={folder}", *SMALL, *FEW, *paths]
+    ended = run_script("train.py", *arguments)
+    assert ended.returncode != 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(sweep) -> Path:
+    (finished,) = (path.parent for path in sweep.glob("*/result.json") if '"finished"' in path.read_text())
+    return finished
+
+
+def test_evaluating_adds_numbers_under_names_of_their_own(run_script, run):
+    before = json.loads((run / "result.json").read_text())
+    arguments = [f"checkpoint={run}", "metrics=[compositional,shapes_loss]", *FEW, "metrics.shapes_loss.count=8"]
+    ended = run_script("evaluate.py", *arguments, "weights=[ema,raw]", "sampling.guidance_scale=2.0")
+    assert ended.returncode == 0, ended.stderr
+    assert "compositional/overall@raw,guidance_scale=2" in ended.stdout
+    after = json.loads((run / "result.json").read_text())
+    assert after.items() >= before.items()
+    assert {"denoising_loss/mean", "denoising_loss/mean@raw", "compositional/overall@guidance_scale=2"} <= after.keys()
+
+
+def test_pictures_that_were_kept_are_judged_again(run_script, run):
+    before = (run / "result.json").read_text()
+    ended = run_script("evaluate.py", f"pictures={run}/evaluation", "metrics=shapes", *FEW)
+    assert ended.returncode == 0, ended.stderr
+    assert (run / "result.json").read_text() == before
+
+
+def test_a_mistake_is_told_in_one_sentence(run_script, tmp_path):
+    for arguments, message in (
+        ([], "either checkpoint=RUN or pictures=RUN/evaluation"),
+        ([f"checkpoint={tmp_path}"], "name the folder of a training run"),
+    ):
+        ended = run_script("evaluate.py", *arguments)
+        assert ended.returncode == 1
+        assert message in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_a_sweep_becomes_a_table_that_shows_the_failed_run(run_script, sweep):
+    layout = "rows: [status]\ncolumns: [{column: validation/loss, format: .3f}]\n"
+    (sweep / "report.yaml").write_text(layout)
+    ended = run_script("report.py", str(sweep))
+    assert ended.returncode == 0, ended.stderr
+    table = (sweep / "table.md").read_text()
+    assert table in ended.stdout
+    assert "| failed | – | 0 (1 failed) |" in table
+    assert "does not pay for one step" in ended.stdout
+    assert (sweep / "samples.png").is_file()
+    assert (sweep / "curves.png").is_file()
+
+
+def test_reporting_nothing_says_what_to_name(run_script, tmp_path):
+    ended = run_script("report.py", str(tmp_path))
+    assert ended.returncode == 1
+    assert "holds no run" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,64 @@
+"""`python generate.py` and its options, from the outside."""
+
+import pytest
+import torch
+from PIL import Image
+
+from microdit.pipeline import build_pipeline
+
+PROMPTS = 'prompts=["a red circle left of a blue square","a ring"]'
+
+
+@pytest.fixture(scope="module")
+def saved(small_settings, wake, tmp_path_factory) -> str:
+    """A small pipeline with random weights, as LatentDiffusion.save writes it."""
+    elsewhere = ("in_channels", "caption_channels", "use_patch_mixer")
+    model = {k: list(v) if isinstance(v, tuple) else v for k, v in small_settings.items() if k not in elsewhere}
+    torch.manual_seed(0)
+    pipeline = build_pipeline(
+        {
+            "model": model,
+            "token_path": {"_target_": "microdit.model.token_path.Deferred"},
+            "autoencoder": {"_target_": "microdit.encoders.pixel.PixelAutoencoder"},
+            "text_encoder": {"_target_": "microdit.encoders.words.WordsTextEncoder", "channels": 16, "length": 6},
+        }
+    )
+    wake(pipeline.dit)
+    folder = tmp_path_factory.mktemp("saved")
+    pipeline.save(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "evaluations"),
+    [([], "5/5"), (["sampler=dpm_solver_2m", "guidance_interval=[0.1,10]"], "3/3")],
+)
+def test_samplers_are_options_and_the_bar_counts_their_evaluations(run_script, saved, tmp_path, options, evaluations):
+    output = tmp_path / "grid.png"
+    given = [f"checkpoint={saved}", PROMPTS, "num_inference_steps=3", f"output={output}", *options]
+    made = run_script("generate.py", *given)
+    assert made.returncode == 0, made.stderr
+    assert evaluations in made.stderr
+    assert Image.open(output).size[0] > 2 * 144
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("guidance_interval=[5]", "guidance_interval is two noise levels [low, high]"),
+        ("autoencoder_weights=elsewhere", "PixelAutoencoder has no setting 'weights'"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(run_script, saved, tmp_path, option, told):
+    ended = run_script("generate.py", f"checkpoint={saved}", f"output={tmp_path / 'grid.png'}", option)
+    assert ended.returncode == 1
+    assert told in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_file_that_is_no_released_network_says_what_it_holds(run_script, tmp_path):
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    ended = run_script("generate.py", f"checkpoint={tmp_path / 'other.pt'}")
+    assert ended.returncode == 1
+    assert "is no released network" in ended.stderr
+    assert "conv.weight" in ended.stderr

@@ -1,0 +1,94 @@
+"""`python train.py` with several processes, and what may happen to them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_processes import EVERY_STEP, ROOT, SMALL, TWO, children, start, steps, wait_for
+
+
+def test_a_sweep_with_ddp_runs_every_job_in_a_folder_of_its_own(run_script, paths, tmp_path):
+    swept = run_script(
+        *("train.py", "-m", "mask_ratio=p25,p75", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"),
+        *("trainer.max_steps=4", *SMALL, paths[0], f"paths.output_root={tmp_path}"),
+    )
+    assert swept.returncode == 0, swept.stderr
+    (sweep,) = tmp_path.iterdir()
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0-test", "1-test"]
+    kept = [json.loads((sweep / name / "result.json").read_text())["patches_kept"] for name in ("0-test", "1-test")]
+    assert kept == [48, 16]
+    assert [path.name for path in (sweep / "0-test" / "logs").iterdir()] == ["rank_1.txt"]
+
+
+def test_a_failed_job_does_not_stop_a_sweep_and_is_told_at_its_end(run_script, paths, tmp_path):
+    swept = run_script(
+        *("train.py", "-m", "trainer.devices=3,1", "trainer.max_steps=1"),
+        *(*SMALL, paths[0], f"paths.output_root={tmp_path}"),
+    )
+    assert swept.returncode == 1
+    assert "1 jobs of the sweep failed, the others ran: 0-test" in swept.stderr
+    results = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/*/result.json")}
+    assert results["1-test"]["status"] == "finished"
+    assert results["0-test"]["status"] == "failed"
+    assert "does not divide among 3 devices. Possible: 1, 2, 4 devices" in results["0-test"]["error"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks in /proc")
+def test_a_killed_rank_ends_the_run_a_signal_saves_it_and_one_process_finishes_it(run_script, paths, tmp_path):
+    long = [*SMALL, *EVERY_STEP, paths[0], "trainer.max_steps=400", "trainer.checkpoint_every_n_steps=20"]
+    run = tmp_path / "run"
+    victim = start(*TWO, *long, f"hydra.run.dir={run}")
+    wait_for(lambda: list(run.glob("checkpoints/step_*.ckpt")), victim)
+    os.kill(children(victim)[1], signal.SIGKILL)
+    killed_at = time.monotonic()
+    _, told = victim.communicate(timeout=60)
+    assert time.monotonic() - killed_at < 45
+    assert victim.returncode == 1
+    assert "rank 1 was killed by SIGKILL" in told
+    assert json.loads((run / "result.json").read_text())["status"] == "failed"
+
+    preempted = start(f"resume={run}")
+    before = steps(run)[-1]
+    wait_for(lambda: steps(run)[-1] > before + 3, preempted)
+    preempted.send_signal(signal.SIGTERM)
+    told, _ = preempted.communicate(timeout=120)
+    assert preempted.returncode == 75
+    assert "stopped at step" in told
+    saved = steps(run)[-1] + 1
+    assert (run / "checkpoints" / f"step_{saved:07d}.ckpt").exists()
+
+    finished = run_script("train.py", f"resume={run}", "trainer=cpu")
+    assert finished.returncode == 0, finished.stderr
+    assert steps(run) == list(range(400))
+    assert json.loads((run / "result.json").read_text())["devices"] == 1
+
+
+def test_ranks_end_when_their_launcher_is_killed(paths, tmp_path):
+    run = tmp_path / "run"
+    victim = start(*TWO, *SMALL, *EVERY_STEP, paths[0], "trainer.max_steps=100000", f"hydra.run.dir={run}")
+    wait_for(lambda: (run / "metrics.csv").exists(), victim)
+    ranks = children(victim)
+    victim.kill()
+    victim.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):
+        assert time.monotonic() < deadline, "a rank outlives its launcher"
+        time.sleep(0.1)
+
+
+def test_torchrun_makes_one_folder(paths, tmp_path):
+    command = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node=2", "train.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [*TWO, *SMALL, paths[0], "trainer.max_steps=2", f"paths.output_root={tmp_path}"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = tmp_path.iterdir()
+    assert json.loads((run / "result.json").read_text())["devices"] == 2
+    assert done.stdout.count("finished after 2 steps") == 1

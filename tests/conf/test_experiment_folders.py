@@ -1,0 +1,70 @@
+"""The folders of experiments/: each command composes, each row is an experiment file, and none is left out."""
+
+import re
+import shlex
+from pathlib import Path
+
+import hydra
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+import microdit.cli
+from microdit.training.settings import training_settings
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = sorted(
+    path.parent for path in (ROOT / "experiments").glob("*/report.yaml") if "choice/experiment" in path.read_text()
+)
+EXPERIMENTS = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+
+
+def table_rows(folder: Path) -> list[str]:
+    """The experiments that a table is about: the last value of each row it expects."""
+    expected = yaml.safe_load((folder / "report.yaml").read_text()).get("expected", [])
+    return [row[-1] if isinstance(row, list) else row for row in expected]
+
+
+def training_commands(folder: Path) -> list[list[str]]:
+    """The arguments of each `python train.py` in the README's commands."""
+    (commands,) = re.findall(r"^## The command\n```\n(.*?)```", (folder / "README.md").read_text(), re.M | re.S)
+    lines = commands.replace("\\\n", "").splitlines()
+    return [shlex.split(line)[2:] for line in lines if line.startswith("python train.py")]
+
+
+def trained(folder: Path) -> list[tuple[str, list[str]]]:
+    """(experiment, the other overrides) of every run of the commands; the seeds are those of one."""
+    runs = []
+    for command in training_commands(folder):
+        parsed = OverridesParser.create().parse_overrides([part for part in command if part != "-m"])
+        plain = [
+            part.input_line for part in parsed if not part.is_sweep_override() and part.key_or_group != "experiment"
+        ]
+        others = [part for part in plain if not part.startswith("hydra.")]
+        (experiments,) = [part for part in parsed if part.key_or_group == "experiment"]
+        swept = experiments.sweep_string_iterator() if experiments.is_sweep_override() else [experiments.value()]
+        runs += [(str(name), others) for name in swept]
+    return runs
+
+
+def test_there_are_tables_for_all_experiments():
+    assert {row for folder in FOLDERS for row in table_rows(folder)} == EXPERIMENTS
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_command_makes_the_rows_of_the_table_and_composes(folder):
+    runs = trained(folder)
+    assert sorted(name for name, _ in runs) == sorted(table_rows(folder))
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for experiment, others in runs[:2]:  # the others differ in the experiment only
+            config = hydra.compose("config", ["name=x", f"+experiment={experiment}", *others])
+            assert isinstance(config, DictConfig)
+            assert training_settings(microdit.cli.plain(config), Path("run"), {})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_folder_says_claim_command_findings_and_limits(folder):
+    headings = re.findall(r"^## (.*)$", (folder / "README.md").read_text(), re.M)
+    assert headings[:4] == ["The claim", "The command", "What we found", "Limits"]
+    assert f"python report.py experiments/{folder.name} runs/{folder.name}" in (folder / "README.md").read_text()

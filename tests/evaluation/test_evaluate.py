@@ -1,0 +1,135 @@
+"""Evaluating a checkpoint or kept pictures: which numbers join result.json, and under which names."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from microdit.build import SettingsError
+from microdit.evaluation.evaluate import evaluate
+from microdit.evaluation.pictures import PicturesError
+
+METRICS = {
+    "compositional": {
+        "_target_": "microdit.evaluation.shapes_metric.ShapesCompositional",
+        "domains": ["synthetic"],
+        "prompts_per_skill": 2,
+        "colour_prompts": 2,
+        "sampling": {"num_inference_steps": 2, "guidance_scale": 4.0, "seed": 0},
+    },
+    "shapes_loss": {
+        "_target_": "microdit.evaluation.shapes_loss.ShapesDenoisingLoss",
+        "domains": ["synthetic"],
+        "count": 8,
+        "noise_levels": [0.5, 2.0],
+        "seed": 0,
+    },
+}
+COMPOSITIONAL = {"compositional": METRICS["compositional"]}
+
+
+@pytest.fixture
+def run(pipeline, tmp_path) -> Path:
+    """A run's folder with one checkpoint whose raw and averaged weights differ, and a record."""
+    folder = tmp_path / "run"
+    pipeline.save(folder)
+    (folder / "weights.safetensors").unlink()
+    save_checkpoint(pipeline, folder, step=5)
+    (folder / "result.json").write_text('{"status": "finished", "validation/loss": 0.5}')
+    return folder
+
+
+def save_checkpoint(pipeline, folder: Path, step: int) -> Path:
+    state = pipeline.dit.state_dict()
+    both = {f"ema.{key}": value for key, value in state.items()}
+    both |= {f"network.{key}": value + 0.05 if "weight" in key else value for key, value in state.items()}
+    path = folder / "checkpoints" / f"step_{step:07d}.ckpt"
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"state_dict": both}, path)
+    return path
+
+
+def measured(run: Path | None, pictures: Path | None = None, metrics=METRICS, weights=("ema",), **sampling) -> dict:
+    given = {"checkpoint": run and str(run), "pictures": pictures and str(pictures), "weights": list(weights)}
+    return evaluate(
+        **given, metrics=metrics, sampling=sampling, batch_size=8, device="cpu", console=Console(quiet=True)
+    )
+
+
+def record(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
+def test_numbers_join_what_training_left(run):
+    numbers = measured(run)
+    assert {"compositional/overall", "denoising_loss/mean", "denoising_loss/sigma_0.5"} <= numbers.keys()
+    assert record(run) == {"status": "finished", "validation/loss": 0.5, **numbers}
+
+
+def test_raw_weights_and_averaged_ones_do_not_mix(run):
+    numbers = measured(run, weights=("ema", "raw"))
+    assert numbers["denoising_loss/mean"] != numbers["denoising_loss/mean@raw"]
+    assert record(run).items() >= numbers.items()
+    assert (run / "evaluation/skills.tar").is_file()
+    assert (run / "evaluation/raw/skills.tar").is_file()
+
+
+def test_the_name_says_the_sampling_where_it_is_not_the_metrics_own(run):
+    numbers = measured(run, guidance_scale=1.0, num_inference_steps=2, sampler=None)
+    assert "compositional/overall@guidance_scale=1" in numbers
+    assert "compositional/overall" not in numbers
+    assert "denoising_loss/mean" in numbers  # has no sampling
+
+
+def test_an_older_checkpoint_is_named(run, pipeline):
+    older = run / "checkpoints/step_0000005.ckpt"
+    newest = save_checkpoint(pipeline, run, step=9)
+    assert "denoising_loss/mean@checkpoint=step_0000005" in measured(older)
+    assert "denoising_loss/mean" in measured(newest)
+
+
+def test_pictures_alone_give_the_same_numbers_again(run):
+    drawn = measured(run, metrics=COMPOSITIONAL, weights=("raw",), guidance_scale=2.0)
+    for checkpoint in (run / "checkpoints").iterdir():
+        checkpoint.unlink()
+    before = record(run)
+    assert measured(None, run / "evaluation/raw,guidance_scale=2", COMPOSITIONAL) == drawn
+    assert record(run) == before
+
+
+def test_a_metric_that_needs_the_network_says_so_when_there_are_only_pictures(run):
+    measured(run, metrics=COMPOSITIONAL)
+    with pytest.raises(PicturesError, match="give checkpoint=RUN"):
+        measured(None, run / "evaluation", {"shapes_loss": METRICS["shapes_loss"]})
+
+
+def test_what_a_metric_found_stays_when_the_next_one_fails(run):
+    broken = {**METRICS["shapes_loss"], "domains": ["imaginary"]}
+    with pytest.raises(ValueError, match="imaginary"):
+        measured(run, metrics={**COMPOSITIONAL, "shapes_loss": broken})
+    assert "compositional/overall" in record(run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "either checkpoint=RUN or pictures"),
+        ({"metrics": {}}, "either checkpoint=RUN or pictures"),
+        ({"run": Path("r"), "pictures": Path("p")}, "either checkpoint=RUN or pictures"),
+        ({"run": Path("r"), "metrics": {}}, "metrics=none measures nothing"),
+        ({"run": Path("r"), "weights": ()}, "weights is empty"),
+        ({"run": Path("r"), "guidence_scale": 2.0}, "did you mean 'guidance_scale'"),
+        ({"pictures": Path("p"), "guidance_scale": 2.0}, "drawn already"),
+        ({"pictures": Path("p")}, "p is no folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_read(arguments, message):
+    with pytest.raises(SettingsError, match=message):
+        measured(**{"run": None, **arguments})
+
+
+def test_pictures_outside_a_run_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match="lies in no run"):
+        measured(None, tmp_path)

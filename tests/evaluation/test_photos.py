@@ -1,0 +1,134 @@
+"""Metrics of photographs, with small random towers in place of the real ones."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from microdit.build import SettingsError
+from microdit.evaluation.clip import clip_model_and_processor
+from microdit.evaluation.frechet import as_bytes
+from microdit.evaluation.photos import PhotoClipScore, PhotoFrechet
+from microdit.evaluation.pictures import Making, PicturesError, keep
+from microdit.evaluation.subject import KeptSubject, Subject
+
+CAPTIONS = ["a red bicycle", "a bowl of oranges", "a lighthouse", "two cups", "a dog on a beach", "a green car"]
+SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.5, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory) -> str:
+    """A small random CLIP model in the files that open_clip's `local-dir:` reads."""
+    path = tmp_path_factory.mktemp("clip")
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config = {"embed_dim": 4, "vision_cfg": vision, "text_cfg": text}
+    (path / "tiny_towers.json").write_text(json.dumps(config))
+    open_clip.add_model_config(path / "tiny_towers.json")
+    torch.manual_seed(0)
+    model = open_clip.create_model("tiny_towers")
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    save_file(model.state_dict(), path / "open_clip_model.safetensors")
+    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> dict:
+    """Settings of a source of six captioned pictures, each another kind of noise."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for number, caption in enumerate(CAPTIONS):
+        pixels = np.clip(random.normal(40 * number, 20, (40, 50, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption)
+    return {"_target_": "microdit.data.sources.folder.FolderSource", "path": str(folder)}
+
+
+def frechet(photographs, features, **changes) -> PhotoFrechet:
+    given = {"source": photographs, "count": 6, "reference_count": None, "inception_weights": None}
+    return PhotoFrechet(**{**given, "features": features, "sampling": SAMPLING, **changes})
+
+
+def clip_score(photographs, towers, **changes) -> PhotoClipScore:
+    return PhotoClipScore(**{"source": photographs, "count": 6, "weights": towers, "sampling": SAMPLING, **changes})
+
+
+@pytest.fixture
+def features(towers) -> dict:
+    return {"_target_": "microdit.evaluation.clip.OpenClipFeatures", "weights": towers, "name": "tiny"}
+
+
+def test_the_distance_of_the_true_pictures_to_themselves_is_zero(photographs, features, pipeline, tmp_path):
+    generated = frechet(photographs, features).evaluate(Subject(pipeline, tmp_path / "drawn"))[0]
+    assert generated["fid/tiny"] > 1e-3
+    # The true pictures in the place of generated ones: what a perfect model would leave behind.
+    square = [Image.open(f"{photographs['path']}/{i}.png").crop((5, 0, 45, 40)) for i in range(6)]
+    true = torch.stack([torch.from_numpy(np.asarray(each).copy()).permute(2, 0, 1) / 255 for each in square])
+    keep(tmp_path / "true/captions.tar", Making(CAPTIONS, SAMPLING, "", []), iter([true]))
+    own = frechet(photographs, features).evaluate(KeptSubject(tmp_path / "true"))[0]
+    assert own["fid/tiny"] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_clip_score_is_a_hundred_times_the_mean_cosine(photographs, towers, pipeline, tmp_path):
+    subject = Subject(pipeline, tmp_path)
+    numbers, shown = clip_score(photographs, towers).evaluate(subject)
+    images = subject.pictures("captions", CAPTIONS, SAMPLING).all()
+    model, processor = clip_model_and_processor(towers)
+    pixels = processor(images=list(as_bytes(images)))["pixel_values"]
+    cosine = torch.cosine_similarity(
+        model.clip.encode_image(pixels), model.clip.encode_text(open_clip.tokenize(CAPTIONS))
+    )
+    assert numbers == {"clip_score": pytest.approx(max(0.0, 100 * cosine.mean().item()), abs=1e-3)}
+    assert cosine.mean() > 0.001  # else the score is cut off at 0 and shows nothing
+    assert shown.size[0] > 144
+
+
+def test_both_metrics_judge_the_same_pictures_drawn_once(photographs, towers, features, pipeline, tmp_path):
+    subject = Subject(pipeline, tmp_path)
+    clip_score(photographs, towers).evaluate(subject)
+    drawn: list[int] = []
+    subject.progress = lambda done, total: drawn.append(done)
+    frechet(photographs, features, count=4).evaluate(subject)
+    assert drawn == []
+    assert [path.name for path in tmp_path.glob("*.tar")] == ["captions.tar"]
+
+
+@pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="says what to do where torch-fidelity is missing")
+def test_without_torch_fidelity_inception_says_what_to_install_before_drawing(photographs, pipeline, tmp_path):
+    with pytest.raises(SettingsError, match=r"pip install 'microdit\[fid\]'"):
+        frechet(photographs, None).evaluate(Subject(pipeline, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_missing_is_named(photographs, towers, pipeline, tmp_path):
+    subject = Subject(pipeline, tmp_path)
+    with pytest.raises(PicturesError, match="6 captioned pictures, not 7"):
+        clip_score(photographs, towers, count=7).evaluate(subject)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        clip_score({**photographs, "path": "nowhere"}, towers).evaluate(subject)
+    with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
+        clip_score(photographs, str(tmp_path / "no_towers")).evaluate(subject)
+
+
+def test_a_picture_that_cannot_be_read_is_not_skipped(photographs, towers, pipeline, tmp_path):
+    for path in Path(photographs["path"]).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "3.txt").unlink()
+    source = {**photographs, "path": str(tmp_path)}
+    with pytest.raises(PicturesError, match=r"3\.png: no caption"):
+        clip_score(source, towers).evaluate(Subject(pipeline, tmp_path))
+
+
+def test_pictures_become_bytes_by_rounding():
+    every = torch.arange(256).float() / 255
+    assert torch.equal(
+        as_bytes(every.view(1, 1, 16, 16).expand(1, 3, 16, 16))[0, 0].flatten(), torch.arange(256).byte()
+    )

@@ -1,0 +1,57 @@
+"""The notebooks run from top to bottom, and what they show as committed is what they show now."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def notebook(request):
+    """A notebook as committed, and as it is after it was run now."""
+    committed = nbformat.read(NOTEBOOKS / request.param, as_version=4)
+    again = nbformat.read(NOTEBOOKS / request.param, as_version=4)
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    NotebookClient(
+        again, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
+    ).execute()
+    return committed, again
+
+
+def texts(notebook) -> list[str]:
+    """What the cells print and the tables they show."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                found.append(output.text)
+            elif "text/markdown" in output.get("data", {}):
+                found.append(output.data["text/markdown"])
+    return found
+
+
+def pictures(notebook) -> int:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_it_shows_what_was_committed(notebook):
+    committed, again = notebook
+    assert texts(again), "it shows nothing"
+    assert texts(again) == texts(committed), "run: .venv/bin/jupyter execute --inplace notebooks/NAME"
+
+
+def test_it_draws_every_figure(notebook):
+    committed, again = notebook
+    assert pictures(again) == pictures(committed) > 0
+
+
+def test_its_table_is_the_committed_table(notebook):
+    _, again = notebook
+    tables = [path.read_text() for path in NOTEBOOKS.parent.glob("experiments/*/table.md")]
+    assert any(text in tables for text in texts(again))

@@ -1,0 +1,75 @@
+"""Every experiment file trains: composed as on the command line, two steps of a network as small as can be."""
+
+from pathlib import Path
+
+import hydra
+import pytest
+import yaml
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+import microdit.cli  # registers the resolvers that conf/ uses
+from microdit.build import SettingsError
+from microdit.training.run import train
+from microdit.training.settings import TrainingSettings, training_settings
+
+CONF = Path(__file__).parents[2] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+NOT_ON_A_LAPTOP = {"latents_16": "PixelAutoencoder has no setting 'channels'"}
+# How big, and nothing that an experiment compares: neither experts nor optimizer, noise or learning rate.
+SMALL = [
+    "name=test",
+    "model.dim=32",
+    "model.depth=2",
+    "model.head_dim=8",
+    "model.patch_mixer_dim=16",
+    "resolution_stage.resolution_px=16",
+    "resolution_stage.global_batch_size=4",
+    "data_mix.embedded.counts={train: 24, validation: 4}",
+    "trainer.validation_batch_size=4",
+    "trainer.validate_every_n_steps=2",
+    "trainer.checkpoint_every_n_steps=2",
+    "callbacks.samples.every_n_steps=9",
+    "metrics=none",
+    "reading.num_workers=0",
+]
+
+
+def composed(data_root: Path, output: Path, *overrides: str) -> TrainingSettings:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("config", [*SMALL, f"paths.data_root={data_root}", "trainer.max_steps=2", *overrides])
+    return training_settings(microdit.cli.plain(config), output, {"autoencoder": "pixel", "text_encoder": "words"})
+
+
+@pytest.fixture(scope="module")
+def masked_run(data_root, tmp_path_factory) -> Path:
+    """What the experiments that start from another run start from."""
+    run = tmp_path_factory.mktemp("masked") / "run"
+    train(composed(data_root, run, "+experiment=deferred_mask_75"), Console(quiet=True))
+    return run
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_takes_two_steps_on_a_laptop(experiment, data_root, masked_run, tmp_path):
+    starts_elsewhere = "init_from" in yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
+    start = [f"init_from={masked_run}"] if starts_elsewhere else []
+    settings = composed(data_root, tmp_path / "run", f"+experiment={experiment}", *start)
+    if experiment in NOT_ON_A_LAPTOP:
+        with pytest.raises(SettingsError, match=NOT_ON_A_LAPTOP[experiment]):
+            train(settings, Console(quiet=True))
+        return
+    record = train(settings, Console(quiet=True))
+    assert (record["status"], record["steps"]) == ("finished", 2)
+    assert record["train/loss"] > 0
+    assert record["validation/loss"] > 0
+
+
+def test_unmasked_fine_tuning_needs_a_run_to_start_from(data_root, tmp_path):
+    with pytest.raises(OmegaConfBaseException, match=r"which masked run to start from\? init_from="):
+        composed(data_root, tmp_path / "run", "+experiment=unmasked_finetune")
+
+
+def test_unmasked_fine_tuning_is_as_long_as_the_papers_beside_its_stage():
+    steps = ["+experiment=unmasked_finetune", "init_from=runs/x", "resolution_stage.steps=250_000"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert hydra.compose("config", ["name=test", *steps]).trainer.max_steps == 30_000

@@ -1,0 +1,142 @@
+"""What may go wrong in training, and what is lost by it: nothing."""
+
+import resource
+
+import pytest
+import torch
+from rich.console import Console
+
+from microdit.checkpoints import CheckpointError, checkpoints_of, network_weights, read_checkpoint
+from microdit.training.checkpointing import StepCheckpoints
+from microdit.training.data import LatentData
+from microdit.training.launch import launch
+from microdit.training.module import NonFiniteLossError
+from microdit.training.run import train
+
+RUN = ["trainer.peak_tflops=0.1", "callbacks.samples.every_n_steps=100", "trainer.max_steps=8"]
+
+
+def poison(monkeypatch, steps):
+    """Makes the latents of these steps infinite, as a broken file that nobody caught would."""
+    whole = LatentData.transfer_batch_to_device
+
+    def poisoned(self, batch, device, dataloader_idx):
+        if self.trainer.training and self.trainer.global_step in steps:
+            batch = {**batch, "latents": torch.full_like(batch["latents"], float("inf"))}
+        return whole(self, batch, device, dataloader_idx)
+
+    monkeypatch.setattr(LatentData, "transfer_batch_to_device", poisoned)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_leaves_the_weights_alone(
+    small_settings, logged, tmp_path, monkeypatch
+):
+    poison(monkeypatch, {3, 4})
+    settings = small_settings(*RUN, "trainer.checkpoint_every_n_steps=1", "trainer.keep_checkpoints=9", output=tmp_path)
+    record = train(settings, Console(quiet=True))
+    assert (record["status"], record["train/skipped_steps"]) == ("finished", 2)
+    assert list(logged(tmp_path, "train/skipped_steps").values()) == [0, 0, 0, 1, 2, 2, 2, 2]
+    names = [path.name for path in checkpoints_of(tmp_path)]
+    assert "step_0000004.ckpt" not in names  # nothing is saved while steps are skipped
+    assert "step_0000005.ckpt" not in names
+    assert "step_0000006.ckpt" in names
+    assert all(torch.isfinite(tensor).all() for tensor in network_weights(checkpoints_of(tmp_path)[-1], "raw").values())
+
+
+def test_skipped_steps_change_no_weight(small_settings, tmp_path, monkeypatch):
+    poison(monkeypatch, {1})
+    before = {}
+
+    def remember(self, trainer, task, *_):
+        before[trainer.global_step] = {name: value.clone() for name, value in task.network.state_dict().items()}
+
+    monkeypatch.setattr(StepCheckpoints, "on_train_batch_end", remember)
+    train(small_settings(*RUN, "trainer.max_steps=3", output=tmp_path), Console(quiet=True))
+    assert all(torch.equal(before[1][name], before[2][name]) for name in before[1])
+    assert any(not torch.equal(before[2][name], before[3][name]) for name in before[1])
+
+
+def test_too_many_skipped_steps_stop_the_run_and_the_last_good_checkpoint_stays(small_settings, tmp_path, monkeypatch):
+    poison(monkeypatch, set(range(3, 100)))
+    settings = small_settings(
+        *RUN, "trainer.max_skipped_steps=2", "trainer.checkpoint_every_n_steps=1", output=tmp_path
+    )
+    with pytest.raises(NonFiniteLossError, match="in 3 steps in a row, the last at step 5"):
+        train(settings, Console(quiet=True))
+    assert checkpoints_of(tmp_path)[-1].name == "step_0000003.ckpt"
+    assert network_weights(checkpoints_of(tmp_path)[-1], "raw")
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond the size it is called with, which is what a full disk looks like from inside."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_no_checkpoint_that_was_there(small_settings, tmp_path, monkeypatch, full_disk):
+    save = StepCheckpoints.save
+
+    def saved(self, trainer, last=False):
+        full_disk(100_000 if trainer.global_step in (4, 6) else resource.RLIM_INFINITY)
+        save(self, trainer, last)
+        full_disk(resource.RLIM_INFINITY)
+
+    monkeypatch.setattr(StepCheckpoints, "save", saved)
+    console = Console(record=True, quiet=False, file=(tmp_path / "said.txt").open("w"), width=500)
+    settings = small_settings(*RUN, "trainer.checkpoint_every_n_steps=2", output=tmp_path / "run")
+    assert train(settings, console)["status"] == "finished"
+    assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["step_0000002.ckpt", "step_0000008.ckpt"]
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    said = console.export_text()
+    assert "the checkpoint of step 4 could not be written" in said
+    assert "the newest one is" in said
+    for path in checkpoints_of(tmp_path / "run"):
+        read_checkpoint(path)
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(small_settings, tmp_path, monkeypatch, full_disk):
+    save = StepCheckpoints.save
+
+    def saved(self, trainer, last=False):
+        full_disk(100_000 if trainer.global_step == 8 else resource.RLIM_INFINITY)
+        try:
+            save(self, trainer, last)
+        finally:
+            full_disk(resource.RLIM_INFINITY)
+
+    monkeypatch.setattr(StepCheckpoints, "save", saved)
+    settings = small_settings(*RUN, "trainer.checkpoint_every_n_steps=4", output=tmp_path)
+    with pytest.raises(CheckpointError, match=r"step 8 could not be written .* newest one is .*step_0000004\.ckpt"):
+        train(settings, Console(quiet=True))
+    read_checkpoint(checkpoints_of(tmp_path)[-1])
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_offered(small_settings, tmp_path):
+    settings = small_settings(*RUN, output=tmp_path)
+    choices = {"autoencoder": "pixel", "text_encoder": "words"}
+    launch(settings.config, choices, tmp_path, Console(quiet=True))
+    *_, good, bad = checkpoints_of(tmp_path)
+    content = bytearray(bad.read_bytes())
+    content[len(content) // 2] ^= 1
+    bad.write_bytes(content)
+    again = {**settings.config, "resume": str(tmp_path)}
+    with pytest.raises(CheckpointError) as refused:
+        launch(again, choices, tmp_path, Console(quiet=True))
+    assert str(bad) in str(refused.value)
+    assert f"resume={good}" in str(refused.value)
+    record = launch({**again, "resume": str(good)}, choices, tmp_path, Console(quiet=True))
+    assert record["status"] == "finished"
+    assert (tmp_path / "checkpoints" / f"set_aside_{bad.name}").exists()
+    read_checkpoint(checkpoints_of(tmp_path)[-1])
+
+
+def test_a_folder_with_checkpoints_is_gone_on_with(small_settings, tmp_path, logged):
+    settings = small_settings(*RUN, output=tmp_path)
+    choices = {"autoencoder": "pixel", "text_encoder": "words"}
+    launch(settings.config, choices, tmp_path, Console(quiet=True))
+    losses = logged(tmp_path)
+    checkpoints_of(tmp_path)[-1].unlink()
+    launch(settings.config, choices, tmp_path, Console(quiet=True))  # as SLURM does with a job that is queued again
+    assert logged(tmp_path) == losses

@@ -1,0 +1,116 @@
+"""However a run is cut among processes, it is the same run."""
+
+import shutil
+
+import pytest
+import torch
+from rich.console import Console
+
+from microdit.checkpoints import checkpoint_metadata, checkpoints_of, network_weights, read_checkpoint
+from microdit.training.run import train
+
+STEPS = 20
+ALL = [
+    f"trainer.max_steps={STEPS}",
+    "resolution_stage.global_batch_size=8",
+    "data_mix.embedded.counts={train: 24, validation: 5}",  # 5 does not divide by 2 ranks
+    "trainer.validation_batch_size=2",
+    "trainer.validate_every_n_steps=10",
+    "trainer.checkpoint_every_n_steps=5",
+    "trainer.keep_checkpoints=4",
+    "callbacks.samples.every_n_steps=20",
+    "trainer.peak_tflops=0.1",
+]
+HOW = {
+    "one": [],
+    "accumulated": ["trainer.device_batch_size=4"],
+    "ddp": ["trainer.devices=2"],
+    "ddp_accumulated": ["trainer.devices=2", "trainer.device_batch_size=2"],
+    "fsdp": ["trainer.devices=2", "trainer.strategy=fsdp"],
+    "fsdp_accumulated": ["trainer.devices=2", "trainer.strategy=fsdp", "trainer.device_batch_size=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def train_as(train_in_ranks):
+    def start(settings, checkpoint=None):
+        if settings.trainer.world_size == 1:
+            train(settings, Console(quiet=True), checkpoint)
+        else:
+            train_in_ranks(settings, checkpoint)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def settings_of(small_settings, runs):
+    data = f"paths.data_root={runs}/data"
+    return lambda how, output: small_settings(*ALL, *HOW[how], data, output=output)
+
+
+@pytest.fixture
+def finished(runs, settings_of, train_as):
+    """finished("ddp"): the folder of a run to the end, made once and not to be changed."""
+
+    def folder(how):
+        if not (runs / how / "result.json").exists():
+            train_as(settings_of(how, runs / how))
+        return runs / how
+
+    return folder
+
+
+def same_weights(a, b, tolerance=1e-5):
+    for weights in ("raw", "ema"):
+        expected, found = network_weights(a, weights), network_weights(b, weights)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("how", [name for name in HOW if name != "one"])
+def test_every_division_of_the_work_gives_the_same_losses_and_weights(finished, logged, how):
+    one, divided = finished("one"), finished(how)
+    for name in ("train/loss", "train/gradient_norm", "train/loss_noise_q3", "validation/loss"):
+        expected, found = logged(one, name), logged(divided, name)
+        assert expected.keys() == found.keys()
+        assert max(abs(found[step] - expected[step]) for step in expected) < 1e-5, name
+    assert len(logged(divided)) == STEPS
+    same_weights(checkpoints_of(one)[-1], checkpoints_of(divided)[-1])
+    assert (divided / "samples" / "step_0000020.png").exists()
+
+
+def test_a_checkpoint_goes_on_under_every_strategy(finished, settings_of, train_as, logged, tmp_path):
+    expected, cut = logged(finished("one")), tmp_path / "run"
+    shutil.copytree(finished("fsdp"), cut)
+    for how, step in (("ddp_accumulated", 5), ("one", 10), ("fsdp", 15), ("one", 15)):
+        train_as(settings_of(how, cut), cut / "checkpoints" / f"step_{step:07d}.ckpt")
+        found = logged(cut)
+        assert found.keys() == expected.keys()
+        assert max(abs(found[s] - expected[s]) for s in expected) < 1e-5, how
+        same_weights(checkpoints_of(finished("one"))[-1], checkpoints_of(cut)[-1])
+
+
+def test_a_checkpoint_says_what_it_is_of(finished):
+    for how, world_size in (("one", 1), ("fsdp", 2)):
+        said = checkpoint_metadata(finished(how) / "checkpoints" / "step_0000010.ckpt")
+        assert (said["step"], said["samples_seen"], said["data"]) == (10, 80, {"next_position": 80})
+        assert said["world_size"] == world_size
+        assert said["config"]["model"]["dim"] == 32
+        assert set(said["versions"]) == {"python", "microdit", "torch", "lightning", "numpy"}
+
+
+def test_a_sharded_checkpoint_reads_like_a_file(finished):
+    sharded, single = (read_checkpoint(finished(how) / "checkpoints" / "step_0000010.ckpt") for how in ("fsdp", "one"))
+    assert sharded.keys() == single.keys()
+    assert sharded["state_dict"].keys() == single["state_dict"].keys()
+    states = [content["optimizer_states"][0]["state"] for content in (sharded, single)]
+    assert states[0].keys() == states[1].keys()
+    for number, state in states[0].items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(tensor, states[1][number][name], rtol=1e-4, atol=1e-6)
