@@ -74,7 +74,7 @@ def agreed(folder: str) -> str:
     import torch
 
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = torch.distributed.TCPStore(*place, is_master=False)
+    store = torch.distributed.TCPStore(*place, is_master=False)  # pyright: ignore[reportPrivateImportUsage]
     key = f"microdit/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     if os.environ["RANK"] == "0":
         store.set(key, folder)

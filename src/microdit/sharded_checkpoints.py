@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 METADATA_FILE = "metadata.json"
 REST_FILE = "meta.pt"
@@ -43,13 +44,13 @@ class HarmlessUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a checkpoint")
 
 
-class HarmlessReader(dcp.FileSystemReader):
+class HarmlessReader(FileSystemReader):
     """DCP's reader for folders that may come from elsewhere."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = HarmlessUnpickler(file).load()
-        metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
@@ -64,7 +65,7 @@ def read_into(tensors: Mapping[str, Tensor], folder: Path, alone: bool) -> None:
     """Fills tensors in place by name; of a sharded one the part that is this rank's. `alone`: no other rank reads."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process.*")
-        dcp.load(dict(tensors), storage_reader=HarmlessReader(folder), no_dist=alone)
+        load(dict(tensors), storage_reader=HarmlessReader(folder), no_dist=alone)
 
 
 def read_tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:

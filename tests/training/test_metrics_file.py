@@ -1,6 +1,7 @@
 """metrics.csv at any moment, after any end."""
 
 import csv
+import resource
 
 from microdit.training.metrics_file import MetricsFile
 
@@ -39,3 +40,28 @@ def test_a_reopened_file_goes_on_and_forgets_what_is_repeated(tmp_path):
     again.forget_after(1)
     again.log_metrics({"train/loss": 9.0}, step=2)
     assert [row["train/loss"] for row in rows(log.path)] == ["0.0", "1.0", "9.0"]
+
+
+def test_rows_that_found_no_room_are_there_when_there_is_some(tmp_path, caplog):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    log.log_metrics({"train/loss": 1.0}, step=0)
+    size = log.path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        log.log_metrics({"train/loss": 2.0}, step=1)
+        log.log_metrics({"train/loss": 3.0}, step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(caplog.records) == 1
+    assert "cannot be written" in caplog.text
+    log.log_metrics({"train/loss": 4.0}, step=3)
+    assert [row["train/loss"] for row in rows(log.path)] == ["1.0", "2.0", "3.0", "4.0"]
+
+
+def test_the_newest_value_of_a_column_is_found(tmp_path):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    assert log.newest("train/seconds") == 0
+    log.log_metrics({"train/seconds": 2.5}, step=0)
+    log.log_metrics({"train/loss": 1.0}, step=1)
+    assert MetricsFile(log.path).newest("train/seconds") == 2.5

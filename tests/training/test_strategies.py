@@ -114,3 +114,22 @@ def test_a_sharded_checkpoint_reads_like_a_file(finished):
     for number, state in states[0].items():
         for name, tensor in state.items():
             torch.testing.assert_close(tensor, states[1][number][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_bfloat16_is_the_same_sharded_or_not(small_settings, train_as, logged, tmp_path, how):
+    half = [*ALL, "trainer.precision=bf16-mixed", "trainer.max_steps=6"]
+    train_as(small_settings(*half, output=tmp_path / "one"))
+    train_as(small_settings(*half, *HOW[how], output=tmp_path / how))
+    expected, found = logged(tmp_path / "one"), logged(tmp_path / how)
+    assert max(abs(found[step] - expected[step]) for step in expected) < 2e-3
+    dtypes = {tensor.dtype for tensor in network_weights(checkpoints_of(tmp_path / how)[-1], "raw").values()}
+    assert dtypes == {torch.float32}
+
+
+def test_compressed_gradients_train_nearly_alike(finished, small_settings, train_as, logged, tmp_path):
+    compressed = [*ALL, *HOW["ddp"], "trainer.gradient_compression=bf16"]
+    train_as(small_settings(*compressed, output=tmp_path))
+    exact, found = logged(finished("one")), logged(tmp_path)
+    differences = [abs(found[step] - exact[step]) for step in exact]
+    assert 1e-6 < max(differences) < 2e-2

@@ -66,14 +66,16 @@ def test_seconds_that_a_kill_made_worthless_are_counted(small_settings, logged, 
 def test_losses_are_sorted_by_the_quarters_of_the_noise():
     noise = NoiseDistribution(mean=-1.0, std=2.0)
     sigma = (noise.mean + noise.std * torch.tensor([-2.0, -0.5, 0.1, 0.5, 3.0])).exp()
-    terms = LossTerms(torch.tensor(5.0), torch.tensor([1.0, 2.0, 3.0, 5.0, 7.0]), sigma, torch.tensor(0.0))
-    found = reduced_losses([terms, terms._replace(loss=torch.tensor(7.0))], noise, world_size=1)
+    terms = LossTerms(torch.tensor(5.0), torch.tensor([1.0, 2.0, 3.0, 5.0, 7.0]), sigma, torch.zeros(5))
+    other = terms._replace(loss=torch.tensor(7.0), extra=torch.full((5,), 0.5))
+    found = reduced_losses([terms, other], noise, world_size=1)
     assert found == {
         "train/loss": 6.0,
         "train/loss_noise_q1": 1.0,
         "train/loss_noise_q2": 2.0,
         "train/loss_noise_q3": 4.0,
         "train/loss_noise_q4": 7.0,
+        "train/loss_extra": 0.25,
     }
 
 

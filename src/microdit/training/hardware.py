@@ -5,14 +5,25 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from microdit.build import SettingsError
 from microdit.training.checkpoint_files import CheckpointFiles
 from microdit.training.settings import TrainerSettings
 from microdit.training.sharded_strategy import ShardedStrategy
+
+
+class CompressedDDP(DDPStrategy):
+    """DDP whose gradients travel in bfloat16, on any device; Lightning's own option works on GPUs alone."""
+
+    def configure_ddp(self) -> None:
+        super().configure_ddp()
+        assert isinstance(self.model, DistributedDataParallel)
+        self.model.register_comm_hook(None, bf16_compress_hook)
 
 
 def is_rank() -> bool:
@@ -52,13 +63,9 @@ def trainer_options(hardware: TrainerSettings, static_graph: bool) -> dict[str, 
     else:
         plugins.append(CheckpointFiles())
         if hardware.world_size > 1:
-            compression = {"ddp_comm_hook": bf16_compress_hook} if hardware.gradient_compression else {}
-            strategy = DDPStrategy(
-                timeout=timeout,
-                static_graph=static_graph,
-                gradient_as_bucket_view=True,
-                broadcast_buffers=False,
-                **compression,
+            kind = CompressedDDP if hardware.gradient_compression else DDPStrategy
+            strategy = kind(
+                timeout=timeout, static_graph=static_graph, gradient_as_bucket_view=True, broadcast_buffers=False
             )
     return {
         "accelerator": hardware.accelerator,

@@ -1,6 +1,7 @@
 """`metrics.csv`: one row a logged step, readable at any time, continued after a resume."""
 
 import csv
+import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,21 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+log = logging.getLogger(__name__)
+
 
 class MetricsFile(Logger):
-    """Appends rows to a CSV file. A new column rewrites the file; rows of steps that a resume repeats are dropped."""
+    """Appends rows to a CSV file. A new column rewrites the file; rows of steps that a resume repeats are dropped.
+
+    Rows that cannot be written (a full disk) are reported once, and written when there is room again.
+    """
 
     def __init__(self, path: Path):
         super().__init__()
         self.path = path
         self.columns = ["step"]
         self.rows: list[dict[str, Any]] = []
+        self.incomplete = False
         if path.exists():
             with path.open(newline="") as file:
                 reader = csv.DictReader(file)
@@ -61,12 +68,20 @@ class MetricsFile(Logger):
         else:
             self.rows.append(row)
         new_columns = [name for name in row if name not in self.columns]
-        if merged or new_columns or not self.path.exists():
-            self.columns += new_columns
-            self.rewrite()
-        else:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.columns).writerow(row)
+        self.columns += new_columns
+        try:
+            if merged or new_columns or self.incomplete or not self.path.exists():
+                self.rewrite()
+            else:
+                with self.path.open("a", newline="") as file:
+                    csv.DictWriter(file, self.columns).writerow(row)
+            self.incomplete = False
+        except OSError as error:
+            if not self.incomplete:
+                log.warning(
+                    "%s cannot be written (%s); training goes on, its rows are kept for later", self.path, error
+                )
+            self.incomplete = True
 
     def rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from rich.console import Console
 
 from microdit.build import SettingsError
@@ -49,7 +49,9 @@ def run_ranks(folder: Path, hardware: TrainerSettings, checkpoint: Path | None, 
     node = this_node(hardware)
     store = None
     if node.number == 0:  # where the ranks find each other; a port of 0 is any that is free
-        store = torch.distributed.TCPStore(node.address, node.port, is_master=True, wait_for_workers=False)
+        store = torch.distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            node.address, node.port, is_master=True, wait_for_workers=False
+        )
         node = node._replace(port=store.port)
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -111,11 +113,11 @@ def start_rank(
     command = [sys.executable, "-m", "microdit.training.rank", str(folder)]
     command += [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
     # The pipe closes when this process ends in any way, and the rank then ends too.
-    streams = {"stdin": subprocess.PIPE, "start_new_session": True}
+    streams: dict[str, Any] = {"stdin": subprocess.PIPE, "start_new_session": True}
     if rank == 0:
-        return subprocess.Popen(command, env=environment, **streams)
+        return subprocess.Popen[bytes](command, env=environment, **streams)
     with (folder / "logs" / f"rank_{rank}.txt").open("ab") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, **streams)
+        return subprocess.Popen[bytes](command, env=environment, stdout=log, stderr=subprocess.STDOUT, **streams)
 
 
 def wait_for_all(ranks: dict[int, subprocess.Popen[bytes]], asked: list[int], logs: Path, console: Console) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from microdit.checkpoints import CheckpointError, read_checkpoint, verify_checkpoint
 from microdit.sharded_checkpoints import REST_FILE, read_into, tensor_shapes, write_closing_files
@@ -32,7 +33,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         super().setup_environment()
         # A group of its own: what the writers tell each other must not mix with training.
-        self.writers = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
+        self.writers: Any = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return {}  # save_checkpoint takes the tensors itself
@@ -54,7 +55,7 @@ class ShardedStrategy(ModelParallelStrategy):
             discard(partial)  # of a run that was killed while it wrote
         torch.distributed.barrier(self.writers)
         try:
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial), process_group=self.writers)
+            save(tensors, storage_writer=FileSystemWriter(partial), process_group=self.writers)
             if self.is_global_zero:
                 write_closing_files(partial, rest, rest["metadata"])
                 complete(partial, path)

@@ -140,7 +140,7 @@ class Telemetry(L.Callback):
 def reduced_losses(micro_batches: list[LossTerms], noise: NoiseDistribution, world_size: int) -> dict[str, float]:
     """A step's loss over all micro-batches and ranks, and the denoising part of it by quarters of the noise levels.
 
-    A quarter in which the step has no sample is left out.
+    A quarter in which the step has no sample is left out, as is what is learned beside denoising where nothing is.
     """
     loss = torch.stack([terms.loss for terms in micro_batches]).mean()
     per_sample = torch.cat([terms.per_sample for terms in micro_batches]).float()
@@ -148,13 +148,15 @@ def reduced_losses(micro_batches: list[LossTerms], noise: NoiseDistribution, wor
     quarter = torch.bucketize(level, torch.tensor(NOISE_QUARTILES, device=level.device))
     sums = torch.zeros(4, device=level.device).index_add(0, quarter, per_sample)
     counts = torch.bincount(quarter, minlength=4).to(sums)
-    values = summed(torch.cat([loss[None], sums, counts])).tolist()
+    extra = torch.cat([terms.extra for terms in micro_batches]).float().mean()
+    values = summed(torch.cat([loss[None], sums, counts, extra[None]])).tolist()
     by_noise = {
         f"train/loss_noise_q{q}": total / count
-        for q, total, count in zip((1, 2, 3, 4), values[1:5], values[5:], strict=True)
+        for q, total, count in zip((1, 2, 3, 4), values[1:5], values[5:9], strict=True)
         if count
     }
-    return {"train/loss": values[0] / world_size, **by_noise}
+    beside = {"train/loss_extra": values[9] / world_size} if values[9] else {}
+    return {"train/loss": values[0] / world_size, **by_noise, **beside}
 
 
 def peak_memory_gib(device: torch.device) -> float:
