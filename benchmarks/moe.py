@@ -16,6 +16,7 @@ from one_hot import with_one_hot_experts
 from torch import nn
 from train_step import PRECISIONS, autocast
 
+from microdit.host_memory import keep_freed_memory
 from microdit.model.mixture_of_experts import ExpertChoice
 
 # (name, width, feed-forward ratio, patches present): the last expert layers of the backbones and of a mixer
@@ -50,6 +51,7 @@ def forward_and_backward(layer: nn.Module, x: torch.Tensor, precision: str) -> C
 
 def main() -> None:
     given = arguments()
+    keep_freed_memory()
     device = torch.device(given.device)
     rows, measured = [], []
     for name, width, ratio, patches in LAYERS:

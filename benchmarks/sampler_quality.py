@@ -23,6 +23,7 @@ from microdit.evaluation.metric import Metric
 from microdit.evaluation.shapes_frechet import ShapesFrechet
 from microdit.evaluation.shapes_metric import ShapesCompositional
 from microdit.evaluation.subject import Subject
+from microdit.host_memory import keep_freed_memory
 from microdit.pipeline import LatentDiffusion
 
 
@@ -71,6 +72,7 @@ def quality(
 
 def main() -> None:
     given = arguments()
+    keep_freed_memory()
     pipeline = LatentDiffusion.load(given.run).to(given.device)
     chosen = settings(given.interval)
     keeping = tempfile.TemporaryDirectory() if given.keep is None else nullcontext(given.keep)

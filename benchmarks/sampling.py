@@ -23,6 +23,7 @@ from train_step import CAPTION_LENGTH, NETWORKS, PRECISIONS, autocast
 
 from microdit.diffusion.edm import guided_denoiser
 from microdit.diffusion.samplers import SAMPLERS, noise_schedule
+from microdit.host_memory import keep_freed_memory
 from microdit.model.dit import DiT
 
 SIGMA_DATA, GUIDANCE_SCALE, GUIDANCE_INTERVAL = 0.9, 5.0, (0.2, 5.0)
@@ -108,6 +109,7 @@ def inputs(network: DiT, given: argparse.Namespace, device: torch.device) -> tup
 
 def main() -> None:
     given = arguments()
+    keep_freed_memory()
     device = torch.device(given.device)
     network = build(given.network, given.latents, device)
     one_hot = with_one_hot_experts(build(given.network, given.latents, device))

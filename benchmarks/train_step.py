@@ -28,6 +28,7 @@ from torch import nn
 
 from microdit.analysis.cost import training_flops_per_image
 from microdit.diffusion.edm import Draws, NoiseDistribution, training_loss
+from microdit.host_memory import keep_freed_memory
 from microdit.model.dit import DiT
 from microdit.model.sizes import MicroDiT_Tiny_2, MicroDiT_XL_2
 
@@ -161,7 +162,7 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
     candidates["microdit"] = training_step(network, case, batch, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = take_turns(candidates, arguments.rounds, device)
+    seconds = take_turns(candidates, arguments.rounds, device, warmups=2)  # memory settles in the second
     rates = [product_flops / s for s in seconds.pop("product")]
     rows = []
     for name in seconds:
@@ -206,6 +207,7 @@ def project_stages(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def main() -> None:
     given = arguments()
+    keep_freed_memory()
     device = torch.device(given.device)
     if given.batch == 0 and device.type != "cuda":
         raise SystemExit("--batch 0 searches an accelerator's memory: give --device cuda, or a batch")

@@ -50,7 +50,7 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def settings_of(small_settings, runs):
     data = f"paths.data_root={runs}/data"
-    return lambda how, output: small_settings(*ALL, *HOW[how], data, output=output)
+    return lambda how, output, *overrides: small_settings(*ALL, *HOW[how], data, *overrides, output=output)
 
 
 @pytest.fixture
@@ -117,19 +117,17 @@ def test_a_sharded_checkpoint_reads_like_a_file(finished):
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_bfloat16_is_the_same_sharded_or_not(small_settings, train_as, logged, tmp_path, how):
-    half = [*ALL, "trainer.precision=bf16-mixed", "trainer.max_steps=6"]
-    train_as(small_settings(*half, output=tmp_path / "one"))
-    train_as(small_settings(*half, *HOW[how], output=tmp_path / how))
+def test_bfloat16_is_the_same_sharded_or_not(settings_of, train_as, logged, tmp_path, how):
+    for run in ("one", how):
+        train_as(settings_of(run, tmp_path / run, "trainer.precision=bf16-mixed", "trainer.max_steps=6"))
     expected, found = logged(tmp_path / "one"), logged(tmp_path / how)
     assert max(abs(found[step] - expected[step]) for step in expected) < 2e-3
     dtypes = {tensor.dtype for tensor in network_weights(checkpoints_of(tmp_path / how)[-1], "raw").values()}
     assert dtypes == {torch.float32}
 
 
-def test_compressed_gradients_train_nearly_alike(finished, small_settings, train_as, logged, tmp_path):
-    compressed = [*ALL, *HOW["ddp"], "trainer.gradient_compression=bf16"]
-    train_as(small_settings(*compressed, output=tmp_path))
+def test_compressed_gradients_train_nearly_alike(finished, settings_of, train_as, logged, tmp_path):
+    train_as(settings_of("ddp", tmp_path, "trainer.gradient_compression=bf16"))
     exact, found = logged(finished("one")), logged(tmp_path)
     differences = [abs(found[step] - exact[step]) for step in exact]
     assert 1e-6 < max(differences) < 2e-2

@@ -19,6 +19,7 @@ from microdit.build import build
 from microdit.checkpoints import checkpoint_step
 from microdit.evaluation.measure import measure
 from microdit.evaluation.subject import Subject
+from microdit.host_memory import keep_freed_memory
 from microdit.pipeline import LatentDiffusion, build_pipeline, write_settings
 from microdit.training.batches import divide_batch
 from microdit.training.budget import step_costs, total_cost
@@ -49,6 +50,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     quieten_libraries()
     run, stage, hardware = settings.output, settings.resolution_stage, settings.trainer
     check_hardware(hardware)
+    if hardware.accelerator == "cpu":
+        keep_freed_memory()
     division = divide_batch(stage, hardware)
     L.seed_everything(settings.seed, verbose=False)
     pipeline = build_pipeline(network_settings(settings))
