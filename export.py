@@ -12,7 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder (its newest checkpoint), or one of its checkpoints")
     parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="ema: the average where there is one")
-    parser.add_argument("--output", type=Path, help="by default RUN/weights_step_N.safetensors")
+    parser.add_argument("--output", type=Path, help="by default RUN/ema_step_N.safetensors or raw_...")
     arguments = parser.parse_args()
 
     from microdit.exporting import export_weights

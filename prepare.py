@@ -1,4 +1,4 @@
-"""Turn captioned pictures into latent shards: `python prepare.py source=folder source.path=~/pictures`."""
+"""Turn captioned pictures into latent shards: `python prepare.py source=folder source.path=$HOME/pictures`."""
 
 import hydra
 from omegaconf import DictConfig

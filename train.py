@@ -8,15 +8,15 @@ from microdit import cli  # as a module: SLURM jobs get a copy of main, and a co
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
+    from microdit.training.again import launch_unless_finished
     from microdit.training.chain import Stage, run_chain
-    from microdit.training.launch import launch
 
     with cli.told_in_a_sweep():
         if cli.is_chain(config):
             stages, expected_mfu = cli.composed_stages(config)
             run_chain([Stage(*stage) for stage in stages], cli.output_folder(), expected_mfu, cli.console)
         else:
-            launch(*cli.composed(config), cli.output_folder(), cli.console)
+            launch_unless_finished(*cli.composed(config), cli.output_folder(), cli.console)
 
 
 def default_config() -> DictConfig:

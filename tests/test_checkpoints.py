@@ -100,6 +100,15 @@ def test_a_run_without_checkpoints_says_why(tmp_path):
         latest_checkpoint(tmp_path)
 
 
+def test_a_folder_that_is_no_run_says_what_to_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no .*absent: name the folder of a run"):
+        latest_checkpoint(tmp_path / "absent")
+    for name in ("1-first", "2-second"):
+        saved(tmp_path / name / "checkpoints" / "step_1.ckpt", network__a=1.0)
+    with pytest.raises(CheckpointError, match=r"holds several runs, name one of them: .*1-first, .*2-second"):
+        latest_checkpoint(tmp_path)
+
+
 def test_the_moving_average_is_taken_where_there_is_one(tmp_path):
     both = saved(tmp_path / "both.ckpt", network__a=1.0, ema__a=2.0, optimizer__a=3.0)
     plain = saved(tmp_path / "plain.ckpt", network__a=1.0)

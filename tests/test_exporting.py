@@ -19,7 +19,7 @@ def test_the_average_or_the_raw_weights_are_written_with_released_names(tmp_path
     path = checkpoint(tmp_path)
     for run, weights in ((tmp_path, "ema"), (path, "raw")):
         written = export_weights(run, weights)
-        assert written == tmp_path / "weights_step_0000012.safetensors"
+        assert written == tmp_path / f"{weights}_step_0000012.safetensors"
         with safe_open(written, "pt") as file:
             assert file.metadata() == {"step": "12", "weights": weights}
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary

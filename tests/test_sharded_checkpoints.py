@@ -10,7 +10,14 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from microdit.checkpoints import CheckpointError, checkpoint_metadata, is_checkpoint, network_weights, read_checkpoint
-from microdit.sharded_checkpoints import METADATA_FILE, REST_FILE, checksum, read_tensors, write_closing_files
+from microdit.sharded_checkpoints import (
+    METADATA_FILE,
+    REST_FILE,
+    checksum,
+    read_into,
+    read_tensors,
+    write_closing_files,
+)
 
 TENSORS = {
     "state_dict.network.a": torch.arange(6.0).view(2, 3),
@@ -80,6 +87,12 @@ def test_nothing_in_the_list_of_tensors_runs(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         read_tensors(path)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_tensor_that_no_part_holds_is_an_ordinary_error(tmp_path):
+    path = written(tmp_path)
+    with pytest.raises(RuntimeError, match="absent"):  # torch raises a BaseException, which nobody catches
+        read_into({"absent": torch.zeros(1)}, path, alone=True)
 
 
 def test_nothing_in_the_rest_runs(tmp_path):

@@ -97,9 +97,13 @@ def checkpoints_of(run: Path) -> list[Path]:
 def latest_checkpoint(run: Path) -> Path:
     """A run's newest checkpoint. Raises CheckpointError when it has none."""
     found = checkpoints_of(run)
-    if not found:
-        raise CheckpointError(f"{run} has no checkpoints/step_*.ckpt yet: it ended before its first checkpoint")
-    return found[-1]
+    if found:
+        return found[-1]
+    if not run.is_dir():
+        raise CheckpointError(f"there is no {run}: name the folder of a run, or one of its checkpoints")
+    if below := sorted({path.parent.parent for path in run.glob("*/checkpoints/step_*.ckpt")}):
+        raise CheckpointError(f"{run} holds several runs, name one of them: {', '.join(map(str, below))}")
+    raise CheckpointError(f"{run} has no checkpoints/step_*.ckpt yet: it ended before its first checkpoint")
 
 
 def network_weights(path: Path, weights: str) -> dict[str, Tensor]:

@@ -242,16 +242,21 @@ def run_entry_point(main: Callable[[], None], default_config: Callable[[], DictC
 
 
 def composition_message(error: Exception, default_config: Callable[[], DictConfig]) -> str:
-    """What is wrong with the command line; for a key that does not exist, also which keys there are."""
+    """What is wrong with the command line; for a key that does not exist, also which keys there are: with the choices
+    that Hydra had made when it met the key, else with the defaults."""
     found = UNKNOWN_KEY.search(str(error))
     if found is None:
         return str(error)
     key = found.group(1)
-    node: Any = default_config()
+    at_fault = getattr(error.__cause__, "parent_node", None)
+    # Hydra has emptied a single value that was taken for a group: there the defaults know more.
+    node: Any = at_fault._get_root() if at_fault else default_config()
     path = key.split(".")
     for depth, name in enumerate(path):
         try:
-            check_names([name], [str(k) for k in node], where=".".join(path[:depth]) or "the configuration")
+            check_names(
+                [name], [str(k) for k in node if k != "hydra"], where=".".join(path[:depth]) or "the configuration"
+            )
         except SettingsError as unknown:
             return str(unknown)
         node = node[name]

@@ -15,7 +15,7 @@ def export_weights(run: Path, weights: str = "ema", output: Path | None = None) 
     """
     checkpoint = run if is_checkpoint(run) else latest_checkpoint(run)
     step = checkpoint_step(checkpoint)
-    output = output or checkpoint.parent.parent / f"weights_step_{step:07d}.safetensors"
+    output = output or checkpoint.parent.parent / f"{weights}_step_{step:07d}.safetensors"
     state = {name: tensor.contiguous() for name, tensor in network_weights(checkpoint, weights).items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -62,10 +63,21 @@ def tensor_shapes(folder: Path) -> dict[str, TensorStorageMetadata]:
 
 
 def read_into(tensors: Mapping[str, Tensor], folder: Path, alone: bool) -> None:
-    """Fills tensors in place by name; of a sharded one the part that is this rank's. `alone`: no other rank reads."""
+    """Fills tensors in place by name; of a sharded one the part that is this rank's. `alone`: no other rank reads.
+
+    Raises RuntimeError for what cannot be read, of any rank.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process.*")
-        load(dict(tensors), storage_reader=HarmlessReader(folder), no_dist=alone)
+        try:
+            load(dict(tensors), storage_reader=HarmlessReader(folder), no_dist=alone)
+        except CheckpointException as error:
+            raise RuntimeError(str(first_of(error))) from error
+
+
+def first_of(failure: CheckpointException) -> BaseException:
+    """The first rank's error, instead of the tracebacks of all. DCP's exception is no Exception, so few catch it."""
+    return next(iter(failure.failures.values()))[0]
 
 
 def read_tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:

@@ -10,13 +10,24 @@ import pytest
 
 @pytest.fixture
 def make_run(tmp_path) -> Callable[..., Path]:
-    """make_run("naive", "p75", seed=1, status="finished", loss=0.5): the folder of a run in tmp_path/sweep."""
+    """make_run("naive", "p75", seed=1, status="finished", loss=0.5): the folder of a run in tmp_path/sweep.
 
-    def make(masking: str, ratio: str, seed: int = 1, status: str = "finished", loss: float = 0.5, **more) -> Path:
+    `settings`: groups of its config.yaml; what else is given joins its result.json.
+    """
+
+    def make(
+        masking: str,
+        ratio: str,
+        seed: int = 1,
+        status: str = "finished",
+        loss: float = 0.5,
+        settings: dict | None = None,
+        **more,
+    ) -> Path:
         run = tmp_path / "sweep" / f"{masking}-{ratio}-{seed}"
         run.mkdir(parents=True)
         choices = {"masking": masking, "mask_ratio": ratio, "model": "nano"}
-        (run / "config.yaml").write_text(json.dumps({"seed": seed, "choices": choices}))
+        (run / "config.yaml").write_text(json.dumps({"seed": seed, "choices": choices, **(settings or {})}))
         told = {f"choice/{group}": choice for group, choice in choices.items()}
         if status == "killed":
             return run

@@ -8,6 +8,7 @@ import yaml
 
 from microdit.analysis.layout import LAYOUT_FILE, read_layout
 from microdit.analysis.report import RESULTS_FILE, remake
+from microdit.analysis.results import write_csv
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 REPORTED = sorted(path.parent.name for path in EXPERIMENTS.glob(f"*/{RESULTS_FILE}"))
@@ -26,6 +27,24 @@ def test_committed_tables_are_what_the_command_gives_without_the_runs(name, tmp_
         assert (committed / path.name).is_file(), f"python report.py experiments/{name}"
         if path.suffix != ".png":
             assert path.read_text() == (committed / path.name).read_text(), f"python report.py experiments/{name}"
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in REPORTED])
+def test_a_table_without_results_yet_takes_its_place_in_the_readme_when_runs_have_finished(name, tmp_path):
+    folder = Path(shutil.copytree(EXPERIMENTS / name, tmp_path / name))
+    given = yaml.safe_load((folder / LAYOUT_FILE).read_text())
+    runs = []
+    for place, key in enumerate(given["expected"]):
+        told = zip((row["column"] for row in given["rows"]), key if isinstance(key, list) else [key], strict=True)
+        run = {"run": f"{name}/{place}", "status": "finished", "error": "", "seed": "1", **dict(told)}
+        runs.append({**run, "validation/loss": f"0.{1234 + place}", "total_flops": "1e12"})
+    write_csv(runs, folder / RESULTS_FILE)
+    remake(folder)
+    readme, committed = (folder / "README.md").read_text(), (EXPERIMENTS / name / "README.md").read_text()
+    assert readme.startswith(committed.partition("<!-- table -->")[0])
+    assert readme.endswith(committed.partition("<!-- /table -->")[2])
+    for place in range(len(runs)):
+        assert f"| 0.{1234 + place} |" in readme
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -50,6 +50,13 @@ def test_a_folder_of_runs_gets_its_report_inside(headline):
     assert "± " in (headline / "table.md").read_text()
 
 
+def test_a_folder_of_runs_is_read_anew_when_more_of_them_have_finished(headline, make_run):
+    told(headline)
+    make_run("naive", "p25")
+    told(headline)
+    assert "| naive | p25 |" in (headline / "table.md").read_text()
+
+
 def test_the_table_takes_its_place_in_the_readme(experiment, headline):
     readme = experiment / "README.md"
     readme.write_text("# Masking\n<!-- table -->\nold\n<!-- /table -->\nWhat we found.\n")

@@ -55,6 +55,47 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         find_runs([tmp_path])
 
 
+def test_settings_that_differ_are_columns_and_places_and_devices_are_none(make_run):
+    same = {"optimizer": {"beta2": 0.99}, "model": {"attention_ratios": [0.5, 1.0]}}
+    for seed, depth in ((1, 0.5), (2, 2), (3, 2.0)):
+        aside = {
+            "paths": {"data_root": f"data{seed}"},
+            "init_from": f"runs/{seed}",
+            "metrics": {"fid": {"count": seed}},
+        }
+        trainer = {"max_steps": 100 * seed, "devices": seed}
+        settings = {**same, **aside, "variation": {"patch_mixer_depth": depth}, "trainer": trainer}
+        run = make_run("deferred", "p75", seed, status="killed" if seed == 3 else "finished", settings=settings)
+    rows = collect(find_runs([run.parent]))
+    assert {name for name in rows[0] if name.startswith("setting/")} == {
+        "setting/trainer.max_steps",
+        "setting/variation.patch_mixer_depth",
+    }
+    assert [row["setting/variation.patch_mixer_depth"] for row in rows] == ["0.5", "2", "2"]
+
+
+def test_a_setting_that_only_some_runs_have_is_a_difference(make_run):
+    runs = [make_run("deferred", "p75", seed, settings={"model": {"dim": 32}}) for seed in (1, 2)]
+    runs.append(make_run("deferred", "p75", 3, settings={"model": {"dim": 32, "bias": True}}))
+    (runs[1] / "config.yaml").unlink()  # nothing is known of its settings
+    assert [row["setting/model.bias"] for row in collect(runs)] == ["not set", "", "true"]
+
+
+def test_a_run_that_starts_from_another_differs_from_one_that_does_not(make_run):
+    runs = [make_run("deferred", "p75", seed, settings={"init_from": start}) for seed, start in ((1, None), (2, "x"))]
+    assert [row["setting/init_from"] for row in collect(runs)] == ["null", "another run"]
+
+
+def test_settings_hold_no_folders_of_the_machine(make_run):
+    for seed in (1, 2):
+        made = {"data_mix": {"sources": [{"folder": f"/home/somebody/{seed}"}]}}
+        run = make_run("deferred", "p75", seed, settings=made)
+    assert [row["setting/data_mix.sources"] for row in collect(find_runs([run.parent]))] == [
+        '[{"folder": "1"}]',
+        '[{"folder": "2"}]',
+    ]
+
+
 def test_two_sweeps_of_one_name_are_refused(headline, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/sweep").symlink_to(headline)

@@ -79,6 +79,42 @@ def test_two_finished_runs_of_one_seed_in_a_row_are_refused(results, tmp_path):
         summarise(results, of)
 
 
+@pytest.fixture
+def swept(make_run, tmp_path):
+    """A sweep of a plain value: every value has seeds of its own, so that seeds cannot tell the runs apart."""
+    for seed, factor in enumerate((1.0e-5, 1.0e-5, 0.1, 2.0, 10.0), start=1):
+        make_run("deferred", "p75", seed, loss=0.1 * seed, settings={"variation": {"patch_mixer_depth": factor}})
+    return collect(find_runs([tmp_path / "sweep"]))
+
+
+def test_runs_that_differ_in_a_plain_value_have_rows_of_their_own_by_size(swept, tmp_path):
+    of = read_layout(tmp_path, swept)
+    assert [key.titles for key in of.rows] == [("variation.patch_mixer_depth",)]
+    cells = table(summarise(swept, of), of)
+    assert {key: row[0] for key, row in cells.items()} == {
+        "1e-05": "0.1500 ± 0.0707",
+        "0.1": "0.3000",
+        "2": "0.4000",
+        "10": "0.5000",
+    }
+    assert list(cells) == ["1e-05", "0.1", "2", "10"]
+
+
+def test_runs_with_other_settings_are_never_averaged(swept, tmp_path):
+    of = layout(swept, tmp_path, rows=[MASKING], columns=["validation/loss"])
+    told = r"deferred-p75-2 and .*deferred-p75-3 differ in variation\.patch_mixer_depth \(1e-05 and 0\.1\)"
+    with pytest.raises(SettingsError, match=told):
+        summarise(swept, of)
+    summarise(swept[:2], of)
+
+
+def test_a_setting_that_choices_explain_makes_no_row_key(make_run, tmp_path):
+    for ratio, share in (("p25", 0.25), ("p75", 0.75)):
+        make_run("deferred", ratio, settings={"mask_ratio": {"share": share}})
+    results = collect(find_runs([tmp_path / "sweep"]))
+    assert [key.column for key in read_layout(tmp_path, results).rows] == [RATIO]
+
+
 def test_labels_name_and_order_the_rows(results, tmp_path):
     labels = {"none": "no masking", "naive": "naive masking"}
     rows = [{"column": MASKING, "title": "method", "labels": labels}, RATIO]

@@ -51,6 +51,22 @@ def test_the_end_of_a_run_shows_a_table_and_where_the_picture_is(swept):
     assert "newest sample grid:" in swept.stdout
 
 
+def test_a_sweep_that_is_typed_again_makes_only_what_is_not_finished(swept, run_script, paths):
+    finished, killed = sorted(Path(paths[1].partition("=")[2]).glob("sweep_*/*-deferred-*"))
+    record = (finished / "result.json").read_text()
+    (killed / "result.json").unlink()
+    for checkpoint in (killed / "checkpoints").iterdir():
+        checkpoint.unlink()
+    arguments = ["mask_ratio=none,p75", "trainer.max_steps=3", *SMALL, *paths]
+    again = run_script("train.py", "-m", f"hydra.sweep.dir={finished.parent}", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert f"skipped, finished before with the same settings: {finished}" in again.stdout
+    assert again.stdout.count("finished after 3 steps") == 1
+    assert (finished / "result.json").read_text() == record
+    assert json.loads((killed / "result.json").read_text())["status"] == "finished"
+    assert list(losses(killed)) == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("argument", "told"),
     [

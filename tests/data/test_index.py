@@ -1,13 +1,18 @@
 import io
+import random
 import shutil
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from microdit.data.columns import ColumnsError, open_columns, write_columns
+from microdit.data.corruption import CorruptSampleError
+from microdit.data.description import MismatchError
 from microdit.data.foreign import NoLatentsError, index_foreign
 from microdit.data.index import IndexMissingError, ShardIndex, index_folder, index_shard
 from microdit.data.opening import open_mix
@@ -116,6 +121,30 @@ def test_what_lies_before_the_damage_can_be_kept(tmp_path: Path) -> None:
     samples, notes = index_folder(tmp_path, on_corrupt="skip")
     assert samples >= 1
     assert "samples before it are kept" in notes[0]
+    assert index_folder(tmp_path, on_corrupt="skip") == (samples, notes), "it is told again"
+    with pytest.raises(TarError, match="on_corrupt=skip"):
+        index_folder(tmp_path)
+    with pytest.raises(ValueError, match="error or skip"):
+        index_folder(tmp_path, on_corrupt="maybe")
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr': '<f2', 'x", "{'descr': '<f2', (", "(" * 100, "[" * 60_000, "{1: 2}", "\x00"]
+)
+def test_a_header_that_is_no_header_makes_no_array_and_stops_nothing(tmp_path: Path, header: str) -> None:
+    damaged = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(64)
+    write_tar(tmp_path / "00000.tar", whole_sample("a") | whole_sample("b") | {"b.latents_32.npy": damaged})
+    index_foreign(tmp_path)
+    assert ShardIndex(tmp_path / "index.npz").column("latents_32.npy", "dtype").tolist() == [1, 0]
+
+
+def test_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "00000.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name, content in whole_sample("gr\xfcn").items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert keys(tmp_path / "00000.tar") == ["gr\\udcfcn"]
 
 
 def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
@@ -129,6 +158,41 @@ def test_tars_without_latents_point_to_preparing(tmp_path: Path) -> None:
     write_tar(tmp_path / "00000.tar", {"a.json": b"{}", "a.jpg": b""})
     with pytest.raises(NoLatentsError, match="source=webdataset"):
         index_foreign(tmp_path)
+
+
+def test_a_tar_that_the_index_does_not_know_is_named(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    write_tar(folder / "later.tar", whole_sample("later"))
+    source = [{"name": "data", "folder": str(folder)}]
+    with pytest.raises(MismatchError, match=r"later\.tar.*python prepare\.py index="):
+        open_mix(source, resolution_px=32, seed=0, autoencoder="small", text_encoder="short")
+
+
+def test_a_folder_without_its_description_names_the_command(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    for content in ("{", '{"name": "x"}', None):
+        (folder / "dataset.json").unlink()
+        if content is not None:
+            (folder / "dataset.json").write_text(content)
+        with pytest.raises(MismatchError, match=r"dataset\.json.*python prepare\.py index="):
+            open_mix(
+                [{"name": "d", "folder": str(folder)}], resolution_px=32, seed=0, autoencoder="a", text_encoder="t"
+            )
+
+
+def test_any_changed_byte_of_an_index_is_found_or_harmless(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3, 2])
+    whole, chance = (folder / "index.npz").read_bytes(), random.Random(0)
+    settings: dict = {"resolution_px": 32, "seed": 0, "autoencoder": "small", "text_encoder": "short", "shuffle": False}
+    clean = open_mix([{"name": "d", "folder": str(folder)}], **settings).__getitems__(range(5))
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= chance.randrange(1, 256)
+        (folder / "index.npz").write_bytes(damaged)
+        with suppress(ColumnsError, CorruptSampleError, MismatchError):
+            found = open_mix([{"name": "d", "folder": str(folder)}], **settings).__getitems__(range(5))
+            assert torch.equal(found["latents"], clean["latents"])
+            assert torch.equal(found["captions"], clean["captions"])
 
 
 def test_a_folder_without_index_names_the_command(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@ import io
 import json
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,13 @@ from PIL import Image
 from microdit.data.description import read_description
 from microdit.data.embedded import EmbeddedShapes, ensure_shapes
 from microdit.data.encoding import Encoders
+from microdit.data.locking import NoRoomError
 from microdit.data.opening import open_mix
 from microdit.data.plan import PlanChangedError, Recipe, share_of
 from microdit.data.prepare import prepare
 from microdit.data.sources.embedded_shapes import ShapesSource
 from microdit.data.sources.folder import FolderSource
+from microdit.data.sources.held_out import PartOfSource
 from microdit.data.stream import LatentStream
 from microdit.encoders import PixelAutoencoder, WordsTextEncoder
 
@@ -150,10 +154,10 @@ def test_what_is_there_is_not_made_again(pictures: Path, tmp_path: Path) -> None
 
 def test_other_settings_in_the_same_folder_are_refused(pictures: Path, tmp_path: Path) -> None:
     run(pictures, tmp_path / "data")
-    with pytest.raises(PlanChangedError, match=r"recipe was .* is now .*min_side_px.*another name"):
+    with pytest.raises(PlanChangedError, match=r"\(recipe\.min_side_px was null, is now 20\).*another name"):
         run(pictures, tmp_path / "data", min_side_px=20)
     (pictures / "new.png").write_bytes(picture(9))
-    with pytest.raises(PlanChangedError, match="pictures"):
+    with pytest.raises(PlanChangedError, match=r"source\.pictures was 43, is now 44"):
         run(pictures, tmp_path / "data")
 
 
@@ -200,10 +204,76 @@ def test_jobs_share_the_shards(text: str, numbers: list[int]) -> None:
     assert list(share_of(5, text)) == numbers
 
 
-@pytest.mark.parametrize("text", ["", "3", "0/8", "9/8", "a/b", "1/2/3"])
-def test_a_share_that_is_none_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "3", 3, "0/8", "9/8", "a/b", "1/2/3"])
+def test_a_share_that_is_none_is_refused(text: Any) -> None:
     with pytest.raises(ValueError, match="shard_of must be JOB/JOBS"):
         share_of(5, text)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"resolutions_px": 32}, "list of different sizes"),
+        ({"resolutions_px": []}, "list of different sizes"),
+        ({"resolutions_px": [32, 32]}, "list of different sizes"),
+        ({"resolutions_px": [32], "batch_size": 0}, "batch_size must be at least 1"),
+        ({"resolutions_px": [32], "decode_threads": 0}, "decode_threads must be at least 1"),
+        ({"resolutions_px": [32], "caption_storage": "short"}, "full or trimmed"),
+    ],
+)
+def test_a_recipe_that_would_write_nothing_is_refused(recipe: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**recipe)
+
+
+def test_a_resolution_that_the_autoencoder_cannot_divide_is_refused(pictures: Path, tmp_path: Path) -> None:
+    autoencoder = PixelAutoencoder()
+    autoencoder.downscale = 2
+    halving = Encoders(autoencoder, WordsTextEncoder(8, 6), "halving", "words")
+    with pytest.raises(ValueError, match=r"\[15\] must be multiples of 2"):
+        prepare(FolderSource(str(pictures)), tmp_path / "data", halving, Recipe([15, 16]))
+    assert not (tmp_path / "data").exists()
+
+
+def test_names_that_are_not_utf_8_are_prepared_and_listed(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name, content in (("b\udce9", picture(7)), ("bad\udce9", b"")):
+        (tmp_path / f"pictures/{name}.png").write_bytes(content)
+        (tmp_path / f"pictures/{name}.txt").write_text("words")
+    source = PartOfSource(FolderSource(str(tmp_path / "pictures")), 0.0, held_out=False)
+    summary = prepare(source, tmp_path / "data/mine/train", encoders(), Recipe([16]))
+    assert (summary.written, summary.broken) == (1, 1)
+    assert opened(tmp_path / "data/mine/train").caption_texts([0]) == ["words"]
+    assert "bad\\udce9.png" in (summary.folder / "rejects.csv").read_text(encoding="utf-8")
+    assert prepare(source, tmp_path / "data/mine/train", encoders(), Recipe([16])).images == 0
+
+
+def test_what_is_listed_as_broken_is_the_same_in_every_run(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(4):
+        (tmp_path / f"pictures/{number}.jpg").write_bytes(b"no picture" * number)
+        (tmp_path / f"pictures/{number}.txt").write_text("words")
+    held = [run(tmp_path / "pictures", tmp_path / name) for name in ("one", "two")]
+    assert held[0].broken == 4
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_full_disk_is_named_and_running_again_goes_on(pictures: Path, tmp_path: Path) -> None:
+    run(pictures, tmp_path / "undisturbed")
+    first = tmp_path / "undisturbed/mine/train" / LATENTS / "00000.tar"
+
+    def with_little_room(limit: int) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            run(pictures, tmp_path / "full")
+        except NoRoomError as error:
+            os._exit(7 if "Make room and run the same command again" in str(error) and "full" in str(error) else 1)
+
+    for limit in (100, 1000, first.stat().st_size - 1, first.stat().st_size):
+        process = in_process(lambda limit=limit: with_little_room(limit))
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == (7 if limit < first.stat().st_size else 0)
+    assert contents(tmp_path / "full") == contents(tmp_path / "undisturbed")
 
 
 def test_the_embedded_shapes_are_made_once_and_survive_being_killed(tmp_path: Path) -> None:

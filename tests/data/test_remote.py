@@ -184,3 +184,14 @@ def test_pictures_are_prepared_from_remote_tars(tmp_path: Path, serve: Callable[
         ["words 2"],
     ]
     assert not list((tmp_path / "downloads").iterdir()), "nothing stays behind"
+
+
+def test_a_server_that_lists_its_files_is_a_folder_of_tars(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    for name in ("0.tar", "1.tar", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    url = serve(tmp_path, failing=False).url
+    assert TarSource(url).shards() == TarSource(f"{url}/*.tar").shards() == [f"{url}/0.tar", f"{url}/1.tar"]
+    with pytest.raises(FileNotFoundError, match="there is no tar"):
+        TarSource(f"{url}/nothing").shards()
+    with pytest.raises(RemoteFileError, match="cannot be listed"):
+        TarSource("http://127.0.0.1:1/tars").shards()

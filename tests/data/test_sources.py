@@ -1,11 +1,13 @@
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from microdit.data.remote import RemoteFileError
 from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable, captions_in
 from microdit.data.sources.embedded_shapes import ShapesSource
 from microdit.data.sources.folder import FolderSource
@@ -80,8 +82,11 @@ def test_tars_as_img2dataset_writes_them(tmp_path: Path) -> None:
         ("a/b.c", ["x", "y"]),
         ("nothing", "no picture beside the caption"),
         ("bare", "no caption"),
-        ("bad", "the .json cannot be read"),
+        ("bad", "no caption"),
     ]
+    reason = everything(TarSource(str(tmp_path)))[-1]
+    assert isinstance(reason, Unreadable)
+    assert "the .json cannot be read" in reason.reason
 
 
 def test_a_damaged_tar_gives_what_it_can_and_says_what_is_lost(tmp_path: Path) -> None:
@@ -127,6 +132,135 @@ def test_tables_of_every_kind(tmp_path: Path, suffix: str) -> None:
         table.to_parquet(path)
     source = TableSource(str(path), image_column="file", caption_column="text")
     assert as_text(source) == [("a.png", ["plain, with comma"]), ("007.png", several), ("none.png", "cannot be read")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("commas.csv", "image,caption\na.png,red, round\na.png,fine\n", [("row 1", "put a caption that"), "fine"]),
+        ("nothing.csv", "image,caption\n,words\n\na.png,fine\n", [("row 1", "names no picture"), "fine"]),
+        ("empty.csv", "image,caption\na.png,\na.png,fine\n", [("a.png", "the row holds none"), "fine"]),
+        ("cut.jsonl", '{"image": "a.png", "caption": "fine"}\n\n{"image": ', ["fine", ("row 2", "it is no JSON")]),
+        (
+            "null.jsonl",
+            '{"image": null, "caption": "x"}\n[1]\n',
+            [("row 1", "no picture"), ("row 2", "no JSON object")],
+        ),
+        ("half.jsonl", '{"image": "a.png", "caption": "half \\ud83d a sign"}\n', ["half ? a sign"]),
+        ("marked.jsonl", '\ufeff{"image": "a.png", "caption": "fine"}\n', ["fine"]),
+    ],
+)
+def test_an_odd_row_is_named_and_the_others_are_read(
+    tmp_path: Path, name: str, content: str, rows: list[str | tuple[str, str]]
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    found = everything(TableSource(str(tmp_path / name)))
+    for item, expected in zip(found, rows, strict=True):
+        if isinstance(expected, str):
+            assert isinstance(item, CaptionedImage)
+            assert item.captions == [expected]
+        else:
+            assert isinstance(item, Unreadable)
+            assert item.key == expected[0]
+            assert expected[1] in item.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("latin.csv", "image,caption\na.png,grün\n".encode("latin-1")),
+        ("quote.csv", b'image,caption\na.png,"never ended\n'),
+        ("text.parquet", b"no table"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} (is not UTF-8|cannot be read as a table)"):
+        TableSource(str(tmp_path / name)).shards()
+
+
+def test_captions_that_are_not_utf_8_are_named_and_not_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "tars").mkdir()
+    files = {f"{name}.jpg": b"x" for name in ("latin", "wide", "good")}
+    files |= {"latin.txt": "grün".encode("latin-1"), "wide.txt": "words".encode("utf-16"), "good.txt": "grün".encode()}
+    for name, content in files.items():
+        (tmp_path / "folder" / name).write_bytes(content)
+    write_tar(tmp_path / "tars/0.tar", files)
+    for source in (FolderSource(str(tmp_path / "folder")), TarSource(str(tmp_path / "tars"))):
+        found = {Path(item.key).stem: item for item in everything(source)}
+        assert [name for name, item in found.items() if isinstance(item, CaptionedImage)] == ["good"]
+        assert all("not UTF-8" in found[name].reason for name in ("latin", "wide"))  # type: ignore[union-attr]
+
+
+def test_a_folder_and_a_tar_choose_the_same_captions(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "tars").mkdir()
+    beside = {
+        "both": (b"one", b'{"caption": "other"}'),
+        "empty": (b" \n", b'{"caption": "from json"}'),
+        "several": (b"one", b'{"caption": ["one", "two"]}'),
+        "damaged": (b"one", b"{"),
+        "deep": (b"one", b"[" * 100_000),
+        "else": (None, b'{"text": "x"}'),
+    }
+    files = {f"{name}.jpg": b"x" for name in beside}
+    files |= {f"{name}.txt": text for name, (text, _) in beside.items() if text is not None}
+    files |= {f"{name}.json": record for name, (_, record) in beside.items()}
+    for name, content in files.items():
+        (tmp_path / "folder" / name).write_bytes(content)
+    write_tar(tmp_path / "tars/0.tar", files)
+    expected = {"both": ["one"], "empty": ["from json"], "several": ["one", "two"], "damaged": ["one"], "deep": ["one"]}
+    for source in (FolderSource(str(tmp_path / "folder")), TarSource(str(tmp_path / "tars"))):
+        found = {Path(item.key).stem: item for item in everything(source)}
+        assert {k: item.captions for k, item in found.items() if isinstance(item, CaptionedImage)} == expected
+        assert "the .json holds no 'caption'" in found["else"].reason  # type: ignore[union-attr]
+
+
+def test_captions_beside_pictures_may_be_named_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "DSC1.JPG").write_bytes(b"x")
+    (tmp_path / "DSC1.TXT").write_text("a dog")
+    assert as_text(FolderSource(str(tmp_path))) == [("DSC1.JPG", ["a dog"])]
+
+
+def test_no_picture_in_a_folder_is_passed_over_in_silence(tmp_path: Path) -> None:
+    for name in ("telephone.heic", "web.avif", "old.jfif", "link.jpg"):
+        (tmp_path / name).with_suffix(".txt").write_text("words")
+    for name in ("telephone.heic", "web.avif", "old.jfif"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link.jpg").symlink_to("nowhere.jpg")
+    assert [key for key, _ in as_text(FolderSource(str(tmp_path)))] == [
+        "link.jpg",
+        "old.jfif",
+        "telephone.heic",
+        "web.avif",
+    ]
+    assert ("link.jpg", "cannot be read") in as_text(FolderSource(str(tmp_path)))
+
+
+def test_each_location_of_tars_must_hold_some(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"0.jpg": b"x", "0.txt": b"words"})
+    with pytest.raises(FileNotFoundError, match=r"other.*there is no tar"):
+        TarSource([str(tmp_path), str(tmp_path / "other*.tar")]).shards()
+
+
+def test_a_folder_whose_name_holds_brackets_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "tars [2024]").mkdir()
+    write_tar(tmp_path / "tars [2024]/0.tar", {"0.jpg": b"x", "0.txt": b"words"})
+    assert len(TarSource(str(tmp_path / "tars [2024]")).shards()) == 1
+
+
+def test_a_remote_location_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(RemoteFileError, match="extra `remote`"):
+        TarSource("s3://bucket/tars").shards()
+
+
+@pytest.mark.parametrize("source", [FolderSource, TableSource])
+def test_shards_of_no_pictures_are_refused(source: type[FolderSource] | type[TableSource]) -> None:
+    with pytest.raises(ValueError, match="shard_size must be at least 1"):
+        source("anywhere", shard_size=0)
 
 
 def test_a_table_without_the_column_names_those_it_has(tmp_path: Path) -> None:

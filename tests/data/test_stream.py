@@ -173,6 +173,11 @@ def test_a_resolution_that_was_not_prepared_is_refused(two_sources: tuple[Path, 
         opened(*two_sources, resolution_px=128)
 
 
+def test_a_mix_of_nothing_says_so() -> None:
+    with pytest.raises(DataMissingError, match=r"names no source.*data_mix\.sources"):
+        opened()
+
+
 def test_a_folder_without_samples_says_so(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
     with pytest.raises(DataMissingError, match="holds no samples"):
         opened(write_folder(tmp_path / "empty", [0]))

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from rich.console import Console
 
 from microdit.build import SettingsError
+from microdit.checkpoints import CheckpointError, read_checkpoint
 from microdit.evaluation.evaluate import evaluate
 from microdit.evaluation.pictures import PicturesError
+from microdit.sharded_checkpoints import write_closing_files
 
 METRICS = {
     "compositional": {
@@ -88,6 +91,33 @@ def test_an_older_checkpoint_is_named(run, pipeline):
     newest = save_checkpoint(pipeline, run, step=9)
     assert "denoising_loss/mean@checkpoint=step_0000005" in measured(older)
     assert "denoising_loss/mean" in measured(newest)
+
+
+def test_a_run_that_was_saved_in_parts_has_the_numbers_of_one_saved_whole(run, pipeline):
+    (whole,) = (run / "checkpoints").iterdir()
+    numbers = measured(run, weights=("ema", "raw"))
+    tensors = {f"state_dict.{key}": value for key, value in read_checkpoint(whole)["state_dict"].items()}
+    parts = whole.with_name("parts")
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(parts), no_dist=True)
+    write_closing_files(parts, {"parameter_names": [], "optimizer_groups": []}, {"step": 5})
+    whole.unlink()
+    parts.rename(whole)
+    for tar in run.glob("evaluation/**/*.tar"):
+        tar.unlink()  # or pictures would not be drawn again
+    assert measured(run, weights=("ema", "raw")) == numbers
+    save_checkpoint(pipeline, run, step=9)
+    older = measured(whole, metrics={"shapes_loss": METRICS["shapes_loss"]})
+    assert older["denoising_loss/mean@checkpoint=step_0000005"] == numbers["denoising_loss/mean"]
+
+
+@pytest.mark.parametrize("left", [None, "__0_0.distcp"])
+def test_a_checkpoint_that_is_not_there_or_not_whole_is_told_with_those_that_are(run, left):
+    missing = run / "checkpoints/step_0000007.ckpt"
+    if left is not None:
+        missing.mkdir()
+        (missing / left).touch()
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*step_0000007\.ckpt; that run has: step_0000005\.ckpt"):
+        measured(missing)
 
 
 def test_pictures_alone_give_the_same_numbers_again(run):

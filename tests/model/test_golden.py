@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,24 @@ def test_loss_and_gradient_norm_match(golden, name):
     gradients = [p.grad.flatten() for p in golden.network.parameters() if p.grad is not None]
     assert_close(loss.detach(), golden.io[f"loss_{name}"], 1e-5)
     assert_close(torch.cat(gradients).double().norm(), golden.io[f"grad_norm_{name}"], 1e-5)
+
+
+@torch.no_grad()
+def test_bfloat16_is_near_float32(golden):
+    io, network = golden.io, golden.network
+    kept = keep_patches(io["mask_noise"], golden.config["mask_ratio"])
+    with torch.autocast("cpu", torch.bfloat16):
+        unmasked, masked = network(io["x"], io["t"], io["y"]), network(io["x"], io["t"], io["y"], kept)
+    assert_close(unmasked, io["out_unmasked"], 2e-2)
+    assert_close(masked, io["out_masked75"], 2e-2)
+
+
+def test_compiled_the_numbers_are_the_same(monkeypatch):
+    """As the compiler traces the blocks; the code it writes for a CPU takes minutes and a C++ compiler."""
+    compiled = Golden(FILES[0])
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    compiled.network.compile_blocks()
+    test_loss_and_gradient_norm_match(compiled, "masked75")
 
 
 @torch.no_grad()

@@ -72,3 +72,22 @@ def test_biases_start_at_zero_where_there_are_any(small_network):
     assert "blocks.0.attn.qkv.bias" in biases
     assert "patch_mixer_map_xin.1.bias" in biases
     assert all((value == 0).all() for value in biases.values())
+
+
+def test_the_blocks_deviation_can_be_chosen(small_network):
+    def deviations(std):
+        network = small_network(fresh=True, dim=128, initial_std=std, num_experts=0)
+        layers = network.blocks[0].attn.qkv, network.blocks[1].mlp.w3, network.patch_mixer[0].cross_attn.proj
+        return [layer.weight.std().item() for layer in layers]
+
+    assert deviations(0.06) == pytest.approx([3 * std for std in deviations(0.02)], rel=0.05)
+
+
+def test_the_mixers_keys_can_start_out_like_its_queries_and_as_large(small_network):
+    network = small_network(fresh=True, dim=128, patch_mixer_dim=96, alike_queries_and_keys=0.9)
+    queries, keys, _ = network.patch_mixer[0].attn.qkv.weight.detach().chunk(3)
+    correlation = torch.corrcoef(torch.stack([queries.flatten(), keys.flatten()]))[0, 1]
+    assert correlation == pytest.approx(0.9, abs=0.02)
+    assert keys.std() == pytest.approx(queries.std().item(), rel=0.05)
+    queries, keys, _ = network.blocks[0].attn.qkv.weight.detach().chunk(3)
+    assert torch.corrcoef(torch.stack([queries.flatten(), keys.flatten()]))[0, 1].abs() < 0.05

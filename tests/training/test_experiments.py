@@ -69,6 +69,13 @@ def test_unmasked_fine_tuning_needs_a_run_to_start_from(data_root, tmp_path):
         composed(data_root, tmp_path / "run", "+experiment=unmasked_finetune")
 
 
+def test_unmasked_fine_tuning_goes_on_as_the_recipe_does(data_root, masked_run, tmp_path):
+    stages = yaml.safe_load((CONF / "stages.yaml").read_text())["stages"]["xl"]
+    recipe = next(stage for stage in stages if stage["resolution_stage"] == "res256_finetune")
+    settings = composed(data_root, tmp_path, "+experiment=unmasked_finetune", f"init_from={masked_run}")
+    assert (settings.init_weights, settings.init_optimizer) == (recipe["init_weights"], recipe["init_optimizer"])
+
+
 def test_unmasked_fine_tuning_is_as_long_as_the_papers_beside_its_stage():
     steps = ["+experiment=unmasked_finetune", "init_from=runs/x", "resolution_stage.steps=250_000"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

@@ -1,17 +1,20 @@
 """What may go wrong in training, and what is lost by it: nothing."""
 
 import resource
+import time
 
 import pytest
 import torch
 from rich.console import Console
 
+from microdit.build import SettingsError
 from microdit.checkpoints import CheckpointError, checkpoints_of, network_weights, read_checkpoint
 from microdit.training.checkpointing import StepCheckpoints
 from microdit.training.data import LatentData
 from microdit.training.launch import launch
 from microdit.training.module import NonFiniteLossError
 from microdit.training.run import train
+from microdit.training.samples import SampleGrids
 
 RUN = ["trainer.peak_tflops=0.1", "callbacks.samples.every_n_steps=100", "trainer.max_steps=8"]
 
@@ -96,6 +99,23 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(small_settings, tmp_path
         read_checkpoint(path)
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="fills the disk of other processes")
+def test_a_full_disk_under_fsdp_leaves_the_checkpoint_before_and_no_rubbish(small_settings, start_ranks, tmp_path):
+    two = ("trainer.devices=2", "trainer.strategy=fsdp", "trainer.max_steps=20", "trainer.checkpoint_every_n_steps=5")
+    ranks = start_ranks(small_settings(*RUN, *two, output=tmp_path))
+    while not checkpoints_of(tmp_path):
+        assert all(rank.is_alive() for rank in ranks)
+        time.sleep(0.002)
+    for rank in ranks:
+        resource.prlimit(rank.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    ranks[0].join(120)
+    for rank in ranks:
+        rank.kill()
+    assert ranks[0].exitcode == 1  # the last checkpoint could not be written
+    read_checkpoint(checkpoints_of(tmp_path)[0])
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error(small_settings, tmp_path, monkeypatch, full_disk):
     save = StepCheckpoints.save
 
@@ -111,6 +131,60 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(small_settings, tm
     with pytest.raises(CheckpointError, match=r"step 8 could not be written .* newest one is .*step_0000004\.ckpt"):
         train(settings, Console(quiet=True))
     read_checkpoint(checkpoints_of(tmp_path)[-1])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread
+def test_a_disk_without_any_room_ends_no_training_and_the_error_names_the_checkpoint(
+    small_settings, tmp_path, monkeypatch, full_disk
+):
+    begin = SampleGrids.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *rest):  # pictures, rows, the last checkpoint, result.json: nothing goes
+        full_disk(0 if trainer.global_step >= 5 else resource.RLIM_INFINITY)
+        begin(self, trainer, *rest)
+
+    monkeypatch.setattr(SampleGrids, "on_train_batch_end", on_train_batch_end)
+    settings = small_settings(
+        *RUN, "logger=tensorboard", "callbacks.samples.every_n_steps=6", "trainer.checkpoint_every_n_steps=4"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"step 8 could not be written .* GB free; .*step_0000004\.ckpt. Make room"
+    ):
+        launch(settings.config, {"autoencoder": "pixel", "text_encoder": "words"}, tmp_path, Console(quiet=True))
+    full_disk(resource.RLIM_INFINITY)
+    read_checkpoint(checkpoints_of(tmp_path)[-1])
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_run_that_goes_on_no_longer_says_that_it_finished(small_settings, tmp_path, monkeypatch):
+    settings = small_settings(*RUN, output=tmp_path)
+    assert train(settings, Console(quiet=True))["status"] == "finished"
+    poison(monkeypatch, set(range(8, 100)))
+    longer = small_settings(*RUN, "trainer.max_steps=20", output=tmp_path)
+    with pytest.raises(NonFiniteLossError):  # as a kill would: whoever ends it, nobody writes what came out
+        train(longer, Console(quiet=True), checkpoints_of(tmp_path)[-1])
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_what_a_killed_run_had_begun_to_write_is_removed(small_settings, tmp_path):
+    left = [tmp_path / "checkpoints" / name for name in (".step_0000003.ckpt.partial", ".step_0000001.ckpt.discarded")]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "__0_0.distcp").touch()
+    train(small_settings(*RUN, "trainer.max_steps=1", output=tmp_path), Console(quiet=True))
+    assert not any(folder.exists() for folder in left)
+
+
+def test_more_gpus_than_there_are_is_an_error_before_anything_starts(small_settings, tmp_path):
+    asked = torch.cuda.device_count() + 2
+    settings = small_settings(
+        "trainer.accelerator=gpu", f"trainer.devices={asked}", f"resolution_stage.global_batch_size={asked}"
+    )
+    with pytest.raises(
+        SettingsError, match=f"trainer.devices={asked} GPUs are asked for, torch finds {asked - 2} here"
+    ):
+        launch(settings.config, {"autoencoder": "pixel", "text_encoder": "words"}, tmp_path, Console(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_offered(small_settings, tmp_path):
@@ -130,6 +204,19 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_offered(small_
     assert record["status"] == "finished"
     assert (tmp_path / "checkpoints" / f"set_aside_{bad.name}").exists()
     read_checkpoint(checkpoints_of(tmp_path)[-1])
+
+
+@pytest.mark.parametrize("override", ["resolution_stage.ema_decay=null", "optimizer.matrix_step=20"])
+def test_a_change_that_the_checkpoints_do_not_fit_is_refused_and_leaves_the_run_as_it_was(
+    small_settings, tmp_path, override
+):
+    choices = {"autoencoder": "pixel", "text_encoder": "words"}
+    launch(small_settings(*RUN, "trainer.max_steps=1").config, choices, tmp_path, Console(quiet=True))
+    before = (tmp_path / "config.yaml").read_text()
+    changed = {**small_settings(*RUN, "trainer.max_steps=2", override).config, "resume": str(tmp_path)}
+    with pytest.raises(SettingsError, match=r"it cannot become .*init_from="):
+        launch(changed, choices, tmp_path, Console(quiet=True))
+    assert (tmp_path / "config.yaml").read_text() == before
 
 
 def test_a_folder_with_checkpoints_is_gone_on_with(small_settings, tmp_path, logged):

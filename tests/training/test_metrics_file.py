@@ -59,9 +59,10 @@ def test_rows_that_found_no_room_are_there_when_there_is_some(tmp_path, caplog):
     assert [row["train/loss"] for row in rows(log.path)] == ["1.0", "2.0", "3.0", "4.0"]
 
 
-def test_the_newest_value_of_a_column_is_found(tmp_path):
+def test_the_newest_value_of_every_column_is_found(tmp_path):
     log = MetricsFile(tmp_path / "metrics.csv")
-    assert log.newest("train/seconds") == 0
+    assert log.newest() == {}
     log.log_metrics({"train/seconds": 2.5}, step=0)
     log.log_metrics({"train/loss": 1.0}, step=1)
-    assert MetricsFile(log.path).newest("train/seconds") == 2.5
+    log.log_metrics({"train/loss": 0.5}, step=2)
+    assert MetricsFile(log.path).newest() == {"train/seconds": 2.5, "train/loss": 0.5}

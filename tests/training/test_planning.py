@@ -71,4 +71,18 @@ def test_the_memory_of_each_device_is_planned(small_settings):
     console = Console(width=200)
     with console.capture() as shown:
         console.print(memory_table([("the stage", small_settings("trainer.device_batch_size=2"))]))
-    assert "the stage │              2 │" in shown.get()
+    assert "│the stage │      2 │" in shown.get()
+
+
+def test_tables_are_readable_on_80_columns(small_settings):
+    name = "shapes16_pretrain, deferred, p75"
+    settings = small_settings("trainer.activation_checkpointing=true")
+    stages = [PlannedStage(name, 1_165_000_000, 250_000, 512_000_000, 1, 144 * 10**18)] * 2
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(plan_table(stages, H100S))
+        console.print(memory_table([(name, settings)]))
+    assert "…" not in shown.get()
+    for word in ("shapes16_pretrain,", "GFLOP an", "1.44e+20", "weights", "vations", "working", "EMA", "in all"):
+        assert word in shown.get()
+    assert "activations without activation_checkpointing" in " ".join(shown.get().split())

@@ -134,3 +134,18 @@ def test_data_of_another_caption_width_is_refused(small_settings, tmp_path):
     settings = dataclasses.replace(settings, data_mix=dataclasses.replace(settings.data_mix, embedded=None))
     with pytest.raises(SettingsError, match="captions"):
         quiet_train(settings)
+
+
+def test_a_finished_run_that_is_resumed_keeps_what_it_had_found(small_settings, tmp_path):
+    settings = small_settings(output=tmp_path)
+    record = quiet_train(settings)
+    again = quiet_train(settings, latest_checkpoint(tmp_path))
+    kept = [name for name in record if name.startswith(("train/", "validation/"))]
+    assert {"train/loss", "train/images_per_second", "validation/loss"} <= set(kept)
+    assert {name: again[name] for name in kept} == pytest.approx({name: record[name] for name in kept})
+
+
+def test_the_loss_on_the_terminal_is_that_of_the_whole_batch(small_settings, tmp_path):
+    console = Console(file=(tmp_path / "said.txt").open("w"), record=True, width=200)
+    record = train(small_settings("trainer.device_batch_size=1", output=tmp_path / "run"), console)
+    assert f"step 8/8  loss {record['train/loss']:.4f} " in console.export_text()

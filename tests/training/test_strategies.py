@@ -78,8 +78,8 @@ def test_every_division_of_the_work_gives_the_same_losses_and_weights(finished, 
     one, divided = finished("one"), finished(how)
     for name in ("train/loss", "train/gradient_norm", "train/loss_noise_q3", "validation/loss"):
         expected, found = logged(one, name), logged(divided, name)
-        assert expected.keys() == found.keys()
-        assert max(abs(found[step] - expected[step]) for step in expected) < 1e-5, name
+        relative = 1e-5 if name == "train/gradient_norm" else 0.0  # norms of hundreds are not exact to 1e-5
+        assert found == pytest.approx(expected, abs=1e-5, rel=relative), name
     assert len(logged(divided)) == STEPS
     same_weights(checkpoints_of(one)[-1], checkpoints_of(divided)[-1])
     assert (divided / "samples" / "step_0000020.png").exists()

@@ -38,6 +38,21 @@ def test_every_number_of_the_issue_is_in_the_file_and_in_tensorboard(small_setti
     assert board.Tags()["images"] == ["samples"]
 
 
+def test_samples_that_stand_in_for_broken_ones_are_counted(small_settings, logged, tmp_path):
+    data = f"paths.data_root={tmp_path}/data"
+    quiet_train(small_settings(data, output=tmp_path / "whole"))
+    assert set(logged(tmp_path / "whole", "data/replaced").values()) == {0}
+    (shard,) = (tmp_path / "data/shapes_synthetic/train").glob("latents-*/*.tar")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    skip = ["reading.on_corrupt=skip", "reading.max_corrupt_share=0.5"]
+    record = quiet_train(small_settings(data, *skip, output=tmp_path / "broken"))
+    counts = list(logged(tmp_path / "broken", "data/replaced").values())
+    assert counts == sorted(counts)
+    assert record["data/replaced"] == counts[-1] > 0
+
+
 def test_a_falling_mask_ratio_is_seen_in_patches_and_costs(small_settings, logged, tmp_path):
     record = quiet_train(small_settings("mask_ratio=falling", output=tmp_path))
     kept = logged(tmp_path, "train/patches_kept")

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from microdit.analysis.results import FINISHED, Rows, number
+from microdit.analysis.results import FINISHED, SETTING, Rows, differ, number
 from microdit.build import SettingsError, check_names
 
 LAYOUT_FILE = "report.yaml"
@@ -158,7 +158,8 @@ def named_column(settings: Mapping[str, Any], path: Path) -> str:
 
 
 def plain_title(name: str) -> str:
-    return name.removeprefix(CHOICE).replace("_", " ")
+    """A choice or number in words; a setting as it is typed."""
+    return name.removeprefix(SETTING) if name.startswith(SETTING) else name.removeprefix(CHOICE).replace("_", " ")
 
 
 def texts(given: Any) -> tuple[str, ...]:
@@ -167,7 +168,7 @@ def texts(given: Any) -> tuple[str, ...]:
 
 def inferred_rows(results: Rows) -> list[RowKey]:
     """The choices that tell the runs apart: `masking`, `mask_ratio` and as many others as it takes; `experiment` where
-    that is shorter, or where experiments differ in what is no choice."""
+    that is shorter, or where experiments differ in what is no choice; then the settings that these leave open."""
     choices = [name for name in results[0] if name.startswith(CHOICE) and name.removeprefix(CHOICE) not in ASIDE]
     differing = [name for name in choices if len({row[name] for row in results}) > 1]
     experiment, masking, ratio = (f"{CHOICE}{group}" for group in ("experiment", "masking", "mask_ratio"))
@@ -177,6 +178,8 @@ def inferred_rows(results: Rows) -> list[RowKey]:
     keys = fewest(others, results)
     if experiment in differing and (len(keys) > 2 or groups(keys, results) < groups(differing, results)):
         keys = fewest([experiment, *others], results)
+    settings = [name for name in results[0] if name.startswith(SETTING) and differ(row[name] for row in results)]
+    keys = fewest([*keys, *settings], results)
     return [row_key(name, Path(LAYOUT_FILE)) for name in keys or [masking]]
 
 

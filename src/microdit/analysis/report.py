@@ -8,7 +8,7 @@ from rich.console import Console
 
 from microdit.analysis.figures import loss_curves, quality_against_cost
 from microdit.analysis.layout import read_layout
-from microdit.analysis.results import collect, curves, find_runs, read_csv, write_csv
+from microdit.analysis.results import collect, curves, find_runs, holds_runs, read_csv, write_csv
 from microdit.analysis.sample_grid import side_by_side
 from microdit.analysis.tables import Row, as_csv, latex, markdown, summarise
 from microdit.build import SettingsError
@@ -22,13 +22,13 @@ def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[
 
     With `run_folders` (runs, or sweeps of runs) results.csv and curves.csv are made anew from these runs, as is the
     grid of their samples; without, tables and figures are made again from the two files, as they were committed. A
-    `folder` without results.csv is taken for the runs' own, such as runs/sweep_....
+    `folder` that has runs in it, such as runs/sweep_..., is read anew each time: more of them may have finished.
 
     Raises SettingsError when there is nothing to report, or when rows cannot be told apart.
     """
     if not folder.is_dir():
         raise SettingsError(f"{folder} is no folder: name one of experiments/, or a folder of runs")
-    if not run_folders and not (folder / RESULTS_FILE).is_file():
+    if not run_folders and (holds_runs(folder) or not (folder / RESULTS_FILE).is_file()):
         run_folders = [folder]
     runs = find_runs(run_folders)
     if runs:

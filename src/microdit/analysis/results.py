@@ -5,18 +5,22 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from microdit.analysis.differences import settings_of
 from microdit.build import SettingsError
 
 RESULT_FILE, CONFIG_FILE, METRICS_FILE = "result.json", "config.yaml", "metrics.csv"
 FINISHED = "finished"
 Rows = list[dict[str, str]]
 """Every value as a CSV file holds it; all rows have the same columns."""
+SETTING = "setting/"
+"""Begins the columns of settings that differ between the runs, such as setting/variation.patch_mixer_depth."""
+NOT_SET = "not set"
 FIRST_COLUMNS = ["run", "status", "error", "seed"]
 CURVE_POINTS = 40
 """Training losses are averaged to so many points a run: what a curve shows, and small enough to commit."""
@@ -27,12 +31,21 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
     """Every run in or below `folders`, by name. Raises SettingsError for a folder that holds none."""
     found: list[Path] = []
     for folder in folders:
-        marks = (path for name in (RESULT_FILE, CONFIG_FILE) for path in folder.rglob(name))
-        runs = sorted({path.parent for path in marks}, key=natural)
+        runs = sorted({path.parent for path in run_marks(folder)}, key=natural)
         if not runs:
             raise SettingsError(f"{folder} holds no run: no {RESULT_FILE} and no {CONFIG_FILE} in it or below")
         found += [run for run in runs if run not in found]
     return found
+
+
+def run_marks(folder: Path) -> Iterator[Path]:
+    """The files in or below a folder by which runs are known."""
+    return (path for name in (RESULT_FILE, CONFIG_FILE) for path in folder.rglob(name))
+
+
+def holds_runs(folder: Path) -> bool:
+    """Whether a folder is a run or has some below."""
+    return any(True for _ in run_marks(folder))
 
 
 def natural(path: Path) -> list[Any]:
@@ -41,9 +54,10 @@ def natural(path: Path) -> list[Any]:
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """The record of one run. One that left no result.json, or a damaged one, says so in its status.
+    """The record of one run, with its settings from config.yaml. One that left no result.json, or a damaged one, says
+    so in its status.
 
-    A run that ended early has no record of its seed and choices (or none at all): they are taken from config.yaml.
+    A run that ended early has no record of its seed and choices (or none at all): they too are taken from config.yaml.
     """
     path = run / RESULT_FILE
     try:
@@ -53,26 +67,52 @@ def read_run(run: Path) -> dict[str, Any]:
     except ValueError as error:
         record = {"status": "unreadable", "error": f"{RESULT_FILE}: {error}"}
     config_file = run / CONFIG_FILE
-    if record.get("status") != FINISHED and config_file.is_file():
-        config = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
+    config = (yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}) if config_file.is_file() else {}
+    if record.get("status") != FINISHED and config:
         told = {f"choice/{group}": choice for group, choice in config.get("choices", {}).items()}
         record = {"seed": config.get("seed"), **told, **record}
+    record |= {f"{SETTING}{name}": value for name, value in compared_settings(config).items()}
     if "error" in record:
         # One line, and nothing about the machine it ran on: results are committed.
         record["error"] = ABSOLUTE_PATH.sub("", str(record["error"]).splitlines()[0])
     return {"run": f"{run.resolve().parent.name}/{run.resolve().name}", **record}
 
 
+def compared_settings(config: dict[str, Any]) -> dict[str, str]:
+    """The settings by which runs are told apart: not the seed, nor which run it started from (each seed has its own),
+    nor what measures it. Without folders of the machine: results are committed."""
+    settings = {
+        name: ABSOLUTE_PATH.sub("", value)
+        for name, value in settings_of(config).items()
+        if name != "seed" and name.partition(".")[0] not in ("choices", "metrics")
+    }
+    if settings.get("init_from", "null") != "null":
+        settings["init_from"] = "another run"
+    return settings
+
+
 def collect(runs: Sequence[Path]) -> Rows:
-    """One row a run, one column a name in any run's record. Raises SettingsError when two runs have one name."""
+    """One row a run, one column a name in any run's record; of settings only those that differ.
+
+    Raises SettingsError when two runs have one name.
+    """
     records = [read_run(run) for run in runs]
     taken = [record["run"] for record in records]
     if len({*taken}) < len(taken):
         twice = next(name for name in taken if taken.count(name) > 1)
         raise SettingsError(f"two of these runs are called {twice}: rename the folder of one sweep")
     names = dict.fromkeys(name for record in records for name in record)
-    columns = [*FIRST_COLUMNS, *sorted(name for name in names if name not in FIRST_COLUMNS)]
+    for record in records:
+        if any(name.startswith(SETTING) for name in record):  # else its configuration is lost, and it says nothing
+            record.update({name: NOT_SET for name in names if name.startswith(SETTING) and name not in record})
+    same = {name for name in names if name.startswith(SETTING) and not differ(record.get(name) for record in records)}
+    columns = [*FIRST_COLUMNS, *sorted(name for name in names if name not in FIRST_COLUMNS and name not in same)]
     return [{name: as_text(record.get(name)) for name in columns} for record in records]
+
+
+def differ(values: Iterable[Any]) -> bool:
+    """Whether there are two different values; a run that does not know its own says nothing."""
+    return len({*values} - {None, ""}) > 1
 
 
 def as_text(value: Any) -> str:

@@ -2,13 +2,14 @@
 
 import csv
 import io
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from microdit.analysis.layout import Column, Layout
-from microdit.analysis.results import FINISHED, Rows, number
+from microdit.analysis.results import FINISHED, SETTING, Rows, differ, number
 from microdit.build import SettingsError
 
 
@@ -37,7 +38,7 @@ def summarise(results: Rows, layout: Layout) -> list[Row]:
     """One row for each combination of the row keys that a run has or that is expected, in the order of their labels.
 
     Only finished runs count; the others are told in `ended`. Raises SettingsError when two finished runs of one row
-    have the same seed, for then they differ in something the row keys do not say, and their spread is not over seeds.
+    have other settings or the same seed: their mean and spread would be over something that the row does not say.
     """
     found: dict[tuple[str, ...], Rows] = {}
     for run in results:
@@ -48,6 +49,7 @@ def summarise(results: Rows, layout: Layout) -> list[Row]:
     for key in order:
         runs = found.get(key, [])
         done = [run for run in runs if run["status"] == FINISHED]
+        refuse_other_settings(done, key)
         refuse_repeated_seeds(done, key)
         labels = tuple(text for part, value in zip(layout.rows, key, strict=True) for text in part.label(value))
         cells = {name: cell(done, column) for name, column in columns.items()}
@@ -56,10 +58,24 @@ def summarise(results: Rows, layout: Layout) -> list[Row]:
     return rows
 
 
-def place(key: tuple[str, ...], layout: Layout) -> list[tuple[int, str]]:
-    """Where a row stands: labels in their order, other values by name after them."""
-    orders = [list(part.labels) for part in layout.rows]
-    return [(order.index(v) if v in order else len(order), v) for order, v in zip(orders, key, strict=True)]
+def place(key: tuple[str, ...], layout: Layout) -> list[tuple[int, float, str]]:
+    """Where a row stands: labels in their order, other values after them, numbers by size and texts by name."""
+    places = []
+    for part, value in zip(layout.rows, key, strict=True):
+        order, size = list(part.labels), number({part.column: value}, part.column)
+        places.append((order.index(value) if value in order else len(order), math.inf if size is None else size, value))
+    return places
+
+
+def refuse_other_settings(runs: Rows, key: tuple[str, ...]) -> None:
+    for name in runs[0] if runs else ():
+        if name.startswith(SETTING) and differ(run[name] for run in runs):
+            first, other = list({run[name]: run for run in runs if run[name]}.values())[:2]
+            raise SettingsError(
+                f"row {', '.join(key)}: {first['run']} and {other['run']} differ in {name.removeprefix(SETTING)} "
+                f"({first[name]} and {other[name]}). Name only one of them, or give `rows` in report.yaml the column "
+                f"{name}"
+            )
 
 
 def refuse_repeated_seeds(runs: Rows, key: tuple[str, ...]) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from microdit.data.locking import room_for
+
 LOCAL_HEADER = 30  # bytes of a zip local file header before its name
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -21,7 +23,7 @@ def write_columns(path: Path, columns: Iterable[tuple[str, np.ndarray]]) -> None
     The same columns give the same bytes. Two processes must not write the same file at once.
     """
     partial = path.with_name(f".{path.name}.part")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with room_for(path), zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for name, column in columns:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, column, allow_pickle=False)
@@ -52,7 +54,7 @@ def open_columns(path: Path) -> dict[str, np.ndarray]:
         raise
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # what zipfile and numpy's parser of headers raise on damaged files is not foreseen
         raise ColumnsError(f"{path} is no readable file of columns ({error})") from error
     return columns
 

@@ -39,7 +39,9 @@ class CorruptionPolicy:
     def handle(self, error: CorruptSampleError) -> None:
         """Raise, or count and name the broken sample."""
         if self.on_corrupt == "error":
-            raise CorruptSampleError(f"{error}. Repair the data, or train past it with on_corrupt=skip") from error
+            raise CorruptSampleError(
+                f"{error}. Repair the data, or train past it with reading.on_corrupt=skip"
+            ) from error
         self.broken += 1
         if str(error) not in self._named:
             self._named.add(str(error))
@@ -48,5 +50,5 @@ class CorruptionPolicy:
             raise TooCorruptError(
                 f"{self.broken} of {self.read} samples read were broken, more than the allowed share of "
                 f"{self.max_share:.2%}; "
-                f"the last: {error}. Repair the data or allow a larger share"
+                f"the last: {error}. Repair the data, or allow a larger share with reading.max_corrupt_share"
             ) from error

@@ -49,8 +49,16 @@ def write_description(folder: Path, description: LatentDescription) -> None:
 
 
 def read_description(path: Path) -> LatentDescription:
-    """Read a `dataset.json`. MismatchError where it is none."""
+    """Read a `dataset.json`. MismatchError where there is none, or something else."""
+    if not path.is_file():
+        raise MismatchError(
+            f"{path.parent} has no {path.name}: it is not prepared to its end. Run the command that prepared it again, "
+            f"or for tars from elsewhere: python prepare.py index={path.parent}"
+        )
     try:
-        return LatentDescription(**json.loads(path.read_text()))
+        return LatentDescription(**json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
-        raise MismatchError(f"{path} does not describe latent shards ({error}). Prepare the data anew") from error
+        raise MismatchError(
+            f"{path} does not describe latent shards ({error}). Delete it and run the command that prepared this "
+            f"folder again, or for tars from elsewhere: python prepare.py index={path.parent}"
+        ) from error

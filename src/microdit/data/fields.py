@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float16, Int64, UInt8, UInt64
+from jaxtyping import Bool, Float16, Int64, UInt8, UInt64
 
 from microdit.data.checksums import WORD, word_sum
 from microdit.data.index import DTYPES, HALF, ShardIndex
@@ -31,11 +31,11 @@ class FieldRead:
         out: Float16[np.ndarray, "b *shape"],
     ) -> None:
         self.field, self._slots = field, slots
-        names = ("offset", "head", "dtype", "shape", "finite", "checksum")
+        names = ("offset", "length", "head", "dtype", "shape", "finite", "checksum")
         self.column = {name: index.column(field, name)[rows] for name in names}
-        self.refused = self._refuse(out.shape[1:])
         heads = BLOCK + self.column["head"].astype(np.int64)
         lengths = np.where(self.column["shape"] < 0, 1, self.column["shape"]).prod(axis=1) * HALF_BYTES
+        self.refused = self._refuse(out.shape[1:], heads + lengths == BLOCK + self.column["length"].astype(np.int64))
         self.starts = self.column["offset"] - BLOCK
         self.ends = self.starts + heads + lengths
         stride = -(-int(heads.max()) // WORD) * WORD
@@ -60,24 +60,27 @@ class FieldRead:
         sums = self._sums + self._heads.view("<u8").sum(axis=1, dtype=np.uint64)
         return np.flatnonzero(sums != self.column["checksum"])
 
-    def _refuse(self, shape: tuple[int, ...]) -> dict[int, str]:
-        """Rows that cannot be read into `shape`, or should not. A caption may hold fewer positions: it was trimmed."""
+    def _refuse(self, shape: tuple[int, ...], whole: Bool[np.ndarray, " n"]) -> dict[int, str]:
+        """Rows that cannot be read into `shape`, or should not. A caption may hold fewer positions: it was trimmed.
+        `whole`: where head and numbers are as long as the field."""
         offset, dtype, found, finite = (self.column[name] for name in ("offset", "dtype", "shape", "finite"))
         fits = found == np.array([*shape, *[-1] * (3 - len(shape))])
         if self.field.startswith("caption"):
             fits[:, 0] |= (found[:, 0] < shape[0]) & (found[:, 0] > 0)
         fits = fits.all(axis=1) & (dtype == HALF)
         reasons = {}
-        for number in np.flatnonzero((offset < BLOCK) | ~fits | ~finite):
+        for number in np.flatnonzero((offset < BLOCK) | ~fits | ~finite | ~whole):
             if offset[number] < BLOCK:
                 reason = "the sample has no such field"
-            elif not dtype[number]:
+            elif not 0 < dtype[number] < len(DTYPES):
                 reason = "it is no readable array of numbers"
             elif not fits[number]:
                 sides = tuple(int(side) for side in found[number] if side >= 0)
                 reason = f"it holds {DTYPES[dtype[number]]} {sides} where <f2 {shape} is expected"
-            else:
+            elif not finite[number]:
                 reason = "it holds NaN or infinite numbers"
+            else:
+                reason = "the index is damaged, its lengths contradict each other; make it anew"
             reasons[int(number)] = reason
         return reasons
 

@@ -18,6 +18,7 @@ def index_foreign(folder: Path, on_corrupt: str = "error", progress: Report = si
     TarError for a damaged tar unless `on_corrupt` is "skip"; FileNotFoundError, NoLatentsError where there is nothing
     to read.
     """
+    folder = folder.expanduser()
     samples, notes = index_folder(folder, on_corrupt, progress)
     index = ShardIndex(folder / INDEX_NAME)
     with alone_in(folder):
@@ -44,7 +45,7 @@ def describe(folder: Path, index: ShardIndex) -> LatentDescription:
         raise NoLatentsError(
             f"{folder}: {latents[0]} must be [channels, height, width] and caption.npy [length, width], both half "
             "precision "
-            f"(<f2); found {latent_shape} and {caption_shape}"
+            f"(<f2); found {latent_shape or 'none of that type'} and {caption_shape or 'none of that type'}"
         )
     lengths = index.column("caption.npy", "shape")[:, :2]
     lengths = lengths[lengths[:, 1] == caption_shape[1], 0]

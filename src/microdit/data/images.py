@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Pillow's own guard warns or stops by a limit of the whole process; `max_pixels` below takes its place.
 Image.MAX_IMAGE_PIXELS = None
@@ -42,6 +42,8 @@ def square_images(
             rgb = to_rgb(ImageOps.exif_transpose(image))
     except FilteredImageError:
         raise
+    except UnidentifiedImageError as error:  # its own message holds an address in memory, another one in each run
+        raise BrokenImageError("no picture of a format that is read here") from error
     except Exception as error:  # decoders raise whatever they like on damaged files, and none may stop the run
         raise BrokenImageError(f"{type(error).__name__}: {error}") from error
     width, height = rgb.size

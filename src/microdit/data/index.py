@@ -23,6 +23,7 @@ from microdit.data.tar_members import BLOCK, TarError, TarMember, tar_members
 
 INDEX_NAME = "index.npz"
 PARTS_FOLDER = "index"
+DAMAGE = "damage"  # a column of a part alone: what was lost where a damaged tar was indexed nevertheless
 FIELD = re.compile(r"\.(latents_\d+\.npy|caption(?:_\d+)?\.npy|json)$")
 # Code 0: no array that this project reads (damaged header, pickled objects, another byte order, more than 3 axes).
 DTYPES = ("", "<f2", "<f4", "<f8", "|u1", "<i4", "<i8")
@@ -54,7 +55,7 @@ def array_layout(header: bytes) -> tuple[int, int, tuple[int, ...]]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, EOFError, TypeError, SyntaxError):
+    except Exception:  # numpy parses the header as Python, so a damaged one raises whatever a parser may
         return 0, 0, ()
     if dtype.str not in DTYPES[1:] or len(shape) > AXES or (fortran and len(shape) > 1) or min(shape, default=1) < 1:
         return 0, 0, ()
@@ -113,7 +114,7 @@ def index_shard(path: Path, keep_readable_part: bool = False, name: str | None =
         size = os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)
-    keys = [key.encode() for key in rows]
+    keys = [key.encode("utf-8", "backslashreplace") for key in rows]
     columns: Columns = {
         "shards": np.array([name or path.name]),
         "shard_rows": np.array([len(keys)], np.int64),
@@ -181,7 +182,10 @@ def merge_folder(folder: Path) -> int:
     """
     shards = sorted(folder.glob("*.tar"))
     if not shards:
-        raise FileNotFoundError(f"{folder} holds no .tar files to index")
+        raise FileNotFoundError(
+            f"{folder} {'holds no .tar files to index' if folder.is_dir() else 'is no folder'}. Give the folder in "
+            "which the tars lie: python prepare.py index=FOLDER"
+        )
     parts = [open_columns(part_path(shard)) for shard in shards]
     with alone_in(folder):
         write_columns(folder / INDEX_NAME, merge(parts))
@@ -196,11 +200,14 @@ def index_folder(
     `on_corrupt`: "error" stops at the first damaged tar (TarError), "skip" indexes what comes before the damage. A part
     newer than its tar is kept, so a second call costs little.
     """
+    if on_corrupt not in ("error", "skip"):
+        raise ValueError(f"on_corrupt must be error or skip, got {on_corrupt!r}")
     shards, notes = sorted(folder.glob("*.tar")), []
     for number, shard in enumerate(shards):
         progress(number, len(shards), f"index {shard.name}")
         part = part_path(shard)
-        if part.exists() and part.stat().st_mtime_ns > shard.stat().st_mtime_ns and part_fits(part, shard):
+        if part.exists() and part.stat().st_mtime_ns > shard.stat().st_mtime_ns and part_fits(part, shard, on_corrupt):
+            notes += [str(damage) for damage in open_columns(part).get(DAMAGE, [])]
             continue
         try:
             columns = index_shard(shard)
@@ -211,15 +218,20 @@ def index_folder(
                 ) from error
             columns = index_shard(shard, keep_readable_part=True)
             notes.append(f"{error}; {columns['shard_rows'][0]} samples before it are kept")
+            columns[DAMAGE] = np.array(notes[-1:])
         write_part(shard, columns)
     samples = merge_folder(folder)
     progress(len(shards), len(shards), "index written")
     return samples, notes
 
 
-def part_fits(part: Path, shard: Path) -> bool:
+def part_fits(part: Path, shard: Path, on_corrupt: str) -> bool:
+    """Whether a part describes its tar as it is now, and all of it unless damage may be skipped."""
     try:
-        return int(open_columns(part)["shard_bytes"][0]) == shard.stat().st_size
+        columns = open_columns(part)
+        return int(columns["shard_bytes"][0]) == shard.stat().st_size and (
+            on_corrupt == "skip" or DAMAGE not in columns
+        )
     except (ColumnsError, KeyError):
         return False
 
@@ -233,8 +245,13 @@ class ShardIndex:
                 f"{path.parent} has no {path.name}. Make it with: python prepare.py index={path.parent}"
             )
         self.path = path
-        self.columns = open_columns(path)
+        try:
+            self.columns = open_columns(path)
+        except ColumnsError as error:
+            raise ColumnsError(f"{error}. Make it anew with: python prepare.py index={path.parent}") from error
         lacking = {"shards", "shard_rows", "shard_bytes", "keys", "key_ends"} - set(self.columns)
+        fields = {name.rpartition("/")[0] for name in self.columns if "/" in name}
+        lacking |= {f"{field}/{column}" for field in fields for column in columns_of(field)} - set(self.columns)
         if lacking:
             raise ColumnsError(
                 f"{path} lacks {sorted(lacking)}. Make it anew with: python prepare.py index={path.parent}"
@@ -243,7 +260,13 @@ class ShardIndex:
         self.shard_rows = np.array(self.columns["shard_rows"])
         self.row_starts = np.cumsum(self.shard_rows) - self.shard_rows
         self.shard_bytes = np.array(self.columns["shard_bytes"])
-        self.fields = sorted({name.rpartition("/")[0] for name in self.columns if "/" in name})
+        lengths = {len(column) for name, column in self.columns.items() if "/" in name or name == "key_ends"}
+        if lengths != {self.rows} or {len(self.shards), len(self.shard_bytes)} != {len(self.shard_rows)}:
+            raise ColumnsError(
+                f"{path} contradicts itself: its columns differ in length. Make it anew with: python prepare.py "
+                f"index={path.parent}"
+            )
+        self.fields = sorted(fields)
 
     @property
     def rows(self) -> int:

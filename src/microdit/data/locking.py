@@ -1,10 +1,31 @@
 """Files that several processes may want to make: each appears once, and whole, whoever is killed on the way."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class NoRoomError(OSError):
+    """A file does not fit on its disk; the message names it and says what to do."""
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """While the block runs, the system's word that a disk is full becomes a NoRoomError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise NoRoomError(
+            f"{path} cannot be written: {error.strerror}. Make room and run the same command again, what is complete "
+            "is kept"
+        ) from error
 
 
 @contextmanager
@@ -23,6 +44,7 @@ def claim(path: Path) -> Iterator[Path | None]:
     """The temporary path to write `path` under; it gets its name when the block ends well. None when `path` is there.
 
     A second process waits for the first, and then finds the file there or, if the first was killed, starts it anew.
+    NoRoomError where the disk is full.
     """
     partial = path.with_name(f".{path.name}.part")
     if path.exists():
@@ -30,7 +52,7 @@ def claim(path: Path) -> Iterator[Path | None]:
         return
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with locked(descriptor):
+        with locked(descriptor), room_for(path):
             if path.exists():
                 # Written by the one we waited for; what lies under the temporary name now is empty.
                 partial.unlink(missing_ok=True)
@@ -56,7 +78,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is never seen half written. Two processes must not write the same file at once."""
+    """Write a small file so that it is never seen half written. Two processes must not write the same file at once.
+
+    What is no UTF-8 in the name of a file is written as an escape, which JSON reads back as it was.
+    """
     partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
+    with room_for(path):
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)

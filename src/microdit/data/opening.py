@@ -40,6 +40,11 @@ def open_mix(
 
     DataMissingError, IndexMissingError, MismatchError: each says which command to run.
     """
+    if not sources:
+        raise DataMissingError(
+            "the mix names no source to read: data_mix.sources (of data_mix.kinds) and data_mix.validation need one "
+            "each"
+        )
     opened = []
     for source in sources:
         name, location, weight = str(source["name"]), str(source["folder"]), source.get("weight", "size")
@@ -102,9 +107,17 @@ def find_latents(folder: Path, name: str, resolution_px: int, autoencoder: str, 
 
 
 def open_folder(folder: str, cache: FileCache | None) -> tuple[ShardReader, LatentDescription]:
-    """The reader and the description of a folder of latent shards, local or remote."""
+    """The reader and the description of a folder of latent shards, local or remote. MismatchError where a tar is not in
+    the index."""
     if cache is None:
         index = ShardIndex(Path(folder) / INDEX_NAME)
+        unknown = sorted({tar.name for tar in Path(folder).glob("*.tar")} - set(index.shards))
+        if unknown:
+            named = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+            raise MismatchError(
+                f"{folder} holds tars that its {INDEX_NAME} does not know: {named}. Move them away, or index them: "
+                f"python prepare.py index={folder}"
+            )
         return ShardReader(index, LocalShards(folder, index.shards)), read_description(Path(folder) / DESCRIPTION_NAME)
     index = ShardIndex(cache.kept(join(folder, INDEX_NAME)))
     description = read_description(cache.kept(join(folder, DESCRIPTION_NAME)))

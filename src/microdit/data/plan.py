@@ -33,8 +33,15 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.caption_storage not in ("full", "trimmed"):
             raise ValueError(f"caption_storage must be full or trimmed, got {self.caption_storage!r}")
-        if not self.resolutions_px or min(self.resolutions_px) < 1:
-            raise ValueError(f"resolutions_px must name at least one size in pixels, got {list(self.resolutions_px)}")
+        sizes = self.resolutions_px if isinstance(self.resolutions_px, Sequence) else []
+        if not sizes or len(set(sizes)) < len(sizes) or not all(isinstance(px, int) and px > 0 for px in sizes):
+            raise ValueError(
+                "resolutions_px must be a list of different sizes in pixels, such as [256,512], got "
+                f"{self.resolutions_px}"
+            )
+        for name, number in (("batch_size", self.batch_size), ("decode_threads", self.decode_threads)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
 
     @property
     def smallest_side(self) -> int:
@@ -51,7 +58,7 @@ def latents_folder(split_folder: Path, encoders: Encoders, resolutions_px: Seque
 def share_of(shards: int, shard_of: str) -> range:
     """The input shards of job "3/8": the third of eight. ValueError where it is no such thing."""
     try:
-        job, jobs = (int(number) for number in shard_of.split("/"))
+        job, jobs = (int(number) for number in str(shard_of).split("/"))
     except ValueError:
         job = jobs = 0
     if not 1 <= job <= jobs:
@@ -78,18 +85,23 @@ def keep_plan(folder: Path, source: Source, encoders: Encoders, recipe: Recipe) 
         if not path.exists():
             write_whole(path, json.dumps(plan, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
             return
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    plan = json.loads(json.dumps(plan))
+    kept, now = flat(json.loads(path.read_text(encoding="utf-8"))), flat(json.loads(json.dumps(plan)))
     changed = [
-        f"{name} was {brief(kept.get(name))}, is now {brief(plan[name])}"
-        for name in plan
-        if kept.get(name) != plan[name]
+        f"{name} was {brief(kept.get(name))}, is now {brief(now.get(name))}"
+        for name in dict.fromkeys([*now, *kept])
+        if kept.get(name) != now.get(name)
     ]
     if changed:
         raise PlanChangedError(
             f"{folder} was begun with other settings ({'; '.join(changed)}). Give the data another name, or delete "
             "that folder to make it anew"
         )
+
+
+def flat(plan: dict[str, object]) -> dict[str, object]:
+    """A plan with the settings of each part beside the others, so that only those that differ need be told."""
+    parts = {name: value if isinstance(value, dict) else {"": value} for name, value in plan.items()}
+    return {f"{part}.{name}".rstrip("."): value for part, values in parts.items() for name, value in values.items()}
 
 
 def brief(value: object) -> str:

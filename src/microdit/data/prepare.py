@@ -38,8 +38,16 @@ def prepare(
     them there writes the index and the description. Returns what was written, filtered and broken, as far as it is
     known.
 
-    FileNotFoundError where the source is empty, PlanChangedError where the folder was begun with other settings.
+    ValueError where the autoencoder cannot take a resolution, FileNotFoundError where the source is empty, NoRoomError
+    where the disk is full (run it again), PlanChangedError where the folder was begun with other settings.
     """
+    downscale = encoders.autoencoder.downscale
+    uneven = [px for px in recipe.resolutions_px if px % downscale]
+    if uneven:
+        raise ValueError(
+            f"resolutions_px {uneven} must be multiples of {downscale}, by which the autoencoder "
+            f"{encoders.autoencoder_name} divides the sides of a picture"
+        )
     names = source.shards()
     folder = latents_folder(split_folder, encoders, recipe.resolutions_px)
     folder.mkdir(parents=True, exist_ok=True)

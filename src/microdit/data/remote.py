@@ -67,7 +67,9 @@ def fetch(url: str, target: Path, expected_bytes: int | None = None) -> None:
         except FileNotFoundError as error:
             raise RemoteFileError(f"{url} does not exist") from error
         except ImportError as error:
-            raise RemoteFileError(f"{url} needs a library that is not installed: {error}") from error
+            raise RemoteFileError(
+                f"{url} needs a library that is not installed ({error}): install the extra `remote`"
+            ) from error
         except Exception as error:  # every filesystem has errors of its own; all that may pass are tried again
             cause = f"{type(error).__name__}: {error}"
         if attempt < ATTEMPTS:

@@ -54,7 +54,8 @@ def image_fields(key: str, extension: str, image: bytes, captions: Sequence[str]
 
 
 def json_bytes(record: Mapping[str, object]) -> bytes:
-    return json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
+    """A record as JSON in UTF-8; what is no UTF-8, as in the name of a file, as JSON's own escapes."""
+    return json.dumps(record, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
 
 
 def write_tar(file: BinaryIO, samples: Iterable[Mapping[str, str | bytes]]) -> int:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from microdit.build import SettingsError, build
-from microdit.checkpoints import checkpoints_of, is_checkpoint
+from microdit.checkpoints import CheckpointError, checkpoints_of, is_checkpoint
 from microdit.evaluation.measure import measure
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.record import add_to_record
@@ -16,6 +16,7 @@ from microdit.evaluation.subject import KeptSubject, Subject, checked_sampling
 from microdit.pipeline import SETTINGS_FILE, LatentDiffusion
 
 KEPT_IN = "evaluation"
+CHECKPOINT_SUFFIX = ".ckpt"
 
 
 def evaluate(
@@ -65,6 +66,9 @@ def evaluate_checkpoint(
     if not weights:
         raise SettingsError("weights is empty: choose weights=[ema], weights=[raw] or weights=[ema,raw]")
     checked_sampling({"seed": 0, **sampling})
+    if checkpoint.suffix == CHECKPOINT_SUFFIX and not is_checkpoint(checkpoint):
+        there = ", ".join(path.name for path in checkpoints_of(checkpoint.parent.parent)) or "none"
+        raise CheckpointError(f"there is no checkpoint {checkpoint}; that run has: {there}")
     run = checkpoint.parent.parent if is_checkpoint(checkpoint) else checkpoint
     older = checkpoint != run and checkpoint.resolve() != checkpoints_of(run)[-1].resolve()
     numbers: dict[str, float] = {}

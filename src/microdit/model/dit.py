@@ -20,7 +20,6 @@ from microdit.model.layers import (
     SwiGLU,
     assemble_patches,
     change_width,
-    positions_of,
     sincos_position_table,
 )
 from microdit.model.masking import KeptPatches
@@ -77,6 +76,11 @@ class DiT(nn.Module):
             experts that take expert_capacity * T / num_experts patches each; num_experts=0 makes all layers dense.
         feed_forward: "swiglu" for gated dense feed-forward layers in mixer and backbone, "gelu" for plain ones of the
             same cost. Captions go through SwiGLU in either case.
+        initial_std: of most weights; the paper's 0.02 is right for widths around 1024, narrower networks learn
+            sooner with more. alike_queries_and_keys: correlation of the mixer's first query and key weights, 0..1:
+            with the paper's 0 attention starts at random, near 1 with patches that are near and look alike.
+        longest_position_wave: of the sine-cosine positions, in units of 2 pi patches; the paper's 10000 leaves most
+            channels all but constant over a small grid.
         token_path: how tokens travel under masking; Deferred with a patch-mixer and Naive without, if not given.
 
     Raises:
@@ -111,6 +115,9 @@ class DiT(nn.Module):
         expert_capacity: float,
         experts_every_n: int,
         feed_forward: str = "swiglu",
+        initial_std: float = 0.02,
+        alike_queries_and_keys: float = 0.0,
+        longest_position_wave: float = 10000.0,
         token_path: TokenPath | None = None,
     ):
         super().__init__()
@@ -144,7 +151,8 @@ class DiT(nn.Module):
 
         # Inputs: patches, noise level, caption
         self.x_embedder = PatchEmbedding(patch_size, in_channels, dim)
-        self.register_buffer("pos_embed", sincos_position_table(*self.trained_grid, dim, pos_interp_scale))
+        self.longest_position_wave = longest_position_wave
+        self.register_buffer("pos_embed", self.position_table(self.trained_grid, dim))
         self.t_embedder = NoiseEmbedding(dim)
         self.y_embedder = CaptionEmbedding(caption_channels, dim, norm_eps)
         self.y_emb_preprocess = CaptionBlock(dim, head_dim, multiple_of, use_bias, norm_eps)
@@ -177,9 +185,9 @@ class DiT(nn.Module):
 
         self.token_path = token_path
         self.token_path.make_layers(
-            NetworkParts(dim, depth, head_dim, self.trained_grid, pos_interp_scale, light_block, to_width)
+            NetworkParts(dim, depth, head_dim, self.trained_grid, self.position_table, light_block, to_width)
         )
-        initialise(self, depth_init)
+        initialise(self, depth_init, initial_std, alike_queries_and_keys)
 
     def forward(
         self,
@@ -210,8 +218,15 @@ class DiT(nn.Module):
 
     def embed_patches(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t d"]:
         """A token for each patch, with its position added."""
-        positions = positions_of(self.grid(latents), self.pos_embed, self.trained_grid, self.pos_interp_scale)
-        return self.x_embedder(latents) + positions
+        return self.x_embedder(latents) + self.positions(self.grid(latents), self.pos_embed)
+
+    def position_table(self, grid: tuple[int, int], width: int) -> Float[Tensor, "1 t w"]:
+        """What tells the patches of a grid of (rows, columns) apart, in tokens of that width."""
+        return sincos_position_table(*grid, width, self.pos_interp_scale, self.longest_position_wave)
+
+    def positions(self, grid: tuple[int, int], trained: Float[Tensor, "1 s d"]) -> Float[Tensor, "1 t d"]:
+        """The positions of a grid of (rows, columns) patches: those of training if it is that grid, or made for it."""
+        return trained if grid == self.trained_grid else self.position_table(grid, trained.shape[-1]).to(trained)
 
     def embed_captions(
         self, captions: Float[Tensor, "n *one l dc"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, cast
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from microdit.model.blocks import CaptionBlock, DiTBlock
 from microdit.model.layers import GELUFeedForward, SwiGLU
@@ -14,15 +16,14 @@ from microdit.model.mixture_of_experts import ExpertChoice
 if TYPE_CHECKING:
     from microdit.model.dit import DiT
 
-EMBEDDING_STD = 0.02
-BLOCK_STD = 0.02
 
-
-def initialise(network: DiT, depth_init: bool) -> None:
+def initialise(network: DiT, depth_init: bool, std: float, alike_queries_and_keys: float) -> None:
     """Fills every parameter in place. The network's output is exactly zero afterwards.
 
-    With `depth_init` the layers that write into the residual stream shrink with their depth, block by block; otherwise
-    all of them by the backbone's depth.
+    `std` is that of the weights of blocks, captions and noise levels. With `depth_init` the layers that write into the
+    residual stream shrink with their depth, block by block; otherwise all of them by the backbone's depth.
+    `alike_queries_and_keys` is the correlation of the patch-mixer's query and key weights (after the mimetic
+    initialisation of Trockman & Kolter 2023).
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -34,17 +35,20 @@ def initialise(network: DiT, depth_init: bool) -> None:
     for mlp in (network.t_embedder.mlp, y_proj, pooled):
         for layer in mlp.children():
             if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=EMBEDDING_STD)
+                nn.init.normal_(layer.weight, std=std)
 
     depth = len(network.blocks)
     backbone = [cast(DiTBlock, block) for block in network.blocks]
     # Patch-mixer, and the blocks that a token path has of its own.
     light = [module for module in network.modules() if isinstance(module, DiTBlock) and module not in backbone]
     for i, block in enumerate(backbone):
-        initialise_block(block, residual_std=BLOCK_STD / math.sqrt(2 * (i + 1 if depth_init else depth)))
+        initialise_block(block, std=std, residual_std=std / math.sqrt(2 * (i + 1 if depth_init else depth)))
     for block in light:
-        initialise_block(block, residual_std=BLOCK_STD / math.sqrt(2 * depth))
-    initialise_attention_and_mlp(network.y_emb_preprocess, residual_std=BLOCK_STD)
+        initialise_block(block, std=std, residual_std=std / math.sqrt(2 * depth))
+    if alike_queries_and_keys:
+        for block in network.patch_mixer:
+            liken_keys_to_queries(cast(DiTBlock, block).attn.qkv.weight, alike_queries_and_keys)
+    initialise_attention_and_mlp(network.y_emb_preprocess, std, residual_std=std)
 
     # Every block starts as the identity and the output as zero: the first steps learn scales before directions.
     for modulated in (*backbone, *light, network.final_layer):
@@ -54,24 +58,31 @@ def initialise(network: DiT, depth_init: bool) -> None:
     nn.init.zeros_(network.final_layer.linear.weight)
 
 
-def initialise_block(block: DiTBlock, residual_std: float) -> None:
-    initialise_attention_and_mlp(block, residual_std)
-    nn.init.trunc_normal_(block.cross_attn.q_linear.weight, std=BLOCK_STD)
-    nn.init.trunc_normal_(block.cross_attn.kv_linear.weight, std=BLOCK_STD)
+def initialise_block(block: DiTBlock, std: float, residual_std: float) -> None:
+    initialise_attention_and_mlp(block, std, residual_std)
+    nn.init.trunc_normal_(block.cross_attn.q_linear.weight, std=std)
+    nn.init.trunc_normal_(block.cross_attn.kv_linear.weight, std=std)
     nn.init.trunc_normal_(block.cross_attn.proj.weight, std=residual_std)
 
 
-def initialise_attention_and_mlp(block: DiTBlock | CaptionBlock, residual_std: float) -> None:
-    nn.init.trunc_normal_(block.attn.qkv.weight, std=BLOCK_STD)
+def initialise_attention_and_mlp(block: DiTBlock | CaptionBlock, std: float, residual_std: float) -> None:
+    nn.init.trunc_normal_(block.attn.qkv.weight, std=std)
     nn.init.trunc_normal_(block.attn.proj.weight, std=residual_std)
     if isinstance(block.mlp, ExpertChoice):
-        nn.init.trunc_normal_(block.mlp.gate.weight, std=BLOCK_STD)
-        nn.init.trunc_normal_(block.mlp.w1, std=BLOCK_STD)
+        nn.init.trunc_normal_(block.mlp.gate.weight, std=std)
+        nn.init.trunc_normal_(block.mlp.w1, std=std)
         nn.init.trunc_normal_(block.mlp.w2, std=residual_std)
     elif isinstance(block.mlp, SwiGLU):
-        nn.init.trunc_normal_(block.mlp.w1.weight, std=BLOCK_STD)
+        nn.init.trunc_normal_(block.mlp.w1.weight, std=std)
         nn.init.trunc_normal_(block.mlp.w2.weight, std=residual_std)
         nn.init.trunc_normal_(block.mlp.w3.weight, std=residual_std)
     elif isinstance(block.mlp, GELUFeedForward):
-        nn.init.trunc_normal_(block.mlp.w1.weight, std=BLOCK_STD)
+        nn.init.trunc_normal_(block.mlp.w1.weight, std=std)
         nn.init.trunc_normal_(block.mlp.w2.weight, std=residual_std)
+
+
+@torch.no_grad()
+def liken_keys_to_queries(qkv: Float[Tensor, "qkv d"], correlation: float) -> None:
+    """Correlates the weights of keys with those of queries, in place; their deviation stays."""
+    queries, keys, _ = qkv.chunk(3)
+    keys.mul_(math.sqrt(1 - correlation**2)).add_(queries, alpha=correlation)

@@ -8,15 +8,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def sincos_position_table(rows: int, columns: int, dim: int, scale: float) -> Float[Tensor, "1 {rows}*{columns} {dim}"]:
+def sincos_position_table(
+    rows: int, columns: int, dim: int, scale: float, longest_wave: float = 10000.0
+) -> Float[Tensor, "1 {rows}*{columns} {dim}"]:
     """2-D sine-cosine positions in the layout of MAE: the first dim/2 channels encode the column, the rest the row.
 
     Indices are divided by `scale`, so that a 512 px grid (scale 2) spans the positions a 256 px grid was trained on.
+    Wavelengths grow from 2 pi towards 2 pi * `longest_wave`; those far beyond the grid tell its patches nothing.
     """
     if dim % 4:
         raise ValueError(f"a 2-D sine-cosine position needs a width divisible by 4, got dim={dim}")
-    # omega_i = 10000^(-i / (dim/4)); float64 because the released tables were computed in it
-    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    # omega_i = longest_wave^(-i / (dim/4)); float64 because the released tables were computed in it
+    omega = longest_wave ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
 
     def encode(index: Tensor) -> Tensor:
         angles = (index.double() / scale)[:, None] * omega
@@ -25,15 +28,6 @@ def sincos_position_table(rows: int, columns: int, dim: int, scale: float) -> Fl
     column_half = encode(torch.arange(columns))[None].expand(rows, -1, -1)
     row_half = encode(torch.arange(rows))[:, None].expand(-1, columns, -1)
     return torch.cat([column_half, row_half], dim=-1).reshape(1, rows * columns, dim).float()
-
-
-def positions_of(
-    grid: tuple[int, int], trained: Float[Tensor, "1 s d"], trained_grid: tuple[int, int], scale: float
-) -> Float[Tensor, "1 t d"]:
-    """The positions of a grid of (rows, columns) patches: those of training if it is that grid, or made for it."""
-    if grid == trained_grid:
-        return trained
-    return sincos_position_table(*grid, trained.shape[-1], scale).to(trained)
 
 
 class PatchEmbedding(nn.Module):

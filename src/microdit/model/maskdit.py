@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from microdit.model.layers import cut_patches, positions_of, sincos_position_table
+from microdit.model.layers import cut_patches
 from microdit.model.masking import KeptPatches
 from microdit.model.token_path import NetworkParts, TokenPath
 
@@ -42,9 +42,7 @@ class MaskDiT(TokenPath):
     def make_layers(self, network: NetworkParts) -> None:
         width = network.head_dim * max(1, round(self.width_ratio * network.dim / network.head_dim))
         depth = max(1, round(self.depth_ratio * network.depth))
-        self.trained_grid = network.grid
-        table = sincos_position_table(*network.grid, width, network.pos_interp_scale)
-        self.register_buffer("positions", table, persistent=False)
+        self.register_buffer("positions", network.position_table(network.grid, width), persistent=False)
         self.map_in, self.map_captions = (network.change_width(network.dim, width) for _ in range(2))
         self.learned_token = nn.Parameter(LEARNED_TOKEN_STD * torch.randn(1, 1, width))
         self.decoder = nn.ModuleList(network.make_block(width) for _ in range(depth))
@@ -56,7 +54,7 @@ class MaskDiT(TokenPath):
         tokens = self.map_in(network.backbone(tokens, conditioning))
         if kept is not None:
             tokens = kept.place(tokens, self.learned_token)
-        tokens = tokens + positions_of(grid, self.positions, self.trained_grid, network.pos_interp_scale)
+        tokens = tokens + network.positions(grid, self.positions)
         captions = self.map_captions(conditioning.captions)
         for block in self.decoder:
             tokens = block(tokens, captions, conditioning.vector)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class NetworkParts(NamedTuple):
     """What a path needs for layers of its own: sizes of the network, and how it makes its blocks.
 
-    `grid` is (rows, columns) of patches at the size of training. `make_block(width)` makes a dense block as the
+    `grid` is (rows, columns) of patches at the size of training, `position_table(grid, width)` tells them apart.
+    `make_block(width)` makes a dense block as the
     patch-mixer has them, `change_width(from_dim, to_dim)` what leads to and from one of another width.
     """
 
@@ -34,7 +35,7 @@ class NetworkParts(NamedTuple):
     depth: int
     head_dim: int
     grid: tuple[int, int]
-    pos_interp_scale: float
+    position_table: Callable[[tuple[int, int], int], Tensor]
     make_block: Callable[[int], DiTBlock]
     change_width: Callable[[int, int], nn.Module]
 

@@ -13,10 +13,9 @@ from microdit.analysis.peak import matmul_flops_per_second
 from microdit.training.hardware import is_rank_zero, peak_dtype
 from microdit.training.launch import launch
 from microdit.training.planning import show_plan
+from microdit.training.resuming import STAGES_FILE
 from microdit.training.run import RESULT_FILE
 from microdit.training.settings import training_settings
-
-STAGES_FILE = "stages.yaml"
 
 
 class Stage(NamedTuple):

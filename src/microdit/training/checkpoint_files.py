@@ -72,7 +72,9 @@ def flush(path: Path) -> None:
 
 def discard(path: Path) -> None:
     """Removes a checkpoint, file or folder, if it is there."""
-    if path.is_dir():
+    if path.is_dir() and path.name.startswith("."):
+        shutil.rmtree(path)
+    elif path.is_dir():
         # Without its name at once: a folder that is half gone must not be taken for a checkpoint.
         doomed = path.with_name(f".{path.name}.discarded")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -80,6 +82,13 @@ def discard(path: Path) -> None:
         shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Removes what a run that was killed had begun to write or to remove; nobody may be writing there."""
+    for pattern in (partial_name(Path("*")).name, ".*.discarded"):
+        for left in folder.glob(pattern):
+            discard(left)
 
 
 def library_versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """When checkpoints are written, what they say of themselves, and which are kept."""
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,8 +9,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 
 from microdit.checkpoints import CheckpointError, checkpoint_step, checkpoints_of
-from microdit.training.checkpoint_files import CheckpointFiles, discard, library_versions
+from microdit.training.checkpoint_files import CheckpointFiles, discard, discard_unfinished, library_versions
 from microdit.training.module import DenoisingTask
+from microdit.training.resuming import to_resume
 from microdit.training.sharded_strategy import ShardedStrategy
 
 
@@ -36,6 +38,8 @@ class StepCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            discard_unfinished(self.run / "checkpoints")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         assert isinstance(pl_module, DenoisingTask)
@@ -69,9 +73,13 @@ class StepCheckpoints(Checkpoint):
         kept = checkpoints_of(self.run)
         if failure is not None:
             newest = f"the newest one is {kept[-1]}" if kept else "there is none yet"
-            told = f"the checkpoint of step {self.saved_step} could not be written ({failure}); {newest}."
+            free = shutil.disk_usage(self.run).free / 1e9  # what torch says of a full disk does not sound like one
+            told = (
+                f"the checkpoint of step {self.saved_step} could not be written ({str(failure).strip()}), its disk has "
+                f"{free:.3g} GB free; {newest}."
+            )
             if last:
-                raise CheckpointError(f"{told} Make room, then go on with resume={self.run}")
+                raise CheckpointError(f"{told} Make room, then go on with resume={to_resume(self.run)}")
             self.console.print(f"[red]warning:[/red] {told} Make room: training goes on", highlight=False)
             return
         for old in kept[: -self.keeping.newest]:

@@ -41,9 +41,10 @@ def check_hardware(hardware: TrainerSettings) -> None:
     if hardware.accelerator == "gpu":
         there = torch.cuda.device_count()
         if there < hardware.devices:
+            instead = f"trainer.devices={there}" if there else "trainer.accelerator=cpu for processes without GPUs"
             raise SettingsError(
                 f"trainer.devices={hardware.devices} GPUs are asked for, torch finds {there} here. "
-                f"Choose trainer=cpu, or trainer.devices={there or 1}"
+                f"Choose trainer=cpu, or {instead}"
             )
     if is_rank() and int(os.environ["WORLD_SIZE"]) != hardware.world_size:
         raise SettingsError(

@@ -1,6 +1,7 @@
 """From a composed configuration to a finished run: a new one, or one that goes on where it stopped."""
 
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -9,15 +10,18 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from microdit.build import SettingsError
 from microdit.checkpoints import checkpoint_step, checkpoints_of, is_checkpoint
 from microdit.training.batches import divide_batch
-from microdit.training.hardware import is_rank, is_rank_zero
+from microdit.training.hardware import check_hardware, is_rank, is_rank_zero
 from microdit.training.rank import CONFIG_FILE
 from microdit.training.ranks import run_ranks
 from microdit.training.run import RESULT_FILE, train, write_record
 from microdit.training.settings import training_settings
 from microdit.training.stopping import REQUEUE_CODE, PreemptedError
 from microdit.training.summary import show_result
+
+log = logging.getLogger(__name__)
 
 
 def launch(config: dict[str, Any], choices: dict[str, str], folder: Path, console: Console) -> dict[str, Any]:
@@ -30,7 +34,10 @@ def launch(config: dict[str, Any], choices: dict[str, str], folder: Path, consol
     try:
         settings = training_settings(config, folder, choices)
         divide_batch(settings.resolution_stage, settings.trainer)
+        check_hardware(settings.trainer)
         checkpoint = checkpoint_to_resume(config["resume"], folder)
+        if checkpoint is not None:
+            check_it_fits(config, folder)
     except Exception as error:
         if config["resume"] is None:  # a mistake in how a run is resumed does not make that run a failed one
             write_failure(error, config, choices, folder)
@@ -45,7 +52,8 @@ def launch(config: dict[str, Any], choices: dict[str, str], folder: Path, consol
         else:
             record = train(settings, console, checkpoint)
     except PreemptedError as error:
-        console.print(str(error), highlight=False)
+        if is_rank_zero():
+            console.print(str(error), highlight=False)
         pass_on(error.signal_number)
         raise SystemExit(REQUEUE_CODE) from error
     except Exception as error:
@@ -56,12 +64,34 @@ def launch(config: dict[str, Any], choices: dict[str, str], folder: Path, consol
     return record
 
 
+def check_it_fits(config: dict[str, Any], folder: Path) -> None:
+    """Raises SettingsError where a value was changed without which the run's checkpoints cannot be loaded."""
+    if not (folder / CONFIG_FILE).is_file():
+        return
+    before = yaml.safe_load((folder / CONFIG_FILE).read_text())
+    for group, name, kept in (
+        ("resolution_stage", "ema_decay", "a moving average"),
+        ("optimizer", "matrix_step", "Muon's state for the matrices"),
+    ):
+        was, now = before[group].get(name), config[group][name]
+        if (was is None) != (now is None):
+            raise SettingsError(
+                f"{group}.{name} is {was} in {folder}, it cannot become {now}: its checkpoints hold "
+                f"{'no such thing as ' if was is None else ''}{kept}. Resume without that change, or start a new run "
+                f"from its weights: init_from={folder}"
+            )
+
+
 def write_failure(error: Exception, config: dict[str, Any], choices: dict[str, str], folder: Path) -> None:
-    """A result.json that says why there is no other."""
-    if is_rank_zero():
+    """A result.json that says why there is no other. Where there is no room for it, `error` itself is what matters."""
+    if not is_rank_zero():
+        return
+    failure = {"status": "failed", "error": f"{type(error).__name__}: {error}", "seed": config["seed"]}
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        failure = {"status": "failed", "error": f"{type(error).__name__}: {error}", "seed": config["seed"]}
         write_record(failure | {f"choice/{group}": choice for group, choice in choices.items()}, folder)
+    except OSError as unwritten:
+        log.warning("%s cannot be written (%s)", folder / RESULT_FILE, unwritten)
 
 
 def write_config(config: dict[str, Any], choices: dict[str, str], folder: Path) -> None:

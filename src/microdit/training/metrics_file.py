@@ -43,10 +43,14 @@ class MetricsFile(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The configuration has a file of its own, config.yaml."""
 
-    def newest(self, column: str) -> float:
-        """The last value logged in a column; 0 if there is none."""
-        logged = [row[column] for row in self.rows if row.get(column) not in (None, "")]
-        return float(logged[-1]) if logged else 0.0
+    def newest(self) -> dict[str, float]:
+        """The last value logged in each column that has one, but for the step."""
+        return {
+            name: float(value)
+            for row in self.rows
+            for name, value in row.items()
+            if name != "step" and value not in (None, "")
+        }
 
     @rank_zero_only
     def forget_after(self, step: int) -> None:

@@ -145,7 +145,8 @@ class DenoisingTask(L.LightningModule):
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row, the last at step "
                 f"{self.global_step}; none of them changed the weights, and none was saved. Lower "
                 f"resolution_stage.learning_rate (now {self.stage.learning_rate}) and resume from the newest "
-                f"checkpoint or an earlier one (resume=RUN/checkpoints/step_....ckpt), or try another seed"
+                f"checkpoint or an earlier one (resume={self.trainer.default_root_dir}/checkpoints/step_....ckpt), or "
+                f"try another seed"
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,6 @@
 """What training will cost, before anything runs: FLOPs counted on the real network, days and dollars from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,16 @@ from microdit.training.batches import divide_batch
 from microdit.training.budget import step_costs, total_cost
 from microdit.training.run import network_settings
 from microdit.training.settings import TrainingSettings, bind, training_settings
+
+# Tables that fit on 80 columns: what a terminal has, and what is taken for it where there is none.
+PADDING = (0, 1, 0, 0)
+IN_A_COLUMN = {
+    "parameters": "weights",
+    "gradients": "gradi-\nents",
+    "optimizer": "opti-\nmizer",
+    "moving_average": "EMA",
+    "activations": "acti-\nvations",
+}
 
 
 @dataclass(frozen=True)
@@ -65,15 +75,22 @@ def planned_stage(name: str, settings: TrainingSettings) -> PlannedStage:
 def plan_table(stages: Sequence[PlannedStage], hardware: PlannedHardware) -> Table:
     """One row a stage, and their sum."""
     used = f"{hardware.devices} devices of {hardware.peak_tflops:g} TFLOP/s, used at {hardware.mfu:.1%}"
-    table = Table(title=f"{stages[0].parameters / 1e6:,.4g} M parameters, {used}", title_justify="left")
-    for column in ("stage", "steps", "M images", "GFLOP an image", "FLOP", "days", "dollars"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    title = f"{stages[0].parameters / 1e6:,.4g} M parameters, {used}"
+    table = Table(title=title, title_justify="left", padding=PADDING)
+    table.add_column("stage", min_width=longest_word(stage.name for stage in stages))
+    for column in ("steps", "M images", "GFLOP an\nimage", "FLOP", "days", "dollars"):
+        table.add_column(column, justify="right")
     for stage in stages:
         table.add_row(stage.name, *columns([stage], hardware))
     if len(stages) > 1:
         table.add_section()
         table.add_row("in all", *columns(stages, hardware))
     return table
+
+
+def longest_word(texts: Iterable[str]) -> int:
+    """The characters of the longest word, which a column must be wide enough for."""
+    return max(len(word) for text in texts for word in text.split())
 
 
 def columns(stages: Sequence[PlannedStage], hardware: PlannedHardware) -> list[str]:
@@ -109,16 +126,24 @@ def memory_table(stages: Sequence[tuple[str, TrainingSettings]]) -> Table:
     """GiB that each device holds, one row a stage; activations are those without activation checkpointing."""
     hardware = stages[0][1].trainer
     title = f"GiB on each of {hardware.world_size} devices, {hardware.strategy} (trainer=...)"
+    if hardware.activation_checkpointing:
+        title += "; activations without activation_checkpointing"
     parts = [field.name for field in fields(DeviceMemory)]
-    table = Table(title=title, title_justify="left")
-    for column in ("stage", "images at once", *(part.replace("_", " ") for part in parts), "in all"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    table = Table(title=title, title_justify="left", padding=PADDING)
+    table.add_column("stage", min_width=longest_word(name for name, _ in stages))
+    for column in ("images\nat once", *(IN_A_COLUMN.get(part, part) for part in parts), "in all"):
+        table.add_column(column, justify="right")
     for name, settings in stages:
         memory = planned_memory(settings)
         images = divide_batch(settings.resolution_stage, settings.trainer).device_batch_size
         numbers = [*(getattr(memory, part) for part in parts), memory.total]
-        table.add_row(name, str(images), *(f"{number / 2**30:.3g}" for number in numbers))
+        table.add_row(name, str(images), *(gibibytes(number) for number in numbers))
     return table
+
+
+def gibibytes(number: int) -> str:
+    """Three digits, and "<0.01" for what makes no difference."""
+    return "<0.01" if 0 < number < 0.01 * 2**30 else f"{number / 2**30:.3g}"
 
 
 def show_plan(

@@ -28,7 +28,6 @@ class TrainingProgress(ProgressBar):
         self.console, self.telemetry = console, telemetry
         self.enabled = True
         self.last_line = 0.0
-        self.recent_loss: float | None = None
         self.bar: Progress | None = None
 
     def disable(self) -> None:
@@ -61,10 +60,9 @@ class TrainingProgress(ProgressBar):
         self.step = step
         in_a_log = self.bar is None and (now - self.last_line > SECONDS_BETWEEN_LINES or step == trainer.max_steps)
         if (self.bar is not None and step % 5 == 0) or in_a_log:
-            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning divides what it sums
-            self.recent_loss = loss if self.recent_loss is None else 0.9 * self.recent_loss + 0.1 * loss
+            loss = self.telemetry.latest.get("train/loss")  # of the newest logged step, over all ranks
             left = (trainer.max_steps - step) * self.telemetry.costs.global_batch_size / max(speed, 1e-9)
-            told = f"loss {self.recent_loss:.4f}  {speed:.0f} images/s  ETA {clock(left)}"
+            told = f"{'' if loss is None else f'loss {loss:.4f}  '}{speed:.0f} images/s  ETA {clock(left)}"
             if self.bar is not None:
                 self.bar.update(self.task, completed=step, told=told)
             else:

@@ -45,10 +45,15 @@ def main() -> None:
 
 
 def leave_word(folder: Path, rank: int, error: Exception) -> None:
-    """Where the launcher looks for the first error."""
+    """Where the launcher looks for the first error; on a full disk only the terminal or the log has it."""
     named = "" if isinstance(error, PreemptedError) else f"{type(error).__name__}: "
     word = {"rank": rank, "time": time.time(), "error": f"{named}{error}"}
-    (folder / "logs" / f"rank_{rank}_error.json").write_text(json.dumps(word))
+    path = folder / "logs" / f"rank_{rank}_error.json"
+    try:
+        path.write_text(json.dumps(word))
+    except OSError:
+        path.unlink(missing_ok=True)
+        print(word["error"], file=sys.stderr)
 
 
 def leave(code: int) -> None:

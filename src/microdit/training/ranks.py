@@ -20,6 +20,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from rich.console import Console
 
 from microdit.build import SettingsError
+from microdit.training.resuming import to_resume
 from microdit.training.settings import TrainerSettings
 from microdit.training.stopping import REQUEUE_CODE, SIGNALS, PreemptedError
 
@@ -145,21 +146,22 @@ def wait_for_all(ranks: dict[int, subprocess.Popen[bytes]], asked: list[int], lo
     stopped = {REQUEUE_CODE, -signal.SIGTERM} if asked else {REQUEUE_CODE}  # SIGTERM kills one that has just started
     if stopped.issuperset(failed.values()):
         raise PreemptedError(
-            first_error(logs) or f"stopped before the first step; go on with resume={logs.parent}",
+            first_error(logs) or f"stopped before the first step; go on with resume={to_resume(logs.parent)}",
             asked[0] if asked else None,
         )
     # What the others say when one is killed is that it is gone; where none was, the first to speak knows best.
-    silent = f"ranks {list(failed)} ended with codes {list(failed.values())}; what they said is in {logs}"
-    raise RanksError(who_was_killed(failed) or first_error(logs) or silent)
+    silent = f"ranks {list(failed)} ended with codes {list(failed.values())}; what they said is above and in {logs}"
+    raise RanksError(who_was_killed(failed, logs.parent) or first_error(logs) or silent)
 
 
-def who_was_killed(codes: dict[int, int]) -> str | None:
+def who_was_killed(codes: dict[int, int], run: Path) -> str | None:
     """Which of the ranks that ended first was killed from outside, and by what."""
     for rank, code in codes.items():
         if code < 0:
             name = signal.Signals(-code).name
             hint = " (by the system, if its memory ran out)" if -code == signal.SIGKILL else ""
-            return f"rank {rank} was killed by {name}{hint}, and the others were ended. Go on with resume=RUN"
+            then = f"Go on with resume={to_resume(run)}"
+            return f"rank {rank} was killed by {name}{hint}, and the others were ended. {then}"
     return None
 
 

@@ -83,8 +83,9 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         stall_seconds=settings.reading.stall_seconds,
     )
     metrics_file = MetricsFile(run / "metrics.csv")
-    telemetry = Telemetry(costs, hardware, train_stream.source_counts, metrics_file.newest("train/seconds"))
+    seconds = metrics_file.newest().get("train/seconds", 0.0)
     metrics_file.forget_after(-1 if checkpoint is None else checkpoint_step(checkpoint) - 1)
+    telemetry = Telemetry(costs, hardware, train_stream.source_counts, seconds, metrics_file.newest())
     keeping = Keeping(hardware.checkpoint_every_n_steps, hardware.keep_checkpoints, hardware.keep_every_n_steps)
     checkpoints = StepCheckpoints(run, keeping, {"config": settings.config}, stage.global_batch_size, console)
     if hardware.activation_checkpointing:
@@ -117,6 +118,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
             use_distributed_sampler=False,
             default_root_dir=run,
         )
+        if is_rank_zero():
+            (run / RESULT_FILE).unlink(missing_ok=True)  # an earlier end of this run is not its end any more
         try:
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as left:  # Lightning's answer to Ctrl-C

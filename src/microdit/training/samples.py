@@ -1,5 +1,6 @@
 """Pictures during training: the same prompts and the same noise each time, so that one sees learning."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL.Image import Image
 
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.grid import prompt_grid
@@ -14,6 +16,8 @@ from microdit.model.dit import DiT
 from microdit.pipeline import LatentDiffusion
 from microdit.training.module import DenoisingTask
 from microdit.training.settings import SampleSettings
+
+log = logging.getLogger(__name__)
 
 
 class SampleGrids(L.Callback):
@@ -46,6 +50,12 @@ class SampleGrids(L.Callback):
             encoder.to("cpu")  # training has better use for the memory
         grid = prompt_grid(images, s.prompts)
         path = self.run / "samples" / f"step_{trainer.global_step:07d}.png"
+        try:
+            self.write(grid, path, trainer)
+        except OSError as error:
+            log.warning("%s cannot be written (%s); training goes on", path, error)
+
+    def write(self, grid: Image, path: Path, trainer: L.Trainer) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
         for logger in trainer.loggers:

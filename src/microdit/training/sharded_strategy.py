@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from microdit.checkpoints import CheckpointError, read_checkpoint, verify_checkpoint
-from microdit.sharded_checkpoints import REST_FILE, read_into, tensor_shapes, write_closing_files
+from microdit.sharded_checkpoints import REST_FILE, first_of, read_into, tensor_shapes, write_closing_files
 from microdit.training.checkpoint_files import complete, discard, partial_name
 from microdit.training.sharding import fill
 
@@ -59,17 +60,18 @@ class ShardedStrategy(ModelParallelStrategy):
             if self.is_global_zero:
                 write_closing_files(partial, rest, rest["metadata"])
                 complete(partial, path)
-        except Exception:
+        except BaseException:  # torch's CheckpointException is no Exception
             if self.is_global_zero:
                 discard(partial)
             raise
 
-    def settle(self) -> Exception | None:
+    def settle(self) -> BaseException | None:
         """Waits until the checkpoint that is being written has its name; returns what went wrong."""
         if self.saving is None:
             return None
         saving, self.saving = self.saving, None
-        return saving.exception()  # type: ignore[return-value]
+        failure = saving.exception()
+        return first_of(failure) if isinstance(failure, CheckpointException) else failure
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(checkpoint_path)

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 
 from microdit.training.checkpointing import StepCheckpoints
+from microdit.training.resuming import to_resume
 
 # What SLURM and most schedulers send some time before they kill. submitit asks for SIGUSR2.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -58,7 +59,7 @@ class StopWhenAsked(L.Callback):
             self.checkpoints.settle(trainer, last=True)
             raise PreemptedError(
                 f"stopped at step {self.step} because a signal asked for it; the checkpoint of that step is written. "
-                f"Go on with resume={self.checkpoints.run}",
+                f"Go on with resume={to_resume(self.checkpoints.run)}",
                 self.asked,
             )
 

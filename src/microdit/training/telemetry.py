@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from microdit.analysis.cost import kept_tokens
 from microdit.analysis.peak import matmul_flops_per_second
@@ -29,8 +30,9 @@ class Telemetry(L.Callback):
     """Logs each `hardware.log_every_n_steps`-th step; `latest` holds the newest value of everything that was logged.
 
     `seconds` is wall-clock time from the first step, with validation, pictures and checkpoints, over all resumes; start
-    it with what a run that was killed had logged. Loss and gradient norm are those of the step, over all ranks.
-    `sources_of` gives the images of each source among the first so many.
+    it with what a run that was killed had logged, and `latest` with what the steps logged that it does not repeat. Loss
+    and gradient norm are those of the step, over all ranks. `sources_of` gives the images of each source among the
+    first so many.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class Telemetry(L.Callback):
         hardware: TrainerSettings,
         sources_of: Callable[[int], dict[str, int]],
         seconds: float = 0.0,
+        latest: dict[str, float] | None = None,
     ):
         self.costs, self.hardware, self.sources_of = costs, hardware, sources_of
         self.seconds = seconds
-        self.latest: dict[str, float] = {}
+        self.latest = latest or {}
         self.flops = self.step = 0
         self.last_end = self.batch_started = self.busy = self.waited_before = 0.0
+        self.replaced: Tensor | int = 0  # samples of this rank that stand in for broken ones
         self.ends: deque[tuple[float, float]] = deque(maxlen=WINDOW_BATCHES + 1)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -61,8 +65,11 @@ class Telemetry(L.Callback):
     def on_train_batch_start(self, *args: Any) -> None:
         self.batch_started = time.monotonic()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(pl_module, DenoisingTask)
+        self.replaced = self.replaced + batch["replaced"].sum()  # stays a tensor: nothing waits for the device
         now, waited = time.monotonic(), self.waited(trainer)
         self.busy += now - self.batch_started + waited - self.waited_before
         self.seconds += now - self.last_end
@@ -103,6 +110,7 @@ class Telemetry(L.Callback):
             "train/flops": self.flops,
             "train/seconds": self.seconds,
             "train/dollars": self.dollars,
+            "data/replaced": float(summed(torch.as_tensor(self.replaced, device=task.device).clone())),
             **{f"data/images/{name}": number for name, number in self.sources_of(images).items()},
         }
 
@@ -131,10 +139,11 @@ class Telemetry(L.Callback):
         return data.watched.seconds if isinstance(data, LatentData) and data.watched is not None else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds}
+        return {"seconds": self.seconds, "replaced": int(self.replaced)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = max(self.seconds, state_dict["seconds"])
+        self.replaced = state_dict.get("replaced", 0)
 
 
 def reduced_losses(micro_batches: list[LossTerms], noise: NoiseDistribution, world_size: int) -> dict[str, float]:

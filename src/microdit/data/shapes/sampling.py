@@ -14,7 +14,7 @@ from microdit.data.shapes.scenes import DOMAINS, SKILLS, SPLITS, Scene
 
 _TRAIN_SHARE, _VALIDATION_SHARE = 0.80, 0.05
 # Scenes of each of SKILLS. Those whose captions name a colour come more often: that is what is learnt first.
-_SKILL_SHARES = (0.12, 0.12, 0.16, 0.26, 0.16, 0.18)
+_SKILL_SHARES = (0.14, 0.12, 0.12, 0.30, 0.16, 0.16)
 _SKILL_BOUNDS = tuple(accumulate(_SKILL_SHARES))[:-1]
 _DRAWS_IN_VAIN = 5_000
 """After so many draws without a new text, there is none left to speak of."""

@@ -1,21 +1,32 @@
 """A folder of pictures, however deep, each with its caption beside it: NAME.jpg with NAME.txt or NAME.json."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable, captions_in
+from microdit.data.sources.captioned import (
+    CaptionedImage,
+    NoCaptionError,
+    Source,
+    Unreadable,
+    captions_beside,
+    check_shard_size,
+)
 
-PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+# Those of telephones are named too, so that what cannot be decoded is listed and not passed over.
+PICTURES = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+)
 
 
 class FolderSource(Source):
     """Captioned pictures below `path`, in the order of their names, `shard_size` of them to an input shard.
 
-    NAME.txt holds one caption; NAME.json an object with `caption_column`, a text or a list of texts.
+    NAME.txt holds one caption; NAME.json an object with `caption_column`, a text or a list of texts. Where both are
+    there, see `captions_beside`.
     """
 
     def __init__(self, path: str, caption_column: str = "caption", shard_size: int = 2_000) -> None:
+        check_shard_size(shard_size)
         self.path, self.caption_column, self.shard_size = Path(path).expanduser(), caption_column, shard_size
         self._pictures: list[Path] | None = None
 
@@ -31,7 +42,7 @@ class FolderSource(Source):
                 raise FileNotFoundError(
                     f"{self.path} is no folder. Give the folder of your pictures: source.path=FOLDER"
                 )
-            files = (path for path in self.path.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+            files = (path for path in self.path.rglob("*") if path.suffix.lower() in PICTURES and not path.is_dir())
             self._pictures = sorted(path for path in files if not path.name.startswith("."))
         return self._pictures
 
@@ -44,21 +55,18 @@ class FolderSource(Source):
         for picture in self.pictures()[shard * self.shard_size : (shard + 1) * self.shard_size]:
             key = picture.relative_to(self.path).as_posix()
             try:
-                captions = self.captions(picture)
-                if captions:
-                    yield CaptionedImage(key, picture.read_bytes(), captions)
-                else:
-                    yield Unreadable(key, f"no caption: {picture.stem}.txt or .json is missing or empty")
-            except (OSError, ValueError) as error:
+                captions = captions_beside(beside(picture, ".txt"), beside(picture, ".json"), self.caption_column)
+                yield CaptionedImage(key, picture.read_bytes(), captions)
+            except NoCaptionError as error:
+                yield Unreadable(key, str(error))
+            except OSError as error:
                 yield Unreadable(key, f"cannot be read: {error}")
 
-    def captions(self, picture: Path) -> list[str]:
-        """The captions beside a picture; [] where there are none. ValueError for a damaged `.json`."""
-        for suffix in (".txt", ".json"):
-            beside = picture.with_suffix(suffix)
-            if beside.exists():
-                text = beside.read_text(encoding="utf-8-sig", errors="replace")
-                return captions_in(
-                    " ".join(text.split()) if suffix == ".txt" else json.loads(text), self.caption_column
-                )
-        return []
+
+def beside(picture: Path, suffix: str) -> bytes | None:
+    """The content of the file with this suffix, in small or in capital letters, beside a picture; None without one."""
+    for spelling in (suffix, suffix.upper()):
+        path = picture.with_suffix(spelling)
+        if path.exists():
+            return path.read_bytes()
+    return None

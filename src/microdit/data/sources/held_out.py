@@ -8,7 +8,10 @@ from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable
 
 def is_held_out(key: str, share: float) -> bool:
     """Whether the picture of this name belongs to the `share` of all that is kept back."""
-    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little") < share * 2**64
+    return (
+        int.from_bytes(blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little")
+        < share * 2**64
+    )
 
 
 class PartOfSource(Source):

@@ -1,6 +1,5 @@
 """WebDataset tars as img2dataset writes them: KEY.(jpg|png|webp|...) with KEY.txt or KEY.json, local or by URL."""
 
-import json
 import os
 import re
 import tempfile
@@ -10,29 +9,53 @@ from pathlib import Path
 import fsspec
 from braceexpand import braceexpand
 
-from microdit.data.remote import is_remote, local_copy
-from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable, captions_in
+from microdit.data.remote import RemoteFileError, is_remote, local_copy
+from microdit.data.sources.captioned import CaptionedImage, NoCaptionError, Source, Unreadable, captions_beside
 from microdit.data.tar_members import TarError, TarMember, tar_members
 
-PART = re.compile(r"\.(jpg|jpeg|png|webp|gif|bmp|tif|tiff|txt|json)$", re.IGNORECASE)
+PART = re.compile(r"\.(jpg|jpeg|jfif|png|webp|gif|bmp|tif|tiff|avif|heic|heif|txt|json)$", re.IGNORECASE)
 CAPTION_PARTS = ("txt", "json")
 
 
 def expand(location: str) -> list[str]:
-    """The tars that a location means: a folder, a pattern with {000..123} or *, one file; local or remote."""
+    """The tars that a location means: a folder, a pattern with {000..123} or *, one file; local or remote (there what
+    has neither `.tar` nor a query in its name is a folder).
+
+    FileNotFoundError where it means none, RemoteFileError where a remote folder cannot be listed.
+    """
     found: list[str] = []
     for one in braceexpand(location, escape=False):
-        filesystem, path = fsspec.core.url_to_fs(one)
-        if "*" in one:
-            found += [
-                filesystem.unstrip_protocol(match) if is_remote(one) else match
-                for match in sorted(filesystem.glob(path))
-            ]
-        elif not is_remote(one) and Path(path).is_dir():
-            found += [str(tar) for tar in sorted(Path(path).glob("*.tar"))]
+        if is_remote(one):
+            is_file = "*" not in one and (".tar" in one or "?" in one)
+            found += [one] if is_file else listed(one if "*" in one else f"{one.rstrip('/')}/*.tar")
         else:
-            found.append(one if is_remote(one) else path)
+            filesystem, path = fsspec.core.url_to_fs(one)
+            if Path(path).is_dir():
+                found += [str(tar) for tar in sorted(Path(path).glob("*.tar"))]
+            else:
+                found += sorted(filesystem.glob(path)) if "*" in one else [path]
+    missing = [tar for tar in found if not is_remote(tar) and not Path(tar).is_file()]
+    if missing or not found:
+        raise FileNotFoundError(
+            f"{missing[0] if missing else location}: there is no tar. Give a folder of .tar files, or their URLs, such "
+            'as source.path="https://HOST/{00000..00099}.tar"'
+        )
     return found
+
+
+def listed(pattern: str) -> list[str]:
+    """The URLs that a pattern with * matches. RemoteFileError where the server cannot be asked."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(pattern)
+        return [filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(path))]
+    except ImportError as error:
+        raise RemoteFileError(
+            f"{pattern} needs a library that is not installed ({error}): install the extra `remote`"
+        ) from error
+    except FileNotFoundError:
+        return []
+    except Exception as error:  # every filesystem has errors of its own
+        raise RemoteFileError(f"{pattern} cannot be listed: {type(error).__name__}: {error}") from error
 
 
 class TarSource(Source):
@@ -58,15 +81,9 @@ class TarSource(Source):
         return self.tars()
 
     def tars(self) -> list[str]:
-        """The location of every tar. FileNotFoundError where one is missing, or all are."""
+        """The location of every tar. FileNotFoundError where one is missing, or a location means none."""
         if self._tars is None:
             self._tars = [tar for location in self.locations for tar in expand(location)]
-        missing = [tar for tar in self._tars if not is_remote(tar) and not Path(tar).is_file()]
-        if missing or not self._tars:
-            raise FileNotFoundError(
-                f"{missing[0] if missing else self.locations}: there is no tar. Give a folder of .tar files, or "
-                "their URLs"
-            )
         return self._tars
 
     def read(self, shard: int) -> Iterator[CaptionedImage | Unreadable]:
@@ -89,18 +106,11 @@ class TarSource(Source):
         pictures = [member for part, member in parts.items() if part not in CAPTION_PARTS]
         if not pictures:
             return Unreadable(key, "no picture beside the caption")
-        captions: list[str] = []
-        if "json" in parts:
-            try:
-                captions = captions_in(json.loads(content(descriptor, parts["json"])), self.caption_column)
-            except ValueError as error:
-                if "txt" not in parts:
-                    return Unreadable(key, f"the .json cannot be read: {error}")
-        if "txt" in parts and len(captions) < 2:
-            text = content(descriptor, parts["txt"]).decode("utf-8", errors="replace")
-            captions = captions_in(" ".join(text.split()))
-        if not captions:
-            return Unreadable(key, "no caption")
+        text, record = (content(descriptor, parts[part]) if part in parts else None for part in CAPTION_PARTS)
+        try:
+            captions = captions_beside(text, record, self.caption_column)
+        except NoCaptionError as error:
+            return Unreadable(key, str(error))
         return CaptionedImage(key, content(descriptor, pictures[0]), captions)
 
 

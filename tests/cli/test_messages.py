@@ -1,0 +1,39 @@
+"""What is said about a command line that cannot be composed, without a process for each."""
+
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from microdit.cli import composition_message
+
+CONF = str(Path(__file__).parents[2] / "conf")
+
+
+def message(*overrides: str) -> str:
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+
+        def default_config() -> DictConfig:
+            return hydra.compose("config")
+
+        with pytest.raises(HydraException) as error:
+            hydra.compose("config", list(overrides))
+        return composition_message(error.value, default_config)
+
+
+def test_a_misspelt_key_is_told_with_those_of_the_choice_that_was_made():
+    told = message("masking=maskdit", "masking.reconstruction_wait=0.2")
+    assert "masking has no setting 'reconstruction_wait'; did you mean 'reconstruction_weight'" in told
+    assert "decoder_depth_ratio" in told
+
+
+def test_a_misspelt_group_is_told_with_the_groups_there_are():
+    told = message("maskin.block_size=2")
+    assert "the configuration has no setting 'maskin'; did you mean 'masking'" in told
+    assert "hydra" not in told
+
+
+def test_a_value_has_no_settings_below_it():
+    assert "seed is a single value" in message("seed.first=2")
