@@ -1,5 +1,9 @@
 """Memory is counted without being used, and is what torch uses."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -7,6 +11,44 @@ from torch.profiler import ProfilerActivity, profile
 from microdit.analysis.memory import activation_bytes, training_memory
 from microdit.model.masking import keep_patches
 from microdit.model.sizes import MicroDiT_XL_2
+
+# What one of eight ranks holds after a step. Their exchange is torch's fake one; their shards and storages are real.
+ONE_RANK_OF_EIGHT = """
+import json
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from microdit.analysis.memory import training_memory
+from microdit.model.sizes import MicroDiT_Tiny_2
+from microdit.training.sharding import local_part, shard
+
+torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+sizes = {"dim": 128, "depth": 4, "head_dim": 32, "multiple_of": 32, "patch_mixer_depth": 2, "patch_mixer_dim": 64}
+network = MicroDiT_Tiny_2(input_size=8, caption_channels=64, **sizes)
+counted = training_memory(
+    network, ranks=8, sharded=True, bf16=False, ema=False, images=2, mask_ratio=0.0, caption_length=5
+)
+shard(network, init_device_mesh("cpu", (8,)), bf16=False)
+optimizer = torch.optim.AdamW(network.parameters())
+network(torch.randn(2, 4, 8, 8), torch.zeros(2), torch.randn(2, 5, 64)).square().mean().backward()
+optimizer.step()
+
+
+def held(tensors):
+    storages = {s.data_ptr(): s.nbytes() for s in (local_part(tensor).untyped_storage() for tensor in tensors)}
+    return sum(storages.values())
+
+
+moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+found = {
+    "parameters": held(network.parameters()),
+    "gradients": held(p.grad for p in network.parameters()),
+    "optimizer": held(moments),
+}
+print(json.dumps([found, {name: getattr(counted, name) for name in found}]))
+"""
 
 
 def held_after_forward(network, images, mask_ratio, bf16) -> int:
@@ -54,3 +96,9 @@ def test_activations_grow_with_images_and_with_patches():
 
     assert count(8, 0.75) == pytest.approx(4 * count(2, 0.75), rel=0.02)
     assert count(2, 0.0) > 2 * count(2, 0.75)
+
+
+def test_one_rank_of_eight_holds_what_is_counted():
+    ended = subprocess.run([sys.executable, "-c", ONE_RANK_OF_EIGHT], capture_output=True, text=True, check=True)
+    found, counted = json.loads(ended.stdout)
+    assert found == pytest.approx(counted, rel=0.01)
