@@ -54,7 +54,7 @@ def verify_checkpoint(path: Path) -> None:
                 damaged = [name] if (name := archive.testzip()) else []
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
-    except Exception as error:  # zipfile raises BadZipFile, struct.error, NotImplementedError, ... for damaged headers
+    except Exception as error:  # what zipfile raises for a damaged header depends on which byte it is
         raise unreadable(path, error) from error
     if damaged:
         raise unreadable(path, f"the checksum of {', '.join(damaged)} is not what was written")

@@ -4,22 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from small_run import SMALL_RUN
 
-SMALL = [
-    "model.dim=32",
-    "model.depth=2",
-    "model.head_dim=16",
-    "model.patch_mixer_dim=16",
-    "model.patch_mixer_depth=1",
-    "moe.num_experts=2",
-    "resolution_stage.resolution_px=16",
-    "resolution_stage.global_batch_size=4",
-    "data_mix.embedded.counts={train: 24, validation: 4}",
-    "trainer.validation_batch_size=4",
-    "trainer.max_steps=3",
-    "trainer.validate_every_n_steps=1",
-    "callbacks.samples.prompts=[]",
-]
+SMALL = [*SMALL_RUN, "trainer.max_steps=3", "trainer.validate_every_n_steps=1", "callbacks.samples.prompts=[]"]
 FEW = [
     "metrics.compositional.prompts_per_skill=1",
     "metrics.compositional.colour_prompts=2",

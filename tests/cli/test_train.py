@@ -8,22 +8,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from small_run import QUICK_PICTURES, SMALL_RUN
 
-SMALL = [
-    "model.dim=32",
-    "model.depth=2",
-    "model.head_dim=16",
-    "model.patch_mixer_dim=16",
-    "model.patch_mixer_depth=1",
-    "moe.num_experts=2",
-    "resolution_stage.resolution_px=16",
-    "resolution_stage.global_batch_size=4",
-    "data_mix.embedded.counts={train: 24, validation: 4}",
-    "trainer.validation_batch_size=4",
-    "callbacks.samples.num_inference_steps=2",
-    "callbacks.samples.prompts=[a red circle]",
-    "metrics=none",
-]
+SMALL = [*SMALL_RUN, *QUICK_PICTURES, "metrics=none"]
 
 
 def losses(run: Path) -> dict[int, str]:

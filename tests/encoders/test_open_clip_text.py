@@ -1,41 +1,24 @@
-import json
 import subprocess
 import sys
 
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from small_clip import TEXT, write_small_clip
 
 from microdit.encoders import OpenClipTextEncoder, TextEncoder
 
-VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 CAPTIONS = ["a red ball above a blue box", "", "one " * 100]
-
-
-def make_folder(path, **changes):
-    """A small random CLIP model in the files that open_clip's `local-dir:` reads."""
-    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT} | changes
-    (path / "tiny_clip.json").write_text(json.dumps(config))
-    open_clip.add_model_config(path / "tiny_clip.json")
-    torch.manual_seed(0)
-    model = open_clip.create_model("tiny_clip")
-    for parameter in model.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    save_file(model.state_dict(), path / "open_clip_model.safetensors")
-    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    return path
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["clip", "custom_text_clip"])
 def any_folder(request, tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("clip"), custom_text=request.param)
+    return write_small_clip(tmp_path_factory.mktemp("clip"), custom_text=request.param)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("clip"))
+    return write_small_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_pooled_and_projected_it_is_what_open_clip_gives(any_folder):
@@ -99,7 +82,7 @@ def test_a_tower_of_other_size_is_refused(folder, declared):
 
 
 def test_a_tower_without_causal_mask_is_refused(tmp_path):
-    folder = make_folder(tmp_path, custom_text=True, text_cfg=TEXT | {"no_causal_mask": True})
+    folder = write_small_clip(tmp_path, custom_text=True, text_cfg=TEXT | {"no_causal_mask": True})
     with pytest.raises(ValueError, match="not a causal CLIP text tower"):
         OpenClipTextEncoder(str(folder), channels=32).load()
 

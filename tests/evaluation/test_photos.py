@@ -1,6 +1,5 @@
 """Metrics of photographs, with small random towers in place of the real ones."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from small_clip import write_small_clip
 
 from microdit.build import SettingsError
 from microdit.evaluation.clip import clip_model_and_processor
@@ -24,20 +23,7 @@ SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.5, "seed": 0}
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory) -> str:
-    """A small random CLIP model in the files that open_clip's `local-dir:` reads."""
-    path = tmp_path_factory.mktemp("clip")
-    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    config = {"embed_dim": 4, "vision_cfg": vision, "text_cfg": text}
-    (path / "tiny_towers.json").write_text(json.dumps(config))
-    open_clip.add_model_config(path / "tiny_towers.json")
-    torch.manual_seed(0)
-    model = open_clip.create_model("tiny_towers")
-    for parameter in model.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    save_file(model.state_dict(), path / "open_clip_model.safetensors")
-    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    return str(path)
+    return str(write_small_clip(tmp_path_factory.mktemp("clip"), embed_dim=4))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import csv
 import multiprocessing
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,34 +10,23 @@ import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
+from rank_process import train_alone, train_as_rank
+from small_run import QUICK_PICTURES, SMALL_RUN
 
 import microdit.cli  # noqa: F401 - registers the resolver that conf/config.yaml uses
 from microdit.training.settings import TrainingSettings, training_settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # also those of the processes that the tests start
-from rank_process import train_alone, train_as_rank
-
 CONF = str(Path(__file__).parents[2] / "conf")
 SMALL = [
     "name=test",
-    "model.dim=32",
-    "model.depth=2",
-    "model.head_dim=16",
-    "model.patch_mixer_dim=16",
-    "model.patch_mixer_depth=1",
-    "moe.num_experts=2",
-    "resolution_stage.resolution_px=16",
-    "resolution_stage.global_batch_size=4",
+    *SMALL_RUN,
+    *QUICK_PICTURES,
+    "metrics=none",
     "resolution_stage.warmup_steps=2",
-    "data_mix.embedded.counts={train: 24, validation: 4}",
-    "trainer.validation_batch_size=4",
     "trainer.max_steps=8",
     "trainer.validate_every_n_steps=4",
     "trainer.checkpoint_every_n_steps=3",
     "callbacks.samples.every_n_steps=8",
-    "callbacks.samples.num_inference_steps=2",
-    "callbacks.samples.prompts=[a red circle]",
-    "metrics=none",
     "logger=csv",
 ]
 

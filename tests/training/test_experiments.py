@@ -7,6 +7,7 @@ import pytest
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from small_run import SMALL_SCALE
 
 import microdit.cli  # registers the resolvers that conf/ uses
 from microdit.build import SettingsError
@@ -16,22 +17,15 @@ from microdit.training.settings import TrainingSettings, training_settings
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 NOT_ON_A_LAPTOP = {"latents_16": "PixelAutoencoder has no setting 'channels'"}
-# How big, and nothing that an experiment compares: neither experts nor optimizer, noise or learning rate.
 SMALL = [
     "name=test",
-    "model.dim=32",
-    "model.depth=2",
+    *SMALL_SCALE,
     "model.head_dim=8",
-    "model.patch_mixer_dim=16",
-    "resolution_stage.resolution_px=16",
-    "resolution_stage.global_batch_size=4",
-    "data_mix.embedded.counts={train: 24, validation: 4}",
-    "trainer.validation_batch_size=4",
     "trainer.validate_every_n_steps=2",
     "trainer.checkpoint_every_n_steps=2",
     "callbacks.samples.every_n_steps=9",
-    "metrics=none",
     "reading.num_workers=0",
+    "metrics=none",
 ]
 
 

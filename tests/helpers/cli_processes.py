@@ -7,25 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+from small_run import QUICK_PICTURES, SMALL_RUN
+
 ROOT = Path(__file__).parents[2]
-SMALL = [
-    "name=test",
-    "model.dim=32",
-    "model.depth=2",
-    "model.head_dim=16",
-    "model.patch_mixer_dim=16",
-    "model.patch_mixer_depth=1",
-    "moe.num_experts=2",
-    "resolution_stage.resolution_px=16",
-    "resolution_stage.global_batch_size=4",
-    "data_mix.embedded.counts={train: 24, validation: 4}",
-    "trainer.validation_batch_size=4",
-    "trainer.peak_tflops=0.1",
-    "callbacks.samples.num_inference_steps=2",
-    "callbacks.samples.prompts=[a red circle]",
-    "metrics=none",
-    "logger=csv",
-]
+SMALL = ["name=test", *SMALL_RUN, *QUICK_PICTURES, "metrics=none", "trainer.peak_tflops=0.1", "logger=csv"]
 TWO = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.precision=32-true"]
 EVERY_STEP = ["trainer.log_every_n_steps=1"]
 
