@@ -44,7 +44,11 @@ class SampleGrids(L.Callback):
         s = self.settings
         pipeline = LatentDiffusion(network, self.autoencoder, self.text_encoder).to(device)
         images = pipeline.generate(
-            s.prompts, num_inference_steps=s.num_inference_steps, guidance_scale=s.guidance_scale, seed=s.seed
+            s.prompts,
+            num_inference_steps=s.num_inference_steps,
+            guidance_scale=s.guidance_scale,
+            guidance_interval=s.guidance_interval,
+            seed=s.seed,
         )
         for encoder in (self.autoencoder, self.text_encoder):
             encoder.to("cpu")  # training has better use for the memory

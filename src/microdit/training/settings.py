@@ -171,12 +171,14 @@ class ReadingSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Pictures drawn during training, the same prompts and noise each time."""
+    """Pictures drawn during training, the same prompts and noise each time. As `LatentDiffusion.generate` has them:
+    `guidance_interval` is two noise levels, or None to guide at all."""
 
     prompts: list[str]
     every_n_steps: int
     num_inference_steps: int
     guidance_scale: float
+    guidance_interval: list[float] | None
     seed: int
 
 

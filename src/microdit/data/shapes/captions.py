@@ -123,7 +123,8 @@ def _dress(random: np.random.Generator, subject: str, composition: Composition) 
     text = pick(random, _SYNTHETIC_OPENINGS) + subject
     if composition.place is not None:
         text += f" {pick(random, _PLACE_PHRASES[composition.place])}"
-    if random.random() < 0.4:
+    # Mostly named: what a caption leaves open of so much of the picture drowns what it says of the object.
+    if random.random() < 0.85:
         text += f" on {_with_article(composition.ground)} background"
     if random.random() < 0.3:
         text += f", {pick(random, _STYLES)}"

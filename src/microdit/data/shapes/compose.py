@@ -23,15 +23,15 @@ MARGIN = 0.03
 """Least distance of an object from the image's edge, as a fraction of the image side."""
 GAP = 0.07
 """Least distance between the bounding boxes of two objects, as a fraction of the image side (2.2 px at 32 px)."""
-SPREAD = 0.15
+SPREAD = 0.03
 """Where nothing is said of it, an object lies within this share of the room it has, about the middle: a network learns
 outlines long before it learns that they may lie anywhere."""
-SMALL = (0.29, 0.34)
-LARGE = (0.40, 0.42)
-"""Widths that are called small and large, as fractions of the image side; nothing lies between."""
-SMALL_ALONE, LARGE_ALONE = (0.40, 0.46), (0.54, 0.62)
-"""The same for an object that is alone. Captions teach most where the object fills much of the picture: its colour then
-matters before the noise lets it show."""
+SMALL = (0.30, 0.32)
+LARGE = (0.40, 0.41)
+"""Widths that are called small and large, as fractions of the image side; nothing lies between, and little within."""
+SMALL_ALONE, LARGE_ALONE = (0.46, 0.48), (0.68, 0.70)
+"""The same for an object that is alone. Captions teach most where the object fills much of the picture: its colour and
+shape then matter before the noise lets them show."""
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,12 @@ def _arrange(random: np.random.Generator, composition: Composition) -> tuple[Sce
 
 def _centre_at(random: np.random.Generator, place: str | None, size: float) -> tuple[float, float]:
     low, high = MARGIN + size / 2, 1 - MARGIN - size / 2
-    # Off the middle by the outer third of the room there is, however large the object.
-    near, middle = low + (0.5 - low) * float(random.uniform(0, 0.3)), _about_the_middle(random, low, high)
+    # Near the edge, but not at it: off by a little of the way to the middle, however large the object.
+    near, middle = low + (0.5 - low) * float(random.uniform(0.1, 0.15)), _about_the_middle(random, low, high)
     if place is None:
         return _about_the_middle(random, low, high), middle
     return {
-        "center": (float(random.uniform(0.45, 0.55)), float(random.uniform(0.45, 0.55))),
+        "center": (float(random.uniform(0.49, 0.51)), float(random.uniform(0.49, 0.51))),
         "left": (near, middle),
         "right": (1 - near, middle),
         "top": (middle, near),
