@@ -32,11 +32,11 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 RUN_FILES = ("config.yaml", "stages.yaml")
 # Mistakes whose message is all there is to say; anything else keeps its traceback.
 TOLD_PLAINLY = (SettingsError, CheckpointError, OSError, ValueError)
-# Groups of conf/ that decide what the network is, which a resumed run keeps.
 # Groups that say where and how a run is made, not what it makes; how long it is stays with the run.
 EXCHANGEABLE = ("trainer", "logger")
 HOW_LONG = ("max_steps", "max_flops")
 DATA_ORDER = ("seed", "resolution_stage.global_batch_size", "resolution_stage.resolution_px")
+# Groups of conf/ that decide what the network is, which a resumed run keeps.
 NETWORK_GROUPS = ("model", "variation", "moe", "masking", "autoencoder", "text_encoder")
 UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 
@@ -50,6 +50,8 @@ def run_folder(resume: str | None, output_root: str, new: str) -> str:
     if resume is None:
         return agreed(str(Path(output_root) / new))
     if resume != "last":
+        if not Path(resume).exists():
+            raise SettingsError(f"resume={resume}: no such run or checkpoint; resume=last takes the newest run")
         run = Path(resume).parent.parent if is_checkpoint(Path(resume)) else Path(resume)
         if not is_run(run):
             raise SettingsError(f"resume={resume}: that is no run, {run} holds no {RUN_FILES[0]}")
@@ -198,7 +200,7 @@ def output_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def is_ours(error: Exception) -> bool:
+def is_ours(error: BaseException) -> bool:
     """Whether an error is of a kind that this project defines: each of these says what to do."""
     return type(error).__module__.partition(".")[0] == "microdit"
 
@@ -244,6 +246,11 @@ def run_entry_point(main: Callable[[], None], default_config: Callable[[], DictC
 def composition_message(error: Exception, default_config: Callable[[], DictConfig]) -> str:
     """What is wrong with the command line; for a key that does not exist, also which keys there are: with the choices
     that Hydra had made when it met the key, else with the defaults."""
+    behind: BaseException | None = error
+    while behind is not None:  # what one of our resolvers raised, OmegaConf tells in its own words
+        if is_ours(behind):
+            return str(behind)
+        behind = behind.__cause__ or behind.__context__
     found = UNKNOWN_KEY.search(str(error))
     if found is None:
         return str(error)

@@ -5,9 +5,11 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from microdit.cli import composition_message
+from microdit.build import SettingsError
+from microdit.cli import composition_message, run_folder
 
 CONF = str(Path(__file__).parents[2] / "conf")
 
@@ -37,3 +39,17 @@ def test_a_misspelt_group_is_told_with_the_groups_there_are():
 
 def test_a_value_has_no_settings_below_it():
     assert "seed is a single value" in message("seed.first=2")
+
+
+def test_a_run_to_resume_that_is_not_there_is_told_in_our_words(tmp_path):
+    config = OmegaConf.create({"folder": f"${{run_folder:{tmp_path}/absent,runs,new}}"})
+    with pytest.raises(OmegaConfBaseException) as error:
+        OmegaConf.to_container(config, resolve=True)
+    told = composition_message(error.value, lambda: config)
+    assert told.startswith(f"resume={tmp_path}/absent: no such run or checkpoint")
+    assert "full_key" not in told
+
+
+def test_a_folder_that_is_no_run_is_not_resumed(tmp_path):
+    with pytest.raises(SettingsError, match="that is no run"):
+        run_folder(str(tmp_path), "runs", "new")
