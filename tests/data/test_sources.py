@@ -2,14 +2,16 @@ import io
 import json
 import sys
 import tarfile
+from hashlib import blake2b
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from microdit.data import shapes
 from microdit.data.remote import RemoteFileError
 from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable, captions_in
-from microdit.data.sources.embedded_shapes import ShapesSource
+from microdit.data.sources.embedded_shapes import SCENES_VERSION, ShapesSource
 from microdit.data.sources.folder import FolderSource
 from microdit.data.sources.held_out import PartOfSource
 from microdit.data.sources.table import TableSource
@@ -295,3 +297,15 @@ def test_held_out_pictures_and_the_rest_are_the_whole() -> None:
     assert names[0] | names[1] == {item.key for item in everything(source)}
     assert 20 < len(names[1]) < 60
     assert rest.identity != held_out.identity
+
+
+def test_scenes_do_not_change_without_a_new_version():
+    samples = [shapes.sample("train", domain, number) for domain in shapes.DOMAINS for number in range(200)]
+    told = [
+        (one.caption, [(o.shape, o.colour, *(round(v, 3) for v in (o.x, o.y, o.size))) for o in one.scene.objects])
+        for one in samples
+    ]
+    found = blake2b(repr(told).encode(), digest_size=8).hexdigest()
+    assert (SCENES_VERSION, found) == (2, "2a349d1e28bdb267"), (
+        "raise SCENES_VERSION: folders of earlier scenes are stale"
+    )

@@ -20,7 +20,7 @@ from microdit.data.shapes import COLOURS, SHAPES, coverage
 LEAST_FIT = 0.72
 """A region that no shape fits this well is not an object."""
 _LEAST_AREA = 0.012
-"""Smallest object, as a share of the image; half of the dataset's smallest cross."""
+"""Smallest object, as a share of the image; a quarter of the dataset's smallest object."""
 _LARGEST_SIDE = 64
 _LEVELS = (0.13, 0.17, 0.21, 0.26, 0.32, 0.40)
 """Chroma differences from the ground at which regions are told apart."""

@@ -27,9 +27,9 @@ def silent(done: int, total: int) -> None:
 class Subject:
     """A pipeline under evaluation. `folder` keeps its pictures.
 
-    `label` says what sets the weights apart from the default ones ("raw", "step=1200"); `sampling` replaces what
-    metrics ask for (arguments of LatentDiffusion.generate). Together with the values so changed the label makes the
-    `suffix` of every number's name, so that numbers of different kinds never mix.
+    `label` says what sets the weights apart from the default ones ("raw", "checkpoint=step_0001200"); `sampling`
+    replaces what metrics ask for (arguments of LatentDiffusion.generate). Together with the values so changed the label
+    makes the `suffix` of every number's name, so that numbers of different kinds never mix.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Subject:
 
     @property
     def suffix(self) -> str:
-        """What is added to the names of numbers: nothing, or such as "@raw,guidance_scale=2.0"."""
+        """What is added to the names of numbers: nothing, or such as "@raw,guidance_scale=2"."""
         parts = [*self.label, *self.changed]
         return "@" + ",".join(parts) if parts else ""
 

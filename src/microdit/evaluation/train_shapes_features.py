@@ -1,7 +1,8 @@
-"""Makes the committed weights of `shapes_features.py`: `python -m microdit.evaluation.train_shapes_features`.
+"""Made the committed weights of `shapes_features.py`: `python -m microdit.evaluation.train_shapes_features`.
 
 The network is taught to name what is in scenes of both domains, each drawn once; what it thereby measures of a picture
-are the features. See experiments/shapes_features for the accuracies reached.
+are the features. The scenes have changed since (SCENES_VERSION): it would make other weights now. See
+experiments/shapes_features for the accuracies reached.
 """
 
 import argparse

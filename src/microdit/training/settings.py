@@ -172,7 +172,7 @@ class ReadingSettings:
 @dataclass(frozen=True)
 class SampleSettings:
     """Pictures drawn during training, the same prompts and noise each time. As `LatentDiffusion.generate` has them:
-    `guidance_interval` is two noise levels, or None to guide at all."""
+    `guidance_interval` is two noise levels, or None for all of them."""
 
     prompts: list[str]
     every_n_steps: int

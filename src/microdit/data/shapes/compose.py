@@ -46,7 +46,7 @@ class Thing:
 @dataclass(frozen=True)
 class Composition:
     """What a scene will hold. `relation` is the first thing's place as seen from the second; `place` is where in the
-    image a lone thing lies (None: anywhere); `ground` names the background."""
+    image a lone thing lies (None: not said, about the middle); `ground` names the background."""
 
     domain: str
     skill: str

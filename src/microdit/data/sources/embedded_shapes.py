@@ -8,6 +8,9 @@ from PIL import Image
 from microdit.data import shapes
 from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable
 
+SCENES_VERSION = 2
+"""Raised when the same number gives another picture or caption, so that folders of earlier scenes are refused."""
+
 
 class ShapesSource(Source):
     """Scenes 0 to `count` - 1 of one domain and split of the embedded shapes, as PNG of `side_px`."""
@@ -27,7 +30,7 @@ class ShapesSource(Source):
     @property
     def identity(self) -> Mapping[str, object]:
         names = ("domain", "split", "count", "side_px", "seed", "shard_size")
-        return {"kind": "shapes"} | {name: getattr(self, name) for name in names}
+        return {"kind": "shapes", "version": SCENES_VERSION} | {name: getattr(self, name) for name in names}
 
     def shards(self) -> list[str]:
         return [f"scenes from {first}" for first in range(0, self.count, self.shard_size)]
