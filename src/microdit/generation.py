@@ -5,6 +5,7 @@ from pathlib import Path
 
 from microdit.build import SettingsError
 from microdit.data.progress import progress_bar
+from microdit.devices import check_device
 from microdit.grid import prompt_grid
 from microdit.pipeline import SETTINGS_FILE, LatentDiffusion
 
@@ -47,6 +48,7 @@ def generate_grid(
         raise SettingsError("""prompts is empty: give some, such as prompts='["a red circle"]'""")
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise SettingsError(f"output={output}: name a .png, .jpg or .webp file")
+    check_device(device)
     pipeline = open_pipeline(checkpoint, weights, autoencoder_weights, text_encoder_weights).to(device)
     with progress_bar("generating") as report:
         images = pipeline.generate(

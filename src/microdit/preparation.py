@@ -13,6 +13,7 @@ from microdit.data.prepare import prepare
 from microdit.data.progress import progress_bar
 from microdit.data.sources.captioned import Source
 from microdit.data.sources.held_out import PartOfSource
+from microdit.devices import check_device
 from microdit.encoders import Autoencoder, TextEncoder
 
 EMBEDDED = "microdit.data.embedded.EmbeddedShapes"
@@ -55,6 +56,7 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
 def build_encoders(settings: Mapping[str, Any], autoencoder_name: str, text_encoder_name: str) -> Encoders:
     """The encoders of `settings` (groups `autoencoder` and `text_encoder`), on `settings["device"]`."""
     device = settings["device"]
+    check_device(device)
     return Encoders(
         build(settings["autoencoder"], Autoencoder).eval().to(device),
         build(settings["text_encoder"], TextEncoder).eval().to(device),

@@ -163,3 +163,11 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_read(arguments, mess
 def test_pictures_outside_a_run_are_refused(tmp_path):
     with pytest.raises(SettingsError, match="lies in no run"):
         measured(None, tmp_path)
+
+
+def test_a_file_that_is_no_checkpoint_of_a_run_is_refused(tmp_path):
+    stray = tmp_path / "sweep" / "multirun.yaml"
+    stray.parent.mkdir()
+    stray.write_text("seed: 1\n")
+    with pytest.raises(CheckpointError, match="multirun.yaml is no checkpoint of a run"):
+        measured(stray)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from microdit.build import SettingsError, build
 from microdit.checkpoints import CheckpointError, checkpoints_of, is_checkpoint
+from microdit.devices import check_device
 from microdit.evaluation.measure import measure
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.record import add_to_record
@@ -38,6 +39,7 @@ def evaluate(
 
     Raises SettingsError for settings that cannot be meant, CheckpointError and PicturesError for what cannot be read.
     """
+    check_device(device)
     built = {name: build(settings, Metric) for name, settings in metrics.items()}
     chosen = {name: value for name, value in sampling.items() if value is not None}
     if (checkpoint is None) == (pictures is None):
@@ -70,6 +72,8 @@ def evaluate_checkpoint(
         there = ", ".join(path.name for path in checkpoints_of(checkpoint.parent.parent)) or "none"
         raise CheckpointError(f"there is no checkpoint {checkpoint}; that run has: {there}")
     run = checkpoint.parent.parent if is_checkpoint(checkpoint) else checkpoint
+    if checkpoint != run and not checkpoints_of(run):
+        raise CheckpointError(f"{checkpoint} is no checkpoint of a run: name a run, or a file in its checkpoints/")
     older = checkpoint != run and checkpoint.resolve() != checkpoints_of(run)[-1].resolve()
     numbers: dict[str, float] = {}
     for which in weights:
