@@ -169,5 +169,5 @@ def test_a_file_that_is_no_checkpoint_of_a_run_is_refused(tmp_path):
     stray = tmp_path / "sweep" / "multirun.yaml"
     stray.parent.mkdir()
     stray.write_text("seed: 1\n")
-    with pytest.raises(CheckpointError, match="multirun.yaml is no checkpoint of a run"):
+    with pytest.raises(CheckpointError, match=r"multirun\.yaml is no checkpoint of a run"):
         measured(stray)

@@ -1,6 +1,7 @@
 """Figures of a report: quality against compute, one line a method, and loss curves."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from microdit.analysis.results import Rows, number
 from microdit.analysis.tables import Row
 
 PANEL_INCHES = (5.2, 3.9)
+LINE_CHARACTERS = 55  # of the title, over one panel
 MARKERS = "osD^vP*X"
 
 
@@ -62,9 +64,16 @@ def not_drawn(rows: Sequence[Row], panels: Sequence[Column], layout: Layout) -> 
     """What the figure does not show, for its title: no run of a row may go missing unsaid."""
     absent = [row for row in rows if not any(point(row, column, layout.cost) for column in panels)]
     partly = [row for row in rows if row not in absent and not row.ended.isdigit()]
-    told = [f"not drawn: {', '.join(row.labels)}: {row.ended}" for row in absent]
-    told += [f"{', '.join(row.labels)}: {row.ended}" for row in partly]
-    return "".join(f"\n{line}" for line in told)
+    return listed("not drawn: ", absent, len(panels)) + listed("", partly, len(panels))
+
+
+def listed(opening: str, rows: Sequence[Row], panels: int) -> str:
+    """Rows and how they ended, each ending once, as lines that fit over so many panels."""
+    by_ending: dict[str, list[str]] = {}
+    for row in rows:
+        by_ending.setdefault(row.ended, []).append(", ".join(row.labels))
+    lines = [f"{opening}{'; '.join(names)}: {ended}" for ended, names in by_ending.items()]
+    return "".join(f"\n{textwrap.fill(line, LINE_CHARACTERS * panels)}" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ def loss_curves(curves: Rows, rows: Sequence[Row], layout: Layout) -> Figure | N
         axis.set_xlabel(title)
         axis.set_ylabel(name)
         scale(axis, [at for _, x, _ in drawn for at in x], [loss for _, _, curve in drawn for loss in curve.mean])
-    told = "".join(f"\nno curve: {', '.join(row.labels)}: {row.ended}" for row, curve in found if curve is None)
+    told = listed("no curve: ", [row for row, curve in found if curve is None], len(panels))
     finish(figure, axes, f"{layout.title}{told}", [label for label, _ in lines])
     return figure
 
