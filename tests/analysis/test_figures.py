@@ -1,8 +1,10 @@
 """Figures: the numbers of the table are drawn, and what is not drawn is said."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from microdit.analysis.figures import loss_curves, quality_against_cost
+from microdit.analysis.figures import listed, loss_curves, quality_against_cost
 from microdit.analysis.layout import read_layout
 from microdit.analysis.results import collect, curves, find_runs
 from microdit.analysis.tables import summarise
@@ -52,3 +54,10 @@ def test_nothing_to_draw_is_no_figure(make_run, tmp_path):
     rows = summarise(results, layout)
     assert quality_against_cost(rows, layout) is None
     assert loss_curves([], rows, layout) is None
+
+
+def test_rows_that_ended_alike_share_a_line_and_none_is_left_out():
+    rows = [SimpleNamespace(labels=("naive", ratio), ended="missing") for ratio in ("25 %", "50 %")]
+    rows.append(SimpleNamespace(labels=("deferred", "25 %"), ended="0 (1 failed)"))
+    told = listed("not drawn: ", rows, panels=2)
+    assert told == "\nnot drawn: naive, 25 %; naive, 50 %: missing\nnot drawn: deferred, 25 %: 0 (1 failed)"
