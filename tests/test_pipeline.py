@@ -164,6 +164,20 @@ def test_guidance_in_an_interval_is_guidance_if_the_interval_holds_every_level(p
     assert torch.equal(nowhere, pipeline.generate(PROMPTS, **{**given, "guidance_scale": 1.0}))
 
 
+def test_temperature_scales_the_noise_that_pictures_start_from(pipeline, monkeypatch):
+    given = {"seed": 4, "return_latents": True, **STEPS}
+    cooler = pipeline.generate(PROMPTS, temperature=0.5, **given)
+    assert torch.equal(pipeline.generate(PROMPTS, temperature=1.0, **given), pipeline.generate(PROMPTS, **given))
+    monkeypatch.setattr("microdit.pipeline.start_noise", lambda *key: 0.5 * start_noise(*key))
+    assert torch.equal(pipeline.generate(PROMPTS, **given), cooler)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(pipeline, temperature):
+    with pytest.raises(ValueError, match="temperature scales the noise"):
+        pipeline.generate(PROMPTS, temperature=temperature, **STEPS)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (4, 12), (16, 6)])
 def test_image_size_is_height_and_width_in_pixels(pipeline, size):
     assert pipeline.generate(PROMPTS[0], seed=1, image_size=size, **STEPS).shape == (1, 3, *size)

@@ -30,6 +30,7 @@ def generate_grid(
     guidance_scale: float,
     sampler: str,
     guidance_interval: Sequence[float] | None,
+    temperature: float,
     seed: int | None,
     weights: str,
     autoencoder_weights: str | None,
@@ -41,7 +42,7 @@ def generate_grid(
     """Writes a grid of one picture a prompt, prompts below, and returns its path.
 
     Raises CheckpointError for a checkpoint that is missing or does not fit, SettingsError without prompts or for a file
-    that is no picture, ValueError for a sampler or interval that LatentDiffusion.generate refuses.
+    that is no picture, ValueError for a sampler, interval or temperature that LatentDiffusion.generate refuses.
     """
     path = Path(output)
     if not prompts:
@@ -57,6 +58,7 @@ def generate_grid(
             guidance_scale=guidance_scale,
             sampler=sampler,
             guidance_interval=guidance_interval,
+            temperature=temperature,
             seed=seed,
             batch_size=batch_size,
             progress=lambda done, total: report(done, total, "network evaluations"),

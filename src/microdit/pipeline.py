@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,7 @@ class LatentDiffusion(nn.Module):
         image_size: tuple[int, int] | None = None,
         sampler: str = "heun",
         guidance_interval: Sequence[float] | None = None,
+        temperature: float = 1.0,
         batch_size: int = 64,
         return_latents: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -92,10 +94,12 @@ class LatentDiffusion(nn.Module):
         `sampler`: "heun" makes 2 * num_inference_steps - 1 evaluations of the network (EDM, algorithm 2),
         "dpm_solver_2m" num_inference_steps (DPM-Solver++(2M)); `progress(done, total)` counts them. A guidance_scale
         of 1 is no guidance, and half the work; `guidance_interval` [low, high] guides only at noise levels
-        low < sigma <= high, between 80 and 0.002.
+        low < sigma <= high, between 80 and 0.002. `temperature` scales the noise a picture starts from: below 1
+        pictures are smoother, more typical and less varied, which suits a network that was trained for minutes.
 
         Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, for a sampler it does not
-        know, an interval that is none, or a size that the autoencoder and patches do not divide.
+        know, an interval that is none, a temperature that is not above 0, or a size that the autoencoder and patches
+        do not divide.
         """
         if (prompt is None) == (tokenized_prompts is None):
             raise ValueError("generate() wants either prompt=... or tokenized_prompts=...")
@@ -104,6 +108,8 @@ class LatentDiffusion(nn.Module):
         if tokenized_prompts is None:
             tokenized_prompts = self.text_encoder.tokenize([prompt] if isinstance(prompt, str) else list(prompt or ()))
         count = len(tokenized_prompts)
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature scales the noise a picture starts from: above 0, got {temperature}")
         shape = self.latent_shape(image_size)
         seed = secrets.randbits(62) if seed is None else seed
         batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
@@ -118,7 +124,7 @@ class LatentDiffusion(nn.Module):
         self.dit.eval()
         pictures = []
         for batch in batches:
-            noise = torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
+            noise = temperature * torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
             captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
             latents = self.sample(
                 noise, captions, sampler, num_inference_steps, guidance_scale, guidance_interval, report
@@ -137,7 +143,7 @@ class LatentDiffusion(nn.Module):
         guidance_interval: Sequence[float] | None,
         report: Callable[[], None],
     ) -> Float[Tensor, "n c h w"]:
-        """Scaled latents from unit-variance noise; `report` is called before each evaluation of the network.
+        """Scaled latents from noise, of unit variance at a temperature of 1; `report` is called before each evaluation.
 
         The state is float64, the network is called in float32, and the captions are read once.
         """

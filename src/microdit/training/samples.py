@@ -48,6 +48,8 @@ class SampleGrids(L.Callback):
             num_inference_steps=s.num_inference_steps,
             guidance_scale=s.guidance_scale,
             guidance_interval=s.guidance_interval,
+            sampler=s.sampler,
+            temperature=s.temperature,
             seed=s.seed,
         )
         for encoder in (self.autoencoder, self.text_encoder):

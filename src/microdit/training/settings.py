@@ -179,6 +179,8 @@ class SampleSettings:
     num_inference_steps: int
     guidance_scale: float
     guidance_interval: list[float] | None
+    sampler: str
+    temperature: float
     seed: int
 
 
