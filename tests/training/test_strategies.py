@@ -126,6 +126,19 @@ def test_bfloat16_is_the_same_sharded_or_not(settings_of, train_as, logged, tmp_
     assert dtypes == {torch.float32}
 
 
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_muon_takes_the_same_steps_on_whole_matrices_and_on_parts_of_them(settings_of, train_as, logged, tmp_path, how):
+    muon = ["optimizer.matrix_step=6", "trainer.max_steps=10"]
+    for run in ("one", how):
+        train_as(settings_of(run, tmp_path / run, *muon))
+    expected, found = logged(tmp_path / "one"), logged(tmp_path / how)
+    assert found == pytest.approx(expected, abs=1e-5)
+    same_weights(checkpoints_of(tmp_path / "one")[-1], checkpoints_of(tmp_path / how)[-1])
+    shutil.copytree(tmp_path / how, tmp_path / "cut")
+    train_as(settings_of(how, tmp_path / "cut", *muon), tmp_path / "cut" / "checkpoints" / "step_0000005.ckpt")
+    assert logged(tmp_path / "cut") == pytest.approx(expected, abs=1e-5)
+
+
 def test_compressed_gradients_train_nearly_alike(finished, settings_of, train_as, logged, tmp_path):
     train_as(settings_of("ddp", tmp_path, "trainer.gradient_compression=bf16"))
     exact, found = logged(finished("one")), logged(tmp_path)

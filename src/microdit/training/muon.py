@@ -11,6 +11,7 @@ from microdit.model.attention import CrossAttention, SelfAttention
 from microdit.model.dit import DiT
 from microdit.model.layers import GELUFeedForward, SwiGLU
 from microdit.model.mixture_of_experts import ExpertChoice
+from microdit.training.sharding import part_like, whole_tensor
 
 # a s + b s^3 + c s^5 brings singular values s in (0, 1] quickly near 1, then keeps them in about 0.7 to 1.2 (Jordan et
 # al. 2024). Their five iterations serve matrices of thousands of rows; three reach whatever is above a twentieth.
@@ -34,8 +35,8 @@ class MuonWithAdamW(torch.optim.AdamW):
     """AdamW for `others`, Muon for `matrices` (also stacks of matrices [experts, m, n], each by itself).
 
     torch.optim.Muon takes single matrices only, and a LightningModule takes one optimizer only; hence this one.
-    `matrix_learning_rate` is the length of a step in spectral norm for a square matrix. Weights must be whole: a part
-    of a matrix cannot be orthogonalised.
+    `matrix_learning_rate` is the length of a step in spectral norm for a square matrix. A part of a matrix cannot be
+    orthogonalised: of sharded weights every rank gathers one whole direction after the other, and takes its part.
     """
 
     def __init__(
@@ -76,7 +77,8 @@ class MuonWithAdamW(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(matrix)
         state["step"] += 1
         state["momentum"].lerp_(matrix.grad, 1 - momentum)
-        direction = orthogonalised(matrix.grad.lerp(state["momentum"], momentum))  # Nesterov's look ahead
+        ahead = matrix.grad.lerp(state["momentum"], momentum)  # Nesterov's
+        direction = part_like(matrix, orthogonalised(whole_tensor(ahead)))
         # A step that changes outputs of any width by as much, entry by entry. Experts multiply from the right.
         outputs, inputs = matrix.shape[-2:] if matrix.ndim == 2 else matrix.shape[:-3:-1]
         matrix.mul_(1 - learning_rate * weight_decay)

@@ -74,15 +74,17 @@ def gathered(network: DiT, skeleton: DiT, device: torch.device) -> DiT | None:
     return whole
 
 
+def part_like(target: Tensor, whole: Tensor) -> Tensor:
+    """A whole tensor, which every rank has, cut among them as `target` is; the tensor itself if `target` is whole."""
+    if not isinstance(target, DTensor):
+        return whole
+    return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
+
+
 def fill(target: Tensor, whole: Tensor) -> None:
     """Copies a whole tensor, which every rank has, into what this rank keeps of it."""
     with torch.no_grad():
-        if isinstance(target, DTensor):
-            whole = whole.to(target.device, target.dtype)
-            parts = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
-            target.to_local().copy_(parts.to_local())
-        else:
-            target.copy_(whole)
+        local_part(target).copy_(local_part(part_like(target, whole.to(target.device, target.dtype))))
 
 
 def optimizer_state(parameter: Tensor, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
