@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from microdit.checkpoints import checkpoints_of, latest_checkpoint, network_weig
 from microdit.pipeline import LatentDiffusion
 from microdit.training.module import NonFiniteLossError
 from microdit.training.run import train
+from microdit.training.samples import SampleGrids
+from microdit.training.stopping import PreemptedError
 
 
 def quiet_train(settings, checkpoint=None):
@@ -56,6 +60,21 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(small_settings, tmp_path):
     for weights in ("raw", "ema"):
         a, b = (network_weights(checkpoints_of(tmp_path / n)[-1], weights) for n in ("whole", "cut"))
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_signal_while_the_last_pictures_are_drawn_is_not_lost(small_settings, tmp_path, monkeypatch):
+    draw = SampleGrids.draw
+
+    def draw_and_be_asked(*given):
+        draw(*given)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(SampleGrids, "draw", draw_and_be_asked)
+    with pytest.raises(PreemptedError, match="stopped at step 8"):
+        quiet_train(small_settings(output=tmp_path))
+    monkeypatch.undo()
+    resumed = quiet_train(small_settings(output=tmp_path), latest_checkpoint(tmp_path))
+    assert (resumed["status"], resumed["steps"], len(losses(tmp_path))) == ("finished", 8, 8)
 
 
 def test_a_finished_run_leaves_what_the_readme_promises(small_settings, tmp_path):

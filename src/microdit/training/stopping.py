@@ -53,7 +53,7 @@ class StopWhenAsked(L.Callback):
         if trainer.global_step == self.step:
             return  # in the middle of an accumulated step
         self.step = trainer.global_step
-        if self.asked_of_any() and self.step < trainer.max_steps:
+        if self.asked_of_any():
             if self.checkpoints.saved_step < self.step:
                 self.checkpoints.save(trainer, last=True)
             self.checkpoints.settle(trainer, last=True)
