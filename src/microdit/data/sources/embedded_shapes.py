@@ -8,7 +8,7 @@ from PIL import Image
 from microdit.data import shapes
 from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable
 
-SCENES_VERSION = 2
+SCENES_VERSION = 3
 """Raised when the same number gives another picture or caption, so that folders of earlier scenes are refused."""
 
 
