@@ -23,6 +23,14 @@ from microdit.model.sizes import layerwise_scaled_dit  # noqa: E402
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
+WHOLE_RUNS = ("training", "cli", "notebooks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests first, so that no core waits at the end while another works on the last of them."""
+    items.sort(key=lambda item: item.path.parent.name not in WHOLE_RUNS)
+
+
 SMALL = {
     "input_size": 8,
     "patch_size": 2,
