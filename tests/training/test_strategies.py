@@ -11,6 +11,7 @@ from microdit.training.run import train
 
 STEPS = 20
 ALL = [
+    "optimizer=adamw_short",
     f"trainer.max_steps={STEPS}",
     "resolution_stage.global_batch_size=8",
     "data_mix.embedded.counts={train: 24, validation: 5}",  # 5 does not divide by 2 ranks
