@@ -8,6 +8,7 @@ import hydra
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 import microdit.cli
@@ -18,6 +19,8 @@ FOLDERS = sorted(
     path.parent for path in (ROOT / "experiments").glob("*/report.yaml") if "choice/experiment" in path.read_text()
 )
 EXPERIMENTS = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+BORROWED = {"runs/headline/*-deferred-p75": "deferred_mask_75", "runs/headline/*-naive-p75": "naive_mask_75"}
+"""Runs of the headline that other tables take rows from."""
 
 
 def table_rows(folder: Path) -> list[str]:
@@ -26,22 +29,31 @@ def table_rows(folder: Path) -> list[str]:
     return [row[-1] if isinstance(row, list) else row for row in expected]
 
 
-def training_commands(folder: Path) -> list[list[str]]:
-    """The arguments of each `python train.py` in the README's commands."""
-    (commands,) = re.findall(r"^## The command\n```\n(.*?)```", (folder / "README.md").read_text(), re.M | re.S)
-    lines = commands.replace("\\\n", "").splitlines()
-    return [shlex.split(line)[2:] for line in lines if line.startswith("python train.py")]
+def commands(folder: Path, script: str) -> list[list[str]]:
+    """The arguments of each `python SCRIPT` in the README's commands."""
+    (block,) = re.findall(r"^## The command\n```\n(.*?)```", (folder / "README.md").read_text(), re.M | re.S)
+    lines = block.replace("\\\n", "").splitlines()
+    return [shlex.split(line)[2:] for line in lines if line.startswith(f"python {script}")]
+
+
+def borrowed(folder: Path) -> list[str]:
+    """The experiments whose runs the report takes from the headline."""
+    (arguments,) = commands(folder, "report.py")
+    return [] if folder.name == "headline" else [BORROWED[path] for path in arguments if "headline" in path]
+
+
+def first(override: Override) -> str:
+    """An override as one of a sweep's jobs has it."""
+    text = next(override.sweep_string_iterator()) if override.is_sweep_override() else override.get_value_string()
+    return f"{override.get_key_element()}={text.replace('$seed', '1')}"
 
 
 def trained(folder: Path) -> list[tuple[str, list[str]]]:
     """(experiment, the other overrides) of every run of the commands; the seeds are those of one."""
     runs = []
-    for command in training_commands(folder):
+    for command in commands(folder, "train.py"):
         parsed = OverridesParser.create().parse_overrides([part for part in command if part != "-m"])
-        plain = [
-            part.input_line for part in parsed if not part.is_sweep_override() and part.key_or_group != "experiment"
-        ]
-        others = [part for part in plain if not part.startswith("hydra.")]
+        others = [first(part) for part in parsed if part.key_or_group not in ("experiment", "hydra.sweep.dir")]
         (experiments,) = [part for part in parsed if part.key_or_group == "experiment"]
         swept = experiments.sweep_string_iterator() if experiments.is_sweep_override() else [experiments.value()]
         runs += [(str(name), others) for name in swept]
@@ -55,7 +67,7 @@ def test_there_are_tables_for_all_experiments():
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_command_makes_the_rows_of_the_table_and_composes(folder):
     runs = trained(folder)
-    assert sorted(name for name, _ in runs) == sorted(table_rows(folder))
+    assert sorted([name for name, _ in runs] + borrowed(folder)) == sorted(table_rows(folder))
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for experiment, others in runs[:2]:  # the others differ in the experiment only
             config = hydra.compose("config", ["name=x", f"+experiment={experiment}", *others])
