@@ -51,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--domains", nargs="+", default=["synthetic"])
     parser.add_argument("--scale", type=float, default=3.0, help="guidance scale")
     parser.add_argument("--interval", type=float, nargs=2, default=[1.0, 80.0], help="noise levels that are guided")
+    parser.add_argument("--only", nargs="+", help="samplers to draw with besides the first, by name")
     parser.add_argument("--keep", type=Path, help="folder for the pictures; not kept if none is given")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
@@ -75,6 +76,11 @@ def main() -> None:
     keep_freed_memory()
     pipeline = LatentDiffusion.load(given.run).to(given.device)
     chosen = settings(given.interval)
+    if given.only is not None:
+        reference_name, *others = chosen
+        if unknown := set(given.only) - set(others):
+            raise SystemExit(f"no sampler is named {', '.join(sorted(unknown))}; there are: {', '.join(others)}")
+        chosen = {name: chosen[name] for name in chosen if name == reference_name or name in given.only}
     keeping = tempfile.TemporaryDirectory() if given.keep is None else nullcontext(given.keep)
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     with keeping as folder:
