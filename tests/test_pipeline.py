@@ -110,6 +110,11 @@ def test_no_prompts_make_no_pictures(pipeline):
     assert pipeline.generate([], seed=2, **STEPS).shape == (0, 3, 8, 8)
 
 
+def test_a_batch_of_no_pictures_is_refused(pipeline):
+    with pytest.raises(ValueError, match="1 or more, got 0"):
+        pipeline.generate(PROMPTS, batch_size=0, **STEPS)
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_both_or_neither_kind_of_prompt_is_refused(pipeline, both):
     given = {"prompt": PROMPTS, "tokenized_prompts": pipeline.text_encoder.tokenize(PROMPTS)} if both else {}

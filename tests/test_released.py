@@ -138,10 +138,33 @@ def test_what_is_loaded_is_what_the_file_holds(released, sizes, network):
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_a_file_of_half_precision_becomes_full_precision(network, sizes, tmp_path):
-    torch.save({key: value.bfloat16() for key, value in network.state_dict().items()}, tmp_path / "half.pt")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_file_of_half_precision_becomes_full_precision(network, sizes, tmp_path, dtype):
+    torch.save({key: value.to(dtype) for key, value in network.state_dict().items()}, tmp_path / "half.pt")
     loaded = LatentDiffusion.from_released(tmp_path / "half.pt", sizes=sizes).dit
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("scale", [1.0, 2.0, 4.0])
+def test_the_scale_of_positions_survives_half_precision(dtype, scale):
+    table = sincos_position_table(32, 32, 1024, scale)
+    assert position_scale(table.to(dtype).float()) == scale
+
+
+def test_a_folder_in_place_of_a_released_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="is a folder: name the file of weights in it"):
+        LatentDiffusion.from_released(tmp_path)
+
+
+def test_a_released_file_given_to_load_is_sent_to_from_released(released):
+    with pytest.raises(CheckpointError, match=r"opens with LatentDiffusion\.from_released"):
+        LatentDiffusion.load(released)
+
+
+def test_a_run_that_is_not_there_is_called_absent(tmp_path):
+    with pytest.raises(CheckpointError, match=f"there is no {tmp_path}/absent"):
+        LatentDiffusion.load(tmp_path / "absent")
 
 
 def test_a_pipeline_from_a_released_file_can_be_saved_and_loaded(released, sizes, encoder_folders, tmp_path):
@@ -166,6 +189,16 @@ def test_encoders_that_cannot_be_had_say_how_to_point_to_local_weights(released,
         model.generate("a red cat", num_inference_steps=2)
     with pytest.raises(FileNotFoundError, match="autoencoder_weights=FOLDER"):
         model.autoencoder.decode(torch.randn(1, 4, 8, 8))
+
+
+def test_weights_that_cannot_be_had_are_missed_before_anything_is_drawn(released, sizes, encoder_folders, tmp_path):
+    folders = {**encoder_folders, "autoencoder_weights": tmp_path / "vae"}
+    model = LatentDiffusion.from_released(released, **folders, sizes=sizes)
+    model.dit.train()
+    with pytest.raises(FileNotFoundError, match="autoencoder_weights=FOLDER"):
+        model.generate("a red cat", num_inference_steps=2, progress=lambda done, total: pytest.fail("it drew"))
+    assert model.dit.training
+    assert model.generate("a red cat", num_inference_steps=2, return_latents=True).shape == (1, 4, 8, 8)
 
 
 def test_a_network_of_no_known_size_lists_what_does_not_fit_the_nearest(network, sizes, tmp_path):

@@ -117,7 +117,13 @@ def network_weights(path: Path, weights: str) -> dict[str, Tensor]:
         verify_checkpoint(path)
         state, _ = as_lightning_states(read_tensors(path, lambda name: name.startswith("state_dict.")), [], [])
     else:
-        state = read_checkpoint(path)["state_dict"]
+        content = read_checkpoint(path)
+        if "state_dict" not in content:
+            raise CheckpointError(
+                f"{path} is no checkpoint of training: it has no state_dict. Released weights are for generate.py and "
+                f"LatentDiffusion.from_released"
+            )
+        state = content["state_dict"]
     prefixes = {key.partition(".")[0] for key in state}
     prefix = "ema." if weights == "ema" and "ema" in prefixes else "network."
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

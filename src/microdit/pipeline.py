@@ -7,6 +7,7 @@ import json
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,21 @@ class LatentDiffusion(nn.Module):
         low < sigma <= high, between 80 and 0.002. `temperature` scales the noise a picture starts from: below 1
         pictures are smoother, more typical and less varied, which suits a network that was trained for minutes.
 
+        Weights and activations are float32; `torch.autocast` around the call makes the products bfloat16.
+
         Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, for a sampler it does not
         know, an interval that is none, a temperature that is not above 0, or a size that the autoencoder and patches
-        do not divide.
+        do not divide; FileNotFoundError, before anything is drawn, where the encoders' weights cannot be had.
         """
         if (prompt is None) == (tokenized_prompts is None):
             raise ValueError("generate() wants either prompt=... or tokenized_prompts=...")
         if sampler not in SAMPLERS:
             raise ValueError(f"there is no sampler '{sampler}'; choose from {', '.join(SAMPLERS)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is how many pictures are drawn at once: 1 or more, got {batch_size}")
+        self.text_encoder.load()
+        if not return_latents:
+            self.autoencoder.load()
         if tokenized_prompts is None:
             tokenized_prompts = self.text_encoder.tokenize([prompt] if isinstance(prompt, str) else list(prompt or ()))
         count = len(tokenized_prompts)
@@ -123,15 +131,20 @@ class LatentDiffusion(nn.Module):
         training = self.dit.training
         self.dit.eval()
         pictures = []
-        for batch in batches:
-            noise = temperature * torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
-            captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
-            latents = self.sample(
-                noise, captions, sampler, num_inference_steps, guidance_scale, guidance_interval, report
-            )
-            pictures.append(latents if return_latents else self.autoencoder.decode(latents))
-        self.dit.train(training)
-        return torch.cat(pictures) if pictures else torch.empty(0, *shape)
+        try:
+            for batch in batches:
+                noise = temperature * torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
+                captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
+                latents = self.sample(
+                    noise, captions, sampler, num_inference_steps, guidance_scale, guidance_interval, report
+                )
+                pictures.append(latents if return_latents else self.autoencoder.decode(latents))
+        finally:
+            self.dit.train(training)
+        if pictures:
+            return torch.cat(pictures)
+        sides = (side * (1 if return_latents else self.autoencoder.downscale) for side in shape[1:])
+        return torch.empty(0, shape[0] if return_latents else 3, *sides)
 
     def sample(
         self,
@@ -196,10 +209,13 @@ class LatentDiffusion(nn.Module):
         run = Path(run)
         folder = run.parent.parent if is_checkpoint(run) else run
         settings_file = folder / SETTINGS_FILE
+        if not run.exists():
+            raise CheckpointError(f"there is no {run}")
         if not settings_file.is_file():
+            released = "; a released file of weights opens with LatentDiffusion.from_released" if run.is_file() else ""
             raise CheckpointError(
                 f"{folder} holds no {SETTINGS_FILE}: name the folder of a training run, such as runs/..., "
-                f"a file in its checkpoints/, or a folder that LatentDiffusion.save wrote"
+                f"a file in its checkpoints/, or a folder that LatentDiffusion.save wrote{released}"
             )
         settings = json.loads(settings_file.read_text())
         pipeline = build_pipeline(other_encoder_weights(settings, autoencoder_weights, text_encoder_weights))
@@ -226,7 +242,7 @@ class LatentDiffusion(nn.Module):
         use, or from the local folders given here.
         Raises CheckpointError, listing the keys, for a file that is no such network.
         """
-        state = read_released(Path(path))
+        state = read_released(Path(path).expanduser())
         model = {**recognise(state, str(path), sizes), "pos_interp_scale": position_scale(state["pos_embed"])}
         settings = pipeline_settings(model, autoencoder_weights, text_encoder_weights)
         pipeline = build_pipeline(settings, device="meta")
@@ -262,16 +278,16 @@ def start_noise(seed: int, index: int, shape: tuple[int, ...]) -> Float[Tensor, 
     return torch.randn(shape, generator=generator)
 
 
-def build_pipeline(settings: dict[str, Any], device: str = "cpu") -> LatentDiffusion:
+def build_pipeline(settings: dict[str, Any], device: str | None = None) -> LatentDiffusion:
     """A pipeline with fresh weights from plain settings.
 
     `settings` has the parts `model` (arguments of layerwise_scaled_dit), `token_path`, `autoencoder`, `text_encoder`
-    (each a `_target_` with arguments), and may have `sigma_data`; it is the autoencoder's if not. On device "meta"
-    nothing is allocated for the network.
+    (each a `_target_` with arguments), and may have `sigma_data`; it is the autoencoder's if not. The network is made
+    on `device`, by default torch's; on "meta" nothing is allocated for it.
     """
     autoencoder = build(settings["autoencoder"], Autoencoder)
     text_encoder = build(settings["text_encoder"], TextEncoder)
-    with torch.device(device):
+    with nullcontext() if device is None else torch.device(device):
         dit = build_network(settings["model"], settings["token_path"], autoencoder.channels, text_encoder.channels)
     return LatentDiffusion(dit, autoencoder, text_encoder, settings.get("sigma_data"), settings)
 

@@ -95,6 +95,8 @@ def read_released(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}") from error
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path} is a folder: name the file of weights in it") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); download it again") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for what it cannot read
@@ -149,4 +151,6 @@ def position_scale(positions: Float[Tensor, "1 t d"]) -> float:
     # The table's first frequency is 1, so patch 1 holds sin(1 / scale) and cos(1 / scale) of column 1.
     dim = positions.shape[-1]
     sine, cosine = positions[0, 1, 0].item(), positions[0, 1, dim // 4].item()
-    return round(1 / math.atan2(sine, cosine), 3)
+    scale = 1 / math.atan2(sine, cosine)
+    nearest = round(2 * scale) / 2  # 1 at 256 px, 2 at 512 px: a file of half precision is off by less than this
+    return nearest if abs(scale - nearest) < 0.02 else round(scale, 3)

@@ -101,12 +101,14 @@ def test_bfloat16_is_near_float32(golden):
     assert_close(masked, io["out_masked75"], 2e-2)
 
 
-def test_compiled_the_numbers_are_the_same(monkeypatch):
+@pytest.mark.parametrize("name", ["masked75", "unmasked"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_compiled_the_numbers_are_the_same(monkeypatch, path, name):
     """As the compiler traces the blocks; the code it writes for a CPU takes minutes and a C++ compiler."""
-    compiled = Golden(FILES[0])
+    compiled = Golden(path)
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
     compiled.network.compile_blocks()
-    test_loss_and_gradient_norm_match(compiled, "masked75")
+    test_loss_and_gradient_norm_match(compiled, name)
 
 
 @torch.no_grad()

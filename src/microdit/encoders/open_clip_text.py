@@ -73,7 +73,7 @@ class OpenClipTextEncoder(TextEncoder):
         if self.tokenizer is None:
             from open_clip import get_tokenizer
 
-            folder = weights_folder(self.weights, [CONFIG], "text_encoder.weights")
+            folder = weights_folder(self.weights, [CONFIG], "text_encoder.weights", advise=[CONFIG, CHECKPOINT])
             self.tokenizer = get_tokenizer(f"local-dir:{folder}")
             if not hasattr(self.tokenizer, "eot_token_id"):
                 raise ValueError(

@@ -18,6 +18,9 @@ class Autoencoder(nn.Module, ABC):
     sigma_data: float
     weights: str | None
 
+    def load(self) -> object:
+        """Reads the weights now, where there are any, instead of on first use; raises what that would raise."""
+
     @abstractmethod
     def encode(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h2 w2"]:
         """Scaled latents (float32, h2 = h / downscale) of images in [0, 1]; ValueError if a side does not divide."""
@@ -37,6 +40,9 @@ class TextEncoder(nn.Module, ABC):
     channels: int
     length: int
     weights: str | None
+
+    def load(self) -> object:
+        """Reads the weights now, where there are any, instead of on first use; raises what that would raise."""
 
     @abstractmethod
     def tokenize(self, captions: list[str]) -> Int[Tensor, "n l"]:

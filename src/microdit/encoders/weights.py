@@ -50,12 +50,15 @@ class FrozenModule(nn.Module):
         return self
 
 
-def weights_folder(weights: str, files: Sequence[Sequence[str]], option: str) -> Path:
+def weights_folder(
+    weights: str, files: Sequence[Sequence[str]], option: str, advise: Sequence[Sequence[str]] | None = None
+) -> Path:
     """The folder that holds `files` of `weights`: a local one, or one downloaded once from the Hugging Face hub.
 
     `weights`: a folder, "owner/name" on the hub, or "owner/name/folder" for a folder inside that repository; the
     prefixes `local-dir:` and `hf-hub:` say which it is. `files`: each entry lists alternatives, the best first, of
-    which one must be present. `option`: the key of the configuration that holds `weights`, for the messages.
+    which one must be present. `option`: the key of the configuration that holds `weights`, for the messages, which name
+    the files to `advise`, where a later call will want more than this one.
     FileNotFoundError, within seconds, if the folder lacks a file or the hub is out of reach.
     """
     local = weights.removeprefix("local-dir:")
@@ -66,7 +69,9 @@ def weights_folder(weights: str, files: Sequence[Sequence[str]], option: str) ->
         lacking = _lacking(folder, files)
         if lacking:
             found = "has no " + " and no ".join(lacking) if folder.is_dir() else "does not exist"
-            raise FileNotFoundError(f"{option}={weights}: the folder {folder} {found}. {_advice(None, files, option)}")
+            raise FileNotFoundError(
+                f"{option}={weights}: the folder {folder} {found}. {_advice(None, advise or files, option)}"
+            )
         return folder
 
     repository, prefix = _hub_name(weights)
@@ -77,13 +82,13 @@ def weights_folder(weights: str, files: Sequence[Sequence[str]], option: str) ->
         reason = " ".join(str(error.__cause__ or error).split())
         raise FileNotFoundError(
             f"{option}={weights}: no folder of that name, and the Hugging Face hub did not give the files "
-            f"({type(error).__name__}: {reason}). {_advice(weights, files, option)}"
+            f"({type(error).__name__}: {reason}). {_advice(weights, advise or files, option)}"
         ) from error
     lacking = _lacking(folder, files)
     if lacking:
         raise FileNotFoundError(
             f"{option}={weights}: the repository {repository} on the Hugging Face hub, or its copy in the local cache, "
-            f"has no {' and no '.join(lacking)}. {_advice(weights, files, option)}"
+            f"has no {' and no '.join(lacking)}. {_advice(weights, advise or files, option)}"
         )
     return folder
 

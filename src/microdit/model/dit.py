@@ -126,6 +126,8 @@ class DiT(nn.Module):
                 raise ValueError(f"{name} needs one ratio a block: {depth} blocks, {len(multipliers)} ratios")
         if feed_forward not in DENSE_FEED_FORWARDS:
             raise ValueError(f'feed_forward must be one of {", ".join(DENSE_FEED_FORWARDS)}, got "{feed_forward}"')
+        if input_size % patch_size:
+            raise ValueError(f"latents of {input_size} x {input_size} cannot be cut into patches of {patch_size}")
         if token_path is None:
             token_path = Deferred() if use_patch_mixer else Naive()
         if token_path.uses_patch_mixer != use_patch_mixer:
