@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -89,12 +90,25 @@ def machine() -> dict[str, str]:
         "processor": f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
-        "microdit": version("microdit"),
+        "microdit": f"{version('microdit')}, {commit()}",
         "python": platform.python_version(),
     }
     if torch.cuda.is_available():
         described["accelerator"] = torch.cuda.get_device_name()
     return described
+
+
+def commit() -> str:
+    """The commit that is measured, with -dirty where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    described = subprocess.run(command, capture_output=True, text=True)
+    return f"commit {described.stdout.strip()}" if described.returncode == 0 else "no commit"
+
+
+def check_writable(json_path: Path | None) -> None:
+    """Long measurements must not end at a path that cannot be written."""
+    if json_path is not None:
+        json_path.touch()
 
 
 def publish(title: str, rows: list[dict[str, str]], record: dict[str, Any], json_path: Path | None) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Spread, publish, take_turns
+from measure import Spread, check_writable, large_product, publish, take_turns
+from memory import peak_bytes
 from one_hot import with_one_hot_experts
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from train_step import PRECISIONS, autocast
 
 from microdit.host_memory import keep_freed_memory
@@ -49,9 +51,14 @@ def forward_and_backward(layer: nn.Module, x: torch.Tensor, precision: str) -> C
     return work
 
 
+def megabytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:.0f}"
+
+
 def main() -> None:
     given = arguments()
     keep_freed_memory()
+    check_writable(given.json)
     device = torch.device(given.device)
     rows, measured = [], []
     for name, width, ratio, patches in LAYERS:
@@ -67,7 +74,15 @@ def main() -> None:
             candidates: dict[str, Callable[[], Any]] = {
                 what: forward_and_backward(layer, x, precision) for what, layer in work.items()
             }
-            seconds = take_turns(candidates, given.rounds, device)
+            product, product_flops = large_product(PRECISIONS[precision], device)
+            peaks = {what: peak_bytes(candidate, device) for what, candidate in candidates.items()}
+            seconds = take_turns({"product": product, **candidates}, given.rounds, device)
+            with FlopCounterMode(display=False) as counter:
+                candidates["gather"]()
+            mfu = [
+                counter.get_total_flops() / own / (product_flops / one)
+                for own, one in zip(seconds["gather"], seconds["product"], strict=True)
+            ]
             ratios = Spread.of([b / a for a, b in zip(seconds["gather"], seconds["one-hot"], strict=True)])
             gather, plain = Spread.of(seconds["gather"]), Spread.of(seconds["one-hot"])
             rows.append(
@@ -77,10 +92,14 @@ def main() -> None:
                     "gather, ms": gather.show(scale=1e3),
                     "one-hot, ms": plain.show(scale=1e3),
                     "speed-up": ratios.show(),
+                    "gather's MFU, %": Spread.of(mfu).show(scale=100),
+                    "peak MB, gather and one-hot": " and ".join(megabytes(peaks[what]) for what in work),
                     "difference, fp32": f"{difference:.1e}",
                 }
             )
-            measured.append({"layer": name, "precision": precision, "gather": gather, "one_hot": plain})
+            measured.append(
+                {"layer": name, "precision": precision, "gather": gather, "one_hot": plain, "peak_bytes": peaks}
+            )
     publish(f"expert layer, {given.batch} images", rows, {"measured": measured}, given.json)
 
 

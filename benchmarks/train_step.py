@@ -6,23 +6,26 @@ rate for one large matrix product in the same precision, measured in the same ro
 
     python benchmarks/train_step.py                                        # MicroDiT_Tiny/2 as the paper ablates it
     python benchmarks/train_step.py --network xl --device cuda --precision bf16 --compile --batch 0 --stages
-    python benchmarks/train_step.py --network xl --batch 1 --ratios 0.75 --rounds 1 --baseline none   # fits 24 GiB?
+    python benchmarks/train_step.py --network xl --batch 1 --ratios 0.75 --precision fp32 --rounds 1 --baseline none
+    python benchmarks/train_step.py --batch 8 --ratios 0.75 --precision fp32 --activation-checkpointing
 
---batch 0 finds the largest power of two that fits the accelerator. --stages projects the paper's four stages on eight
-such cards; it needs XL at 256 and 512 px, at both mask ratios, and measures what is missing of them.
+Peak memory is that of one step and one candidate: weights, gradients, AdamW's moments and activations.
+--batch 0 finds the largest power of two that fits the accelerator, and leaves the baseline out. --stages projects the
+paper's four stages on eight such cards; it needs XL at 256 and 512 px, at both mask ratios, and measures what is
+missing of them. --json is written after every case, so that one that fails leaves the others.
 """
 
 import argparse
 import copy
 import gc
-import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measure import Spread, large_product, publish, take_turns
+from measure import Spread, check_writable, large_product, publish, take_turns
+from memory import bytes_of, gigabytes, peak_bytes
 from one_hot import with_one_hot_experts
 from torch import nn
 
@@ -92,6 +95,7 @@ def training_step(
         torch.rand(batch, patches, device=device),
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.1, fused=fused or None)
+    make_moments(optimizer)
 
     def step() -> None:
         with autocast(case.precision, device):
@@ -112,6 +116,18 @@ def training_step(
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """AdamW's state, made without a step, so that the first step takes the memory that all steps take."""
+    (group,) = optimizer.param_groups
+    learning_rate = group["lr"]
+    group["lr"] = 0.0
+    for parameter in group["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    group["lr"] = learning_rate
 
 
 def build(arguments: argparse.Namespace, pixels: int, device: torch.device) -> DiT:
@@ -136,13 +152,6 @@ def largest_batch(arguments: argparse.Namespace, case: Case, device: torch.devic
         torch.cuda.empty_cache()
 
 
-def peak_gigabytes(device: torch.device) -> float:
-    """Peak memory: of the accelerator since the last reset, or of this whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
 def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> list[dict[str, Any]]:
     """Ours, the baseline and the options asked for, in turns with the matrix product that they are measured against."""
     batch = arguments.batch or largest_batch(arguments, case, device)
@@ -150,7 +159,9 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
     flops = training_flops_per_image(network, case.mask_ratio, CAPTION_LENGTH) * batch
     product, product_flops = large_product(PRECISIONS[case.precision], device)
     candidates: dict[str, Callable[[], Any]] = {"product": product}
-    if arguments.baseline == "one_hot" and case.mask_ratio == 0.75:
+    # Weights and moments are there before the step whose peak is measured.
+    kept = 3 * bytes_of(network.parameters())
+    if arguments.baseline == "one_hot" and arguments.batch and case.mask_ratio == 0.75:
         plain = with_one_hot_experts(copy.deepcopy(network))
         candidates["one-hot, plain AdamW"] = training_step(plain, case, batch, device, fused=False)
     if arguments.activation_checkpointing:
@@ -160,9 +171,13 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
     if arguments.compile:
         network.compile_blocks()
     candidates["microdit"] = training_step(network, case, batch, device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = take_turns(candidates, arguments.rounds, device, warmups=2)  # memory settles in the second
+    peaks = {}
+    for name, step in candidates.items():
+        if arguments.compile:
+            step()  # compiling takes memory of its own
+        peak = peak_bytes(step, device)
+        peaks[name] = None if peak is None else peak + kept
+    seconds = take_turns(candidates, arguments.rounds, device, warmups=0)
     rates = [product_flops / s for s in seconds.pop("product")]
     rows = []
     for name in seconds:
@@ -178,7 +193,7 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
                 "time_of_microdit_over_this": Spread.of(speedup),
                 "product_flops_per_second": Spread.of(rates),
                 "model_flops_per_step": flops,
-                "peak_gigabytes": peak_gigabytes(device),
+                "peak_bytes": peaks[name],
             }
         )
     return rows
@@ -193,7 +208,7 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
         "images/s": f"{row['batch'] / row['seconds'].median:.3g}",
         "GEMM TFLOP/s": f"{row['product_flops_per_second'].median * 1e-12:.3g}",
         "MFU, %": row["mfu"].show(scale=100),
-        "peak GB": f"{row['peak_gigabytes']:.1f}",
+        "peak GB": gigabytes(row["peak_bytes"]),
         "microdit's time over this": f"{row['time_of_microdit_over_this'].median:.2f}",
     }
 
@@ -208,17 +223,24 @@ def project_stages(rows: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     given = arguments()
     keep_freed_memory()
+    check_writable(given.json)
     device = torch.device(given.device)
     if given.batch == 0 and device.type != "cuda":
         raise SystemExit("--batch 0 searches an accelerator's memory: give --device cuda, or a batch")
     if given.stages:
         given.pixels, given.ratios = [256, 512], [0.75, 0.0]
     rows: list[dict[str, Any]] = []
-    for pixels in given.pixels:
-        for precision in given.precision:
-            for ratio in given.ratios:
-                rows += measure(given, Case(pixels, ratio, precision), device)
-                gc.collect()
+    cases = [
+        Case(pixels, ratio, precision)
+        for pixels in given.pixels
+        for precision in given.precision
+        for ratio in given.ratios
+    ]
+    for case in cases:
+        if rows:
+            publish(f"training step, {given.network}, so far", [shown(row) for row in rows], {}, given.json)
+        rows += measure(given, case, device)
+        gc.collect()
     record: dict[str, Any] = {"measured": rows}
     if given.stages:
         projection = project_stages([r for r in rows if r["case"]["precision"] == given.precision[-1]])
