@@ -13,7 +13,8 @@ class ExpertChoice(nn.Module):
 
     k = int(capacity * T / E) of the T patches present. A patch chosen by no expert gets zeros, one chosen by several
     the sum of their outputs, each weighted by its probability, which keeps its gradient. There is no balancing loss:
-    the experts' loads are equal by construction (Zhou et al. 2022, expert-choice routing).
+    the experts' loads are equal by construction (Zhou et al. 2022, expert-choice routing). On a CPU the output is the
+    same to the last bit each time; on a GPU sums have no fixed order, unless torch.use_deterministic_algorithms asks.
     """
 
     def __init__(self, dim: int, ratio: float, multiple_of: int, num_experts: int, capacity: float):
