@@ -11,7 +11,7 @@ def main(config: DictConfig) -> None:
     from microdit.training.again import launch_unless_finished
     from microdit.training.chain import Stage, run_chain
 
-    with cli.told_in_a_sweep():
+    with cli.told_in_a_sweep(config):
         if cli.is_chain(config):
             stages, expected_mfu = cli.composed_stages(config)
             run_chain([Stage(*stage) for stage in stages], cli.output_folder(), expected_mfu, cli.console)

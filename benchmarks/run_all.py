@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 COMMANDS = [
-    ["train_step.py"],
+    ["train_step.py", "--rounds", "2"],
     ["moe.py"],
     ["sampling.py"],
 ]

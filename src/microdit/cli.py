@@ -209,12 +209,17 @@ failed_jobs: list[str] = []
 
 
 @contextmanager
-def told_in_a_sweep() -> Iterator[None]:
-    """Around a job: in a sweep its failure is told at once, because the other jobs still run before the sweep ends."""
+def told_in_a_sweep(config: DictConfig) -> Iterator[None]:
+    """Around a job: in a sweep its failure is told at once, because the other jobs still run before the sweep ends, and
+    is in its result.json, also if its configuration cannot be resolved."""
     try:
         yield
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
+            from microdit.training.launch import RESULT_FILE, write_failure
+
+            if not (output_folder() / RESULT_FILE).exists():
+                write_failure(error, {"seed": OmegaConf.select(config, "seed")}, choices(), output_folder())
             failed_jobs.append(output_folder().name)
             errors.print(f"[red]failed:[/red] {output_folder().name}: {escape(str(error))}")
         raise

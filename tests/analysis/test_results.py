@@ -30,6 +30,27 @@ def test_a_damaged_record_is_told_not_dropped(headline):
     assert row["choice/masking"] == "none"
 
 
+@pytest.mark.parametrize("file", ["result.json", "config.yaml"])
+@pytest.mark.parametrize("content", ["[]", "3", "a: [b"])
+def test_what_is_no_record_or_no_settings_is_told_not_dropped(headline, file, content):
+    (headline / "none-none-1" / file).write_text(content)
+    row = read_run(headline / "none-none-1")
+    assert row["status"] == "unreadable"
+    assert row["error"].startswith(file)
+    assert len(collect(find_runs([headline]))) == 7
+
+
+def test_a_line_of_metrics_that_a_kill_cut_short_is_left_out(make_run):
+    run = make_run("naive", "p75")
+    whole = curves([run])
+    for cut in ("4,0.3", ",", '"4'):
+        path = run / "metrics.csv"
+        text = path.read_text()
+        path.write_text(text + cut)
+        assert curves([run]) == whole, cut
+        path.write_text(text)
+
+
 def test_a_table_read_back_is_the_table_that_was_written(headline, tmp_path):
     rows = collect(find_runs([headline]))
     write_csv(rows, tmp_path / "results.csv")

@@ -38,6 +38,15 @@ def test_the_end_of_a_run_shows_a_table_and_where_the_picture_is(swept):
     assert "newest sample grid:" in swept.stdout
 
 
+def test_a_job_whose_configuration_cannot_be_resolved_is_a_failed_row(run_script, tmp_path):
+    ended = run_script("train.py", "-m", "+experiment=unmasked_finetune", "seed=3", f"hydra.sweep.dir={tmp_path}")
+    assert ended.returncode == 1
+    (result,) = tmp_path.glob("*/result.json")
+    record = json.loads(result.read_text())
+    assert (record["status"], record["seed"], record["choice/experiment"]) == ("failed", 3, "unmasked_finetune")
+    assert "which masked run to start from?" in record["error"]
+
+
 def test_a_sweep_that_is_typed_again_makes_only_what_is_not_finished(swept, run_script, paths):
     finished, killed = sorted(Path(paths[1].partition("=")[2]).glob("sweep_*/*-deferred-*"))
     record = (finished / "result.json").read_text()

@@ -62,6 +62,15 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(small_settings, tmp_path):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.parametrize(("interval", "validated"), [(3, [2, 5, 7]), (4, [3, 7]), (50, [7])])
+def test_a_run_ends_with_a_validation_whatever_the_interval(small_settings, logged, tmp_path, interval, validated):
+    record = quiet_train(small_settings(f"trainer.validate_every_n_steps={interval}", output=tmp_path))
+    found = logged(tmp_path, "validation/loss")
+    assert list(found) == validated
+    assert (record["status"], record["steps"]) == ("finished", 8)
+    assert record["validation/loss"] == pytest.approx(found[7])
+
+
 def test_a_signal_while_the_last_pictures_are_drawn_is_not_lost(small_settings, tmp_path, monkeypatch):
     draw = SampleGrids.draw
 

@@ -66,8 +66,13 @@ def read_run(run: Path) -> dict[str, Any]:
         record = {"status": "unfinished", "error": f"no {RESULT_FILE}: still running, or killed"}
     except ValueError as error:
         record = {"status": "unreadable", "error": f"{RESULT_FILE}: {error}"}
-    config_file = run / CONFIG_FILE
-    config = (yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}) if config_file.is_file() else {}
+    if not isinstance(record, dict):
+        record = {"status": "unreadable", "error": f"{RESULT_FILE}: no record, but a {type(record).__name__}"}
+    try:
+        config = read_config(run / CONFIG_FILE)
+    except (yaml.YAMLError, ValueError) as error:
+        config = {}
+        record |= {"status": "unreadable", "error": f"{CONFIG_FILE}: {' '.join(str(error).split())}"}
     if record.get("status") != FINISHED and config:
         told = {f"choice/{group}": choice for group, choice in config.get("choices", {}).items()}
         record = {"seed": config.get("seed"), **told, **record}
@@ -76,6 +81,14 @@ def read_run(run: Path) -> dict[str, Any]:
         # One line, and nothing about the machine it ran on: results are committed.
         record["error"] = ABSOLUTE_PATH.sub("", str(record["error"]).splitlines()[0])
     return {"run": f"{run.resolve().parent.name}/{run.resolve().name}", **record}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's configuration; empty where it has none. Raises YAMLError or ValueError for what is no configuration."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not isinstance(config, dict | None):
+        raise ValueError(f"no settings, but a {type(config).__name__}")
+    return config or {}
 
 
 def compared_settings(config: dict[str, Any]) -> dict[str, str]:
@@ -165,7 +178,8 @@ def curves(runs: Sequence[Path]) -> Rows:
 
 
 def curve_points(logged: Rows) -> Rows:
-    """The points of one run's curves, by step."""
+    """The points of one run's curves, by step. A last line that a kill cut short is left out."""
+    logged = [row for row in logged if row["step"].isdigit() and None not in row.values()]
     points: dict[int, dict[str, float | None]] = {}
     steps = {int(row["step"]) + 1: row for row in logged}
     train = [(step, loss) for step, row in steps.items() if (loss := number(row, "train/loss")) is not None]

@@ -96,6 +96,11 @@ class DenoisingTask(L.LightningModule):
         # The factor is 1, or NaN where the loss is not finite: the gradients of all ranks then say so, when they meet.
         return terms.loss * (1 + 0 * detached)
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Ends with a validation, whatever the interval: what is recorded of a run is what it ended with."""
+        if self.global_step == self.max_steps:
+            self.trainer.should_stop = True  # Lightning then validates after this step
+
     def on_validation_epoch_start(self) -> None:
         self.validation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
