@@ -6,7 +6,7 @@ The one place below the entry points that knows Hydra.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -188,11 +188,32 @@ def composed_stages(config: DictConfig) -> tuple[list[tuple[str, dict[str, Any],
     return stages, content["expected_mfu"]
 
 
-def with_choices(config_name: str, changed: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The configuration of this command line with other choices of some groups, and all the choices behind it."""
+def with_choices(config_name: str, changed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The configuration of this command line with other choices of some groups, and all the choices behind it.
+
+    Raises SettingsError where this command line chose something else in one of these groups: it would have no effect.
+    """
+    refuse_other_choices(config_name, changed)
     overrides = [*HydraConfig.get().overrides.task, *(f"{group}={choice}" for group, choice in changed.items())]
     config = hydra.compose(config_name, overrides)
     return plain(config), {**choices(), **changed}
+
+
+def refuse_other_choices(config_name: str, changed: Mapping[str, str]) -> None:
+    """Raises SettingsError where one of `changed` replaces what this command line, or a file it names, chose."""
+    given = list(HydraConfig.get().overrides.task)
+    parsed = OverridesParser.create().parse_overrides(given)
+    scale = [text for text, override in zip(given, parsed, strict=True) if override.key_or_group == "scale"]
+    usual = hydra.compose(config_name, scale, return_hydra_config=True).hydra.runtime.choices
+    for group, choice in changed.items():
+        chosen = choices().get(group)
+        if group in usual and chosen not in (usual[group], choice):
+            name = choices().get("scale", "laptop")
+            raise SettingsError(
+                f"{group}={chosen} has no effect here: the stages of scale {name} choose {group} themselves (one of "
+                f"them {choice}). Change the stage, such as stages.{name}.0.{group}={chosen} for the first, or run one "
+                "stage alone with train.py"
+            )
 
 
 def output_folder() -> Path:

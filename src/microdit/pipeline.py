@@ -202,8 +202,9 @@ class LatentDiffusion(nn.Module):
     ) -> LatentDiffusion:
         """The pipeline of a training run (its newest checkpoint), of one checkpoint in it, or of a saved folder.
 
-        `weights`: "ema" takes the moving average where there is one, "raw" the trained weights. The encoders' weights
-        are those the run names, unless a local folder or hub name is given here.
+        `weights`: "ema" takes the moving average where there is one, "raw" the trained weights; a saved folder has one
+        set, and no raw ones beside it. The encoders' weights are those the run names, unless a local folder or hub
+        name is given here.
         Raises CheckpointError, which says what is missing or lists the keys that do not fit.
         """
         run = Path(run)
@@ -221,6 +222,11 @@ class LatentDiffusion(nn.Module):
         pipeline = build_pipeline(other_encoder_weights(settings, autoencoder_weights, text_encoder_weights))
         saved = folder / WEIGHTS_FILE
         if folder == run and saved.is_file():
+            if weights == "raw":
+                raise CheckpointError(
+                    f"{folder} was written by LatentDiffusion.save and holds one set of weights: it has no raw ones "
+                    "beside them"
+                )
             state = load_file(saved)
         else:
             state = network_weights(latest_checkpoint(folder) if folder == run else run, weights)

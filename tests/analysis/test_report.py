@@ -74,18 +74,34 @@ def test_results_alone_cannot_be_reported_where_there_are_none(experiment, tmp_p
         remake(experiment)
 
 
-def test_samples_side_by_side_have_a_column_a_row_of_the_table(experiment, headline):
+def test_samples_side_by_side_have_a_column_a_row_of_the_table_also_where_nothing_was_kept(experiment, headline):
     for run in headline.iterdir():
-        keep(run / "evaluation/skills.tar", Making(PROMPTS, {"seed": 0}, "", []), iter([torch.rand(10, 3, 16, 16)]))
+        keep(run / "evaluation/skills.tar", Making(PROMPTS, {"seed": 0}, "", []), iter([torch.zeros(10, 3, 16, 16)]))
     told(experiment, headline)
-    wide = Image.open(experiment / "samples.png").size
-    # Deferred at p50 has no finished run, so no column.
+    full = Image.open(experiment / "samples.png").convert("RGB")
     for run in headline.glob("none-*"):
         (run / "evaluation/skills.json").unlink()
     told(experiment, headline)
-    narrow = Image.open(experiment / "samples.png").size
-    assert wide[0] - narrow[0] == 118  # 112 px of a picture and 6 px of white
-    assert wide[1] == narrow[1]
+    fewer = Image.open(experiment / "samples.png").convert("RGB")
+    assert black_columns(full) == 3  # deferred at p50 has no finished run
+    assert black_columns(fewer) == 2
+    assert full.width == fewer.width
+
+
+def black_columns(sheet: Image.Image) -> int:
+    """How many columns of a sheet hold black pictures: cells of 112 px, 118 apart, after 190 px of prompts."""
+    middle = sheet.height // 2
+    return sum(sheet.getpixel((x, middle)) == (0, 0, 0) for x in range(190 + 56, sheet.width, 118))
+
+
+def test_a_report_that_cannot_be_made_leaves_the_one_that_was_there(experiment, headline, make_run):
+    told(experiment, headline)
+    before = {path.name: path.read_bytes() for path in experiment.iterdir() if path.name != "console.txt"}
+    again = make_run("none", "none", seed=3) / "result.json"
+    again.write_text(again.read_text().replace('"seed": 3', '"seed": 1'))
+    with pytest.raises(SettingsError, match="have the same seed"):
+        told(experiment, headline)
+    assert {path.name: path.read_bytes() for path in experiment.iterdir() if path.name != "console.txt"} == before
 
 
 def test_samples_of_other_prompts_are_not_put_side_by_side(experiment, headline):

@@ -18,6 +18,13 @@ def test_every_run_has_a_row_whatever_became_of_it(headline):
     assert "no result.json" in killed["error"]
 
 
+def test_what_lies_in_a_runs_folder_is_no_run_of_its_own(headline):
+    inside = headline / "none-none-1/wandb/run-1/files"
+    inside.mkdir(parents=True)
+    (inside / "config.yaml").write_text("_wandb: {}\n")
+    assert len(find_runs([headline])) == 7
+
+
 def test_an_error_is_one_line_without_the_folders_of_the_machine(headline):
     row = read_run(headline / "deferred-p75-2")
     assert row["error"] == "OSError: deferred.tar is damaged"

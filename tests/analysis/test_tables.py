@@ -7,7 +7,7 @@ import yaml
 
 from microdit.analysis.layout import COSTS, QUALITIES, Column, Layout, RowKey, read_layout
 from microdit.analysis.results import collect, find_runs
-from microdit.analysis.tables import as_csv, latex, markdown, summarise
+from microdit.analysis.tables import as_csv, escaped, latex, markdown, summarise
 from microdit.build import SettingsError
 from microdit.evaluation.shapes_features import VERSION
 
@@ -152,6 +152,7 @@ def test_the_latex_table_is_balanced_and_escaped(results, tmp_path):
     assert r"0.415 $\pm$ 0.00707" in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.count("&") - line.count(r"\&") for line in body} == {3}
+    assert escaped('<50 | "x" {a_b}') == r"\textless{}50 \textbar{} ''x'' (a\_b)"
 
 
 @pytest.mark.parametrize(

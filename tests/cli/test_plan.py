@@ -40,3 +40,12 @@ def test_a_plan_of_an_impossible_utilisation_is_refused(run_script):
     assert ended.returncode == 1
     assert "hardware.mfu is a share of the peak" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_choice_that_the_stages_make_themselves_is_refused_and_the_stage_can_be_changed(run_script):
+    ended = run_script("plan.py", "+scale=xl", "mask_ratio=p50")
+    assert ended.returncode == 1
+    assert "mask_ratio=p50 has no effect here: the stages of scale xl choose mask_ratio themselves" in ended.stderr
+    assert "stages.xl.0.mask_ratio=p50" in ended.stderr
+    changed = run_script("plan.py", "+scale=xl", "stages.xl.0.mask_ratio=p50")
+    assert numbers(changed.stdout, "res256_pretrain")[2] == pytest.approx(424, rel=0.01)

@@ -86,6 +86,38 @@ def test_the_name_says_the_sampling_where_it_is_not_the_metrics_own(run):
     assert "denoising_loss/mean" in numbers  # has no sampling
 
 
+def with_count(count: int) -> dict:
+    return {"shapes_loss": {**METRICS["shapes_loss"], "count": count}}
+
+
+def test_the_name_says_where_a_metric_is_not_set_as_it_was_when_training_ended(run):
+    (run / "config.yaml").write_text(json.dumps({"metrics": with_count(4)}))
+    assert "denoising_loss/mean@count=8" in measured(run, metrics=with_count(8))
+    assert "denoising_loss/mean" in measured(run, metrics=with_count(4))
+    assert "denoising_loss/mean@raw,count=8" in measured(run, metrics=with_count(8), weights=("raw",))
+
+
+def test_numbers_of_a_metric_that_training_did_not_measure_are_compared_with_its_first_evaluation(run):
+    (run / "config.yaml").write_text(json.dumps({"metrics": {}}))
+    first = measured(run, metrics=with_count(4))
+    assert "denoising_loss/mean@count=8" in measured(run, metrics=with_count(8))
+    assert record(run)["denoising_loss/mean"] == first["denoising_loss/mean"]
+
+
+def test_a_damaged_config_of_the_run_is_told_before_anything_is_measured(run):
+    (run / "config.yaml").write_text("metrics: [")
+    before = record(run)
+    with pytest.raises(SettingsError, match=r"config\.yaml .*cannot be read"):
+        measured(run)
+    assert record(run) == before
+
+
+def test_a_folder_with_one_set_of_weights_has_no_raw_ones(pipeline, tmp_path):
+    pipeline.save(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="holds one set of weights"):
+        measured(tmp_path / "saved", weights=("raw",))
+
+
 def test_an_older_checkpoint_is_named(run, pipeline):
     older = run / "checkpoints/step_0000005.ckpt"
     newest = save_checkpoint(pipeline, run, step=9)
@@ -125,7 +157,7 @@ def test_pictures_alone_give_the_same_numbers_again(run):
     for checkpoint in (run / "checkpoints").iterdir():
         checkpoint.unlink()
     before = record(run)
-    assert measured(None, run / "evaluation/raw,guidance_scale=2", COMPOSITIONAL) == drawn
+    assert measured(None, run / "evaluation/raw+guidance_scale_2", COMPOSITIONAL) == drawn
     assert record(run) == before
 
 

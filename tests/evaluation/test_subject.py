@@ -99,7 +99,7 @@ def test_what_differs_from_what_a_metric_asks_for_is_in_the_suffix_and_the_folde
     chosen = Subject(pipeline, tmp_path, ["raw"], {"guidance_scale": 2.0, "num_inference_steps": 3})
     pictures = chosen.pictures("skills", PROMPTS, SAMPLING)
     assert chosen.suffix == "@raw,guidance_scale=2,num_inference_steps=3"
-    assert pictures.tar == tmp_path / "raw,guidance_scale=2,num_inference_steps=3" / "skills.tar"
+    assert pictures.tar == tmp_path / "raw+guidance_scale_2+num_inference_steps_3" / "skills.tar"
 
 
 def test_the_sampler_and_the_guidance_interval_reach_the_pipeline(pipeline, tmp_path):
@@ -108,6 +108,7 @@ def test_the_sampler_and_the_guidance_interval_reach_the_pipeline(pipeline, tmp_
     seen = evaluations(subject)
     images = subject.pictures("skills", PROMPTS, SAMPLING).all()
     assert subject.suffix == "@guidance_interval=[0.2-5],sampler=dpm_solver_2m"
+    assert subject.kept_in.name == "guidance_interval_0.2-5+sampler_dpm_solver_2m"  # nothing that Hydra would read
     assert len(seen) == 2  # one evaluation a step
     expected = pipeline.generate(PROMPTS, **SAMPLING, **chosen)
     torch.testing.assert_close(images, expected, atol=0.5 / 255 + 1e-6, rtol=0)

@@ -77,6 +77,11 @@ def test_a_variation_that_cannot_be_meant_is_refused(variation, message):
         VariationSettings(**variation)
 
 
+def test_equal_flops_at_a_ratio_that_changes_is_refused(small_settings):
+    with pytest.raises(SettingsError, match=r"compare at equal compute with trainer\.max_flops"):
+        small_settings("mask_ratio=falling", "variation.equal_flops_mask_ratio=0.75")
+
+
 def test_a_learning_rate_is_varied_relative_to_its_stage(small_settings):
     stage, doubled = (small_settings(f"variation.learning_rate={factor}").resolution_stage for factor in (1.0, 2.0))
     assert doubled.learning_rate == 2 * stage.learning_rate

@@ -10,7 +10,7 @@ from microdit.analysis.figures import loss_curves, quality_against_cost
 from microdit.analysis.layout import read_layout
 from microdit.analysis.results import collect, curves, find_runs, holds_runs, read_csv, write_csv
 from microdit.analysis.sample_grid import side_by_side
-from microdit.analysis.tables import Row, as_csv, latex, markdown, summarise
+from microdit.analysis.tables import as_csv, latex, markdown, summarise
 from microdit.build import SettingsError
 
 RESULTS_FILE, CURVES_FILE = "results.csv", "curves.csv"
@@ -30,12 +30,15 @@ def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[
         raise SettingsError(f"{folder} is no folder: name one of experiments/, or a folder of runs")
     if not run_folders and (holds_runs(folder) or not (folder / RESULTS_FILE).is_file()):
         run_folders = [folder]
-    runs = find_runs(run_folders)
+    runs, grid = find_runs(run_folders), None
     if runs:
-        write_csv(collect(runs), folder / RESULTS_FILE)
+        # What may refuse comes first: a report that cannot be made leaves the one that was there.
+        results = collect(runs)
+        grid = side_by_side(runs, summarise(results, read_layout(folder, results)))
+        write_csv(results, folder / RESULTS_FILE)
         write_curves(runs, folder / CURVES_FILE)
-    written, rows = remake(folder)
-    if runs and (grid := side_by_side(runs, rows)) is not None:
+    written = remake(folder)
+    if grid is not None:
         grid.save(folder / "samples.png")
         written.append(folder / "samples.png")
     console.print(markdown_table(folder), highlight=False, markup=False)
@@ -45,7 +48,7 @@ def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[
     return written
 
 
-def remake(folder: Path) -> tuple[list[Path], list[Row]]:
+def remake(folder: Path) -> list[Path]:
     """Tables and figures of FOLDER from its results.csv, curves.csv and report.yaml: the same files every time."""
     results = read_csv(folder / RESULTS_FILE)
     layout = read_layout(folder, results)
@@ -68,7 +71,7 @@ def remake(folder: Path) -> tuple[list[Path], list[Row]]:
         table = texts["table.md"]
         readme.write_text(README_TABLE.sub(lambda found: f"{found[1]}{table}{found[2]}", text), encoding="utf-8")
         written.append(readme)
-    return written, rows
+    return written
 
 
 def write_curves(runs: Sequence[Path], path: Path) -> None:

@@ -28,10 +28,14 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:'\"]+/)+")
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """Every run in or below `folders`, by name. Raises SettingsError for a folder that holds none."""
+    """Every run in or below `folders`, by name. Raises SettingsError for a folder that holds none.
+
+    What lies in a run's folder is part of it, such as the config.yaml that wandb keeps there.
+    """
     found: list[Path] = []
     for folder in folders:
-        runs = sorted({path.parent for path in run_marks(folder)}, key=natural)
+        marked = {path.parent for path in run_marks(folder)}
+        runs = sorted((run for run in marked if marked.isdisjoint(run.parents)), key=natural)
         if not runs:
             raise SettingsError(f"{folder} holds no run: no {RESULT_FILE} and no {CONFIG_FILE} in it or below")
         found += [run for run in runs if run not in found]

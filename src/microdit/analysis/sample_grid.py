@@ -18,23 +18,19 @@ PROMPTS = 8
 
 
 def side_by_side(runs: Sequence[Path], rows: Sequence[Row]) -> Image.Image | None:
-    """Pictures of the row's first finished run (lowest seed first), prompts spread over all that were judged.
+    """Pictures of the row's first finished run (lowest seed first), prompts spread over all that were judged; a row
+    without any has a column that says so.
 
     None where no run kept pictures. Raises SettingsError when runs drew other prompts or with another sampling: side
     by side they would tell nothing.
     """
     folders = {read_run(run)["run"]: run for run in runs}
-    found: list[tuple[str, Pictures]] = []
-    for row in rows:
-        for name in row.finished:
-            tar = folders[name] / PICTURES
-            if (making := kept_making(tar)) is not None:
-                found.append((", ".join(row.labels), Pictures(tar, making, len(making.prompts))))
-                break
+    kept = [kept_pictures([folders[name] for name in row.finished]) for row in rows]
+    found = [pictures for pictures in kept if pictures is not None]
     if not found:
         return None
-    first = found[0][1]
-    for _, pictures in found[1:]:
+    first = found[0]
+    for pictures in found[1:]:
         if (pictures.making.prompts, pictures.making.sampling) != (first.making.prompts, first.making.sampling):
             raise SettingsError(
                 f"{pictures.tar} and {first.tar} hold pictures of other prompts or another sampling: evaluate both "
@@ -42,17 +38,29 @@ def side_by_side(runs: Sequence[Path], rows: Sequence[Row]) -> Image.Image | Non
             )
     prompts = first.making.prompts
     chosen = list(range(0, len(prompts), max(1, len(prompts) // PROMPTS)))[:PROMPTS]
-    columns = [(label, (pictures.all()[chosen] * 255).round().byte().numpy()) for label, pictures in found]
-    return compose(columns, [prompts[i] for i in chosen])
+    pixels = [None if pictures is None else (pictures.all()[chosen] * 255).round().byte().numpy() for pictures in kept]
+    labels = [
+        ", ".join(row.labels) + ("" if shown is not None else ": no pictures" if row.finished else f": {row.ended}")
+        for row, shown in zip(rows, pixels, strict=True)
+    ]
+    return compose(labels, pixels, [prompts[i] for i in chosen])
 
 
-def compose(columns: Sequence[tuple[str, np.ndarray]], prompts: Sequence[str]) -> Image.Image:
-    """One picture: prompts at the left, then a column of pictures [n, 3, h, w] under each label."""
+def kept_pictures(runs: Sequence[Path]) -> Pictures | None:
+    """All pictures of the first of these runs that kept some."""
+    for run in runs:
+        if (making := kept_making(run / PICTURES)) is not None:
+            return Pictures(run / PICTURES, making, len(making.prompts))
+    return None
+
+
+def compose(labels: Sequence[str], columns: Sequence[np.ndarray | None], prompts: Sequence[str]) -> Image.Image:
+    """One picture: prompts at the left, then a column of pictures [n, 3, h, w] under each label, or an empty one."""
     font = ImageFont.load_default(TEXT_PX)
-    side = columns[0][1].shape[-1]
+    side = next(pixels.shape[-1] for pixels in columns if pixels is not None)
     factor = max(1, round(CELL_PX / side))
     cell, line = side * factor, TEXT_PX + 3
-    headings = [textwrap.wrap(label, max(8, int(cell / (0.55 * TEXT_PX)))) for label, _ in columns]
+    headings = [textwrap.wrap(label, max(8, int(cell / (0.55 * TEXT_PX)))) for label in labels]
     top = max(map(len, headings)) * line + GAP_PX
     step = cell + GAP_PX
     sheet = Image.new("RGB", (PROMPT_PX + len(columns) * step + GAP_PX, top + len(prompts) * step), "white")
@@ -60,10 +68,10 @@ def compose(columns: Sequence[tuple[str, np.ndarray]], prompts: Sequence[str]) -
     for row, prompt in enumerate(prompts):
         words = textwrap.wrap(prompt, int((PROMPT_PX - 2 * GAP_PX) / (0.52 * TEXT_PX)))
         draw.text((GAP_PX, top + row * step), "\n".join(words), fill="black", font=font)
-    for column, (heading, (_, pixels)) in enumerate(zip(headings, columns, strict=True)):
+    for column, (heading, pixels) in enumerate(zip(headings, columns, strict=True)):
         left = PROMPT_PX + column * step
         draw.text((left, 2), "\n".join(heading), fill="black", font=font)
-        for row, picture in enumerate(pixels):
+        for row, picture in enumerate(() if pixels is None else pixels):
             enlarged = picture.transpose(1, 2, 0).repeat(factor, axis=0).repeat(factor, axis=1)
             sheet.paste(Image.fromarray(enlarged), (left, top + row * step))
     return sheet

@@ -183,4 +183,8 @@ def escaped(text: str) -> str:
             text = text.replace(character, {"\\": "/", "{": "(", "}": ")"}[character])
     for character in "&%$#_":
         text = text.replace(character, f"\\{character}")
-    return text.replace("±", r"$\pm$").replace("–", "--").replace("^", r"\^{}").replace("~", r"\~{}")
+    text = text.replace("±", r"$\pm$").replace("–", "--").replace("^", r"\^{}").replace("~", r"\~{}")
+    # In LaTeX's default font encoding these are other characters.
+    return (
+        text.replace("<", r"\textless{}").replace(">", r"\textgreater{}").replace("|", r"\textbar{}").replace('"', "''")
+    )

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from microdit.build import SettingsError
 from microdit.data.locking import alone_in, write_whole
 
-RESULT_FILE = "result.json"
+RESULT_FILE, CONFIG_FILE = "result.json", "config.yaml"
 HISTORY_FILE = "evaluation/history.jsonl"
 
 
@@ -26,6 +28,24 @@ def add_to_record(run: Path, numbers: dict[str, float], making: dict[str, Any]) 
             file.write(json.dumps({**making, "numbers": numbers, "replaced": replaced}) + "\n")
         write_whole(path, json.dumps(record | numbers, indent=2) + "\n")
     return replaced
+
+
+def usual_settings(run: Path, metric: str) -> dict[str, Any] | None:
+    """The settings with which a run's plain numbers of a metric were made: those of its own config.yaml, or of the
+    first evaluation in its history. None where it has no such numbers yet. Raises SettingsError for damaged files."""
+    config, history = run / CONFIG_FILE, run / HISTORY_FILE
+    try:
+        own = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        if own and metric in own["metrics"]:
+            return own["metrics"][metric]
+        lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
+        made = (json.loads(line) for line in lines)
+        return next((each["settings"] for each in made if each.get("metric") == metric and "settings" in each), None)
+    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        raise SettingsError(
+            f"{config} or {history} cannot be read ({error}), so it is not known how this run was measured before; "
+            "move the damaged file away, then evaluate again"
+        ) from error
 
 
 def read_record(path: Path) -> dict[str, Any]:

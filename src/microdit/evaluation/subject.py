@@ -1,6 +1,7 @@
 """What is evaluated: a trained pipeline whose pictures are drawn when a metric asks for them, and kept."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,13 @@ class Subject:
     @property
     def suffix(self) -> str:
         """What is added to the names of numbers: nothing, or such as "@raw,guidance_scale=2"."""
-        parts = [*self.label, *self.changed]
-        return "@" + ",".join(parts) if parts else ""
+        return suffix([*self.label, *self.changed])
 
     @property
     def kept_in(self) -> Path:
-        """The folder of the pictures whose numbers have this suffix."""
-        return self.folder / self.suffix.removeprefix("@")
+        """The folder of the pictures whose numbers have this suffix, such as FOLDER/raw+guidance_scale_2: a name that
+        can be typed after pictures= as it is."""
+        return self.folder / "+".join(map(typeable, [*self.label, *self.changed]))
 
     def pictures(self, name: str, prompts: Sequence[str], sampling: Mapping[str, Any]) -> Pictures:
         """One picture a prompt, as `sampling` says (arguments of generate, with `seed`): those kept in `name`.tar if
@@ -144,7 +145,22 @@ def changes(used: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     defaults = {name: p.default for name, p in inspect.signature(LatentDiffusion.generate).parameters.items()}
     was = plain_sampling({**{name: defaults[name] for name in used if name in defaults}, **asked})
     now = plain_sampling(used)
+    return differing(now, was)
+
+
+def differing(now: Mapping[str, Any], was: Mapping[str, Any]) -> list[str]:
+    """What of `now` is not as it was, as "name=value", by name."""
     return [f"{name}={short(now[name])}" for name in sorted(now) if now[name] != was.get(name)]
+
+
+def suffix(parts: Sequence[str]) -> str:
+    """What sets a number apart as the end of its name: nothing, or such as "@raw,guidance_scale=2"."""
+    return "@" + ",".join(parts) if parts else ""
+
+
+def typeable(part: str) -> str:
+    """A part of a suffix without what a shell or Hydra takes for its own."""
+    return re.sub(r"[^\w.-]+", "_", part).strip("_")
 
 
 def short(value: Any) -> str:

@@ -267,6 +267,11 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
             "set mask_ratio=none, or choose masking=deferred or masking=naive"
         )
     variation = bind(VariationSettings, config.get("variation", {}), where="variation")
+    if variation.equal_flops_mask_ratio is not None and mask_ratio.ratio(0.0) != mask_ratio.ratio(1.0):
+        raise SettingsError(
+            "variation.equal_flops_mask_ratio finds a network of equal cost at one mask ratio, and this one changes "
+            "during training: set a constant mask_ratio, or compare at equal compute with trainer.max_flops"
+        )
     stage = bound["resolution_stage"]
     bound["resolution_stage"] = replace(stage, learning_rate=stage.learning_rate * variation.learning_rate)
     bound["data_mix"] = bound["data_mix"].of_its_kinds()
