@@ -35,8 +35,10 @@ def evaluate(
     `checkpoint`: a run's folder (its newest checkpoint), a file in its checkpoints/, or a folder that
     LatentDiffusion.save wrote (with one set of weights); each of `weights` ("ema", "raw") is measured. `pictures`:
     instead, a folder of kept pictures, such as RUN/evaluation. `sampling`: arguments of generate() that replace the
-    metrics' own; None: as the metric says. Names say what differs from the default: `compositional/overall@raw,guidance_scale=2`, and where a
-    metric's settings are not those that the run was measured with before: `frechet_1/distance@count=512`.
+    metrics' own; None: as the metric says.
+
+    Names say what differs from the default: `compositional/overall@raw,guidance_scale=2`, and where a metric's settings
+    are not those that the run was measured with before: `frechet_1/distance@count=512`.
 
     Raises SettingsError for settings that cannot be meant, CheckpointError and PicturesError for what cannot be read.
     """
