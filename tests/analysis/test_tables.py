@@ -7,7 +7,7 @@ import yaml
 
 from microdit.analysis.layout import COSTS, QUALITIES, Column, Layout, RowKey, read_layout
 from microdit.analysis.results import collect, find_runs
-from microdit.analysis.tables import as_csv, escaped, latex, markdown, summarise
+from microdit.analysis.tables import as_csv, differences, escaped, latex, markdown, summarise
 from microdit.build import SettingsError
 from microdit.evaluation.shapes_features import VERSION
 
@@ -155,6 +155,24 @@ def test_the_latex_table_is_balanced_and_escaped(results, tmp_path):
     assert escaped('<50 | "x" {a_b}') == r"\textless{}50 \textbar{} ''x'' (a\_b)"
 
 
+def test_differences_are_seed_by_seed(results, tmp_path):
+    of = layout(results, tmp_path, rows=[MASKING, RATIO], reference=["naive", "p75"])
+    rows, shown = differences(results, of)
+    assert shown.title == "Minus naive, p75, seed by seed"
+    cells = table(rows, shown)
+    # 0.41 - 0.62 and 0.42 - 0.64, though the rows' own spreads are 0.007 and 0.014
+    assert cells["none none"] == ["-0.2150 ± 0.0071", "2"]
+    assert cells["deferred p75"] == ["-0.1200", "1"]  # its second seed failed
+    assert cells["deferred p50"] == ["–", "0"]
+    assert "naive p75" not in cells
+
+
+def test_nothing_is_compared_with_a_row_that_has_not_finished(results, tmp_path):
+    of = layout(results, tmp_path, rows=[MASKING, RATIO], reference=["deferred", "p50"])
+    assert differences(results, of)[0] == []
+    assert differences(results, layout(results, tmp_path))[0] == []
+
+
 @pytest.mark.parametrize(
     ("report", "message"),
     [
@@ -165,6 +183,8 @@ def test_the_latex_table_is_balanced_and_escaped(results, tmp_path):
         ({"columns": [{"column": "validation/loss", "format": ".3q"}]}, r"no format '\.3q'"),
         ({"rows": [{"column": MASKING, "title": ["a", "b"], "labels": {"none": "c"}}]}, "1 texts, .* 2 titles"),
         ({"rows": [MASKING, RATIO], "expected": ["none"]}, "needs 2 values"),
+        ({"rows": [MASKING, RATIO], "reference": "none"}, "the reference row .* needs 2 values"),
+        ({"rows": [MASKING], "expected": ["none"], "reference": "naive"}, "none of the expected rows"),
     ],
 )
 def test_a_layout_that_cannot_be_meant_is_refused(results, tmp_path, report, message):

@@ -56,7 +56,7 @@ class Column:
 class Layout:
     """A table and its figures. `expected`: rows that should be there, each the values of the row keys, shown as missing
     where no run has them; `expected_runs`: seeds each row should have. `figure`: numbers drawn against `cost`, one line
-    for each text in the table's first column."""
+    for each text in the table's first column. `reference`: a row that all others are compared with, seed by seed."""
 
     title: str
     rows: list[RowKey]
@@ -65,9 +65,14 @@ class Layout:
     cost: Column
     expected: list[tuple[str, ...]] = field(default_factory=list)
     expected_runs: int | None = None
+    reference: tuple[str, ...] | None = None
+
+    def labels_of(self, key: Sequence[str]) -> tuple[str, ...]:
+        """How the values of a row's key are written."""
+        return tuple(text for part, value in zip(self.rows, key, strict=True) for text in part.label(value))
 
 
-# What tables show unless told otherwise, where the runs have it; the first four are qualities, the rest costs.
+# What tables show unless told otherwise, where the runs have it.
 QUALITIES = [
     Column("validation/loss", "validation loss", ".4f"),
     Column("denoising_loss/mean", "loss over noise levels", ".4f"),
@@ -109,15 +114,19 @@ def read_layout(folder: Path, results: Rows) -> Layout:
         columns=columns,
         figure=figure,
         cost=column(given["cost"], path) if "cost" in given else COST,
-        expected=[tuple(map(str, row if isinstance(row, list) else [row])) for row in given.get("expected", [])],
+        expected=[texts(row) for row in given.get("expected", [])],
         expected_runs=given.get("expected_runs"),
+        reference=texts(given["reference"]) if "reference" in given else None,
     )
     for part in (*layout.rows, *layout.columns, *layout.figure):
         if part.column not in results[0]:
             raise SettingsError(f"{path}: no run has '{part.column}'. There are: {', '.join(results[0])}")
-    for row in layout.expected:
+    named = {"expected": layout.expected, "reference": [layout.reference] if layout.reference else []}
+    for what, row in ((what, row) for what, rows in named.items() for row in rows):
         if len(row) != len(layout.rows):
-            raise SettingsError(f"{path}: the expected row {list(row)} needs {len(layout.rows)} values, one a row key")
+            raise SettingsError(f"{path}: the {what} row {list(row)} needs {len(layout.rows)} values, one a row key")
+    if layout.expected and layout.reference not in (None, *layout.expected):
+        raise SettingsError(f"{path}: the reference {list(layout.reference or ())} is none of the expected rows")
     return layout
 
 

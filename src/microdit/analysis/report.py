@@ -10,7 +10,7 @@ from microdit.analysis.figures import loss_curves, quality_against_cost
 from microdit.analysis.layout import read_layout
 from microdit.analysis.results import collect, curves, find_runs, holds_runs, read_csv, write_csv
 from microdit.analysis.sample_grid import side_by_side
-from microdit.analysis.tables import as_csv, latex, markdown, summarise
+from microdit.analysis.tables import OF_PAIRS, as_csv, differences, latex, markdown, summarise
 from microdit.build import SettingsError
 
 RESULTS_FILE, CURVES_FILE = "results.csv", "curves.csv"
@@ -53,7 +53,16 @@ def remake(folder: Path) -> list[Path]:
     results = read_csv(folder / RESULTS_FILE)
     layout = read_layout(folder, results)
     rows = summarise(results, layout)
-    texts = {"table.md": markdown(rows, layout), "table.csv": as_csv(rows, layout), "table.tex": latex(rows, layout)}
+    texts = {
+        "table.md": markdown(rows, layout),
+        "table.csv": as_csv(rows, layout),
+        "table.tex": latex(rows, layout),
+    }
+    compared, of_differences = differences(results, layout)
+    if compared:
+        texts["table.md"] += "\n" + markdown(compared, of_differences, OF_PAIRS)
+        texts["differences.csv"] = as_csv(compared, of_differences)
+        texts["differences.tex"] = latex(compared, of_differences)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     written = [folder / name for name in texts]

@@ -6,11 +6,14 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from microdit.analysis.layout import Column, Layout
+from microdit.analysis.layout import COSTS, Column, Layout
 from microdit.analysis.results import FINISHED, SETTING, Rows, differ, number
 from microdit.build import SettingsError
+
+OF_RUNS = "Mean ± standard deviation over the seeds of finished runs; `runs` counts them, and says how others ended."
+OF_PAIRS = "Mean ± standard deviation of the difference over the seeds that both rows have; `runs` counts them."
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,60 @@ def summarise(results: Rows, layout: Layout) -> list[Row]:
     Only finished runs count; the others are told in `ended`. Raises SettingsError when two finished runs of one row
     have other settings or the same seed: their mean and spread would be over something that the row does not say.
     """
+    columns = {column.column: column for column in (*layout.columns, *layout.figure, layout.cost)}
+    rows = []
+    for key, runs in by_row(results, layout).items():
+        done = finished(runs)
+        refuse_other_settings(done, key)
+        refuse_repeated_seeds(done, key)
+        cells = {name: cell(done, column) for name, column in columns.items()}
+        names = [run["run"] for run in sorted(done, key=lambda run: number(run, "seed") or 0)]
+        rows.append(Row(key, layout.labels_of(key), cells, names, ending(runs, layout.expected_runs)))
+    return rows
+
+
+def differences(results: Rows, layout: Layout) -> tuple[list[Row], Layout]:
+    """What each row has minus what `layout.reference` has, seed by seed, and the layout of a table of that: qualities
+    only. `ended` counts the seeds that both rows have. No rows where no seed of the reference has finished.
+
+    Runs of one seed see the same samples and noise, so that most of what a seed changes is in both.
+    """
+    if layout.reference is None:
+        return [], layout
+    costs = {layout.cost.column, *(column.column for column in COSTS)}
+    columns = [replace(c, format=f"+{c.format}") for c in layout.columns if c.column not in costs]
+    shown = replace(
+        layout, columns=columns, title=f"Minus {', '.join(layout.labels_of(layout.reference))}, seed by seed"
+    )
+    found = by_row(results, layout)
+    base = {run["seed"]: run for run in finished(found.get(layout.reference, []))}
+    rows = []
+    for key, runs in found.items():
+        pairs = [(run, base[run["seed"]]) for run in finished(runs) if run["seed"] in base]
+        if base and key != layout.reference:
+            cells = {column.column: difference(pairs, column) for column in columns}
+            names = [run["run"] for run, _ in pairs]
+            rows.append(Row(key, layout.labels_of(key), cells, names, str(len(pairs))))
+    return rows, shown
+
+
+def difference(pairs: Sequence[tuple[dict[str, str], dict[str, str]]], column: Column) -> Cell | None:
+    """A column's mean difference and its spread over pairs of runs."""
+    both = [(number(run, column.column), number(base, column.column)) for run, base in pairs]
+    return cell_of([(one - other) * column.scale for one, other in both if one is not None and other is not None])
+
+
+def by_row(results: Rows, layout: Layout) -> dict[tuple[str, ...], Rows]:
+    """The runs of every row that some run has or that is expected, by key, in the order of the table."""
     found: dict[tuple[str, ...], Rows] = {}
     for run in results:
         found.setdefault(tuple(run[key.column] for key in layout.rows), []).append(run)
-    order = [*layout.expected, *sorted((k for k in found if k not in layout.expected), key=lambda k: place(k, layout))]
-    columns = {column.column: column for column in (*layout.columns, *layout.figure, layout.cost)}
-    rows = []
-    for key in order:
-        runs = found.get(key, [])
-        done = [run for run in runs if run["status"] == FINISHED]
-        refuse_other_settings(done, key)
-        refuse_repeated_seeds(done, key)
-        labels = tuple(text for part, value in zip(layout.rows, key, strict=True) for text in part.label(value))
-        cells = {name: cell(done, column) for name, column in columns.items()}
-        names = [run["run"] for run in sorted(done, key=lambda run: number(run, "seed") or 0)]
-        rows.append(Row(key, labels, cells, names, ending(runs, layout.expected_runs)))
-    return rows
+    others = sorted((key for key in found if key not in layout.expected), key=lambda key: place(key, layout))
+    return {key: found.get(key, []) for key in [*layout.expected, *others]}
+
+
+def finished(runs: Rows) -> Rows:
+    return [run for run in runs if run["status"] == FINISHED]
 
 
 def place(key: tuple[str, ...], layout: Layout) -> list[tuple[int, float, str]]:
@@ -90,7 +131,10 @@ def refuse_repeated_seeds(runs: Rows, key: tuple[str, ...]) -> None:
 
 def cell(runs: Rows, column: Column) -> Cell | None:
     """A column's mean and spread over runs."""
-    values = [value * column.scale for run in runs if (value := number(run, column.column)) is not None]
+    return cell_of([value * column.scale for run in runs if (value := number(run, column.column)) is not None])
+
+
+def cell_of(values: Sequence[float]) -> Cell | None:
     if not values:
         return None
     return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
@@ -113,7 +157,7 @@ def shown(cell: Cell | None, column: Column, runs: int) -> str:
         return "–"
     text = format(cell.mean, column.format)
     if cell.spread is not None and column.spread:
-        text += f" ± {format(cell.spread, column.format)}"
+        text += f" ± {format(cell.spread, column.format.removeprefix('+'))}"
     return text if cell.count == runs else f"{text} (n={cell.count})"
 
 
@@ -135,16 +179,12 @@ def body(rows: Sequence[Row], layout: Layout) -> list[list[str]]:
     return [line(row) for row in rows]
 
 
-def markdown(rows: Sequence[Row], layout: Layout) -> str:
+def markdown(rows: Sequence[Row], layout: Layout, explanation: str = OF_RUNS) -> str:
     """The table, its title above and what its numbers mean below."""
     lines = [header(layout), ["---"] * len(row_titles(layout)) + ["---:"] * (len(layout.columns) + 1)]
     lines += body(rows, layout)
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"**{layout.title}**\n\n{table}\n\n{explanation()}\n"
-
-
-def explanation() -> str:
-    return "Mean ± standard deviation over the seeds of finished runs; `runs` counts them, and says how others ended."
+    return f"**{layout.title}**\n\n{table}\n\n{explanation}\n"
 
 
 def as_csv(rows: Sequence[Row], layout: Layout) -> str:
