@@ -1,7 +1,7 @@
 """What the benchmarks share: rounds in which all candidates take turns, this machine's GEMM rate, tables and records.
 
-A busy machine is busy for every candidate of a round alike, so ratios are taken within a round and the median of the
-rounds is quoted, with the lowest and highest beside it.
+A busy machine is busy for every candidate of a round about alike, so ratios are taken within a round and the median of
+the rounds is quoted, with the lowest and highest beside it.
 """
 
 import datetime
@@ -53,24 +53,39 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def take_turns(
-    candidates: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warmups: int = 1
-) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round, after `warmups` uncounted calls of each."""
+    candidates: dict[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    product: tuple[Callable[[], Any], int],
+    warmups: int = 1,
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of each candidate in each round, after `warmups` uncounted calls of each, and the FLOP/s of `product`.
+
+    The product runs before and after every candidate, and its rate is the mean of both: a machine that others use
+    changes its rate from one candidate to the next.
+    """
+    multiply, flops = product
+    multiply()
     for work in candidates.values():
         for _ in range(warmups):
             work()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    rates: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
+        before = seconds_of(multiply, device)
         for name, work in candidates.items():
             seconds[name].append(seconds_of(work, device))
-    return seconds
+            after = seconds_of(multiply, device)
+            rates[name].append(2 * flops / (before + after))
+            before = after
+    return seconds, rates
 
 
 def large_product(dtype: torch.dtype, device: torch.device, side: int | None = None) -> tuple[Callable[[], Any], int]:
     """A square matrix product that keeps the device busy, and its FLOPs: what model FLOPs are measured against."""
     side = side or (8192 if device.type == "cuda" else 3072)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    repeats = 10 if device.type == "cuda" else 1
+    repeats = 10 if device.type == "cuda" else 3
 
     def work() -> None:
         for _ in range(repeats):

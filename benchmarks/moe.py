@@ -74,14 +74,14 @@ def main() -> None:
             candidates: dict[str, Callable[[], Any]] = {
                 what: forward_and_backward(layer, x, precision) for what, layer in work.items()
             }
-            product, product_flops = large_product(PRECISIONS[precision], device)
+            product = large_product(PRECISIONS[precision], device)
             peaks = {what: peak_bytes(candidate, device) for what, candidate in candidates.items()}
-            seconds = take_turns({"product": product, **candidates}, given.rounds, device)
+            seconds, rates = take_turns(candidates, given.rounds, device, product)
             with FlopCounterMode(display=False) as counter:
                 candidates["gather"]()
             mfu = [
-                counter.get_total_flops() / own / (product_flops / one)
-                for own, one in zip(seconds["gather"], seconds["product"], strict=True)
+                counter.get_total_flops() / own / rate
+                for own, rate in zip(seconds["gather"], rates["gather"], strict=True)
             ]
             ratios = Spread.of([b / a for a, b in zip(seconds["gather"], seconds["one-hot"], strict=True)])
             gather, plain = Spread.of(seconds["gather"]), Spread.of(seconds["one-hot"])

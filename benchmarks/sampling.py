@@ -130,11 +130,11 @@ def main() -> None:
 
         return once
 
-    product, product_flops = large_product(PRECISIONS[given.precision], device)
+    product = large_product(PRECISIONS[given.precision], device)
     warm_up = work(Candidate("", "dpm_solver_2m", 2))
     peak = peak_bytes(warm_up, device)
-    turns = {"product": product, **{candidate.name: work(candidate) for candidate in chosen}}
-    seconds = take_turns(turns, given.repeats, device, warmups=0)
+    turns = {candidate.name: work(candidate) for candidate in chosen}
+    seconds, rates = take_turns(turns, given.repeats, device, product, warmups=0)
     plain = chosen[0].name
     evaluations_plain, whole_plain = (SAMPLERS["heun"].evaluations(steps) for steps in (chosen[0].steps, WHOLE["heun"]))
     rows, measured = [], []
@@ -145,8 +145,7 @@ def main() -> None:
         whole = SAMPLERS[candidate.sampler].evaluations(WHOLE[candidate.sampler])
         fewer = (whole_plain / whole) / (evaluations_plain / evaluations)
         speedup = Spread.of([fewer * base / own for base, own in zip(seconds[plain], times, strict=True)])
-        rates = [product_flops / s for s in seconds["product"]]
-        mfu = Spread.of([flops / own / rate for own, rate in zip(times, rates, strict=True)])
+        mfu = Spread.of([flops / own / rate for own, rate in zip(times, rates[name], strict=True)])
         difference = (pictures[name] - pictures[plain]).abs().max().item() if candidate.same_picture else None
         rows.append(
             {

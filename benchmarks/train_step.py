@@ -2,7 +2,7 @@
 
 A step is forward, backward, clipping and AdamW on random latents and 77 x 1024 captions. Model FLOPs are torch's count
 on the real network, experts by gathering (dispatch is no work); MFU is model FLOPs a second over this machine's own
-rate for one large matrix product in the same precision, measured in the same rounds.
+rate for one large matrix product in the same precision, measured before and after each step.
 
     python benchmarks/train_step.py                                        # MicroDiT_Tiny/2 as the paper ablates it
     python benchmarks/train_step.py --network xl --device cuda --precision bf16 --compile --batch 0 --stages
@@ -157,8 +157,8 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
     batch = arguments.batch or largest_batch(arguments, case, device)
     network = build(arguments, case.pixels, device)
     flops = training_flops_per_image(network, case.mask_ratio, CAPTION_LENGTH) * batch
-    product, product_flops = large_product(PRECISIONS[case.precision], device)
-    candidates: dict[str, Callable[[], Any]] = {"product": product}
+    product = large_product(PRECISIONS[case.precision], device)
+    candidates: dict[str, Callable[[], Any]] = {}
     # Weights and moments are there before the step whose peak is measured.
     kept = 3 * bytes_of(network.parameters())
     if arguments.baseline == "one_hot" and arguments.batch and case.mask_ratio == 0.75:
@@ -177,11 +177,10 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
             step()  # compiling takes memory of its own
         peak = peak_bytes(step, device)
         peaks[name] = None if peak is None else peak + kept
-    seconds = take_turns(candidates, arguments.rounds, device, warmups=0)
-    rates = [product_flops / s for s in seconds.pop("product")]
+    seconds, rates = take_turns(candidates, arguments.rounds, device, product, warmups=0)
     rows = []
     for name in seconds:
-        mfu = [flops / s / rate for s, rate in zip(seconds[name], rates, strict=True)]
+        mfu = [flops / s / rate for s, rate in zip(seconds[name], rates[name], strict=True)]
         speedup = [ours / s for s, ours in zip(seconds[name], seconds["microdit"], strict=True)]
         rows.append(
             {
@@ -191,7 +190,7 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
                 "seconds": Spread.of(seconds[name]),
                 "mfu": Spread.of(mfu),
                 "time_of_microdit_over_this": Spread.of(speedup),
-                "product_flops_per_second": Spread.of(rates),
+                "product_flops_per_second": Spread.of(rates[name]),
                 "model_flops_per_step": flops,
                 "peak_bytes": peaks[name],
             }
