@@ -98,7 +98,7 @@ def test_the_name_says_where_a_metric_is_not_set_as_it_was_when_training_ended(r
 
 
 def test_numbers_of_a_metric_that_training_did_not_measure_are_compared_with_its_first_evaluation(run):
-    (run / "config.yaml").write_text(json.dumps({"metrics": {}}))
+    (run / "config.yaml").write_text("seed: 1\n")
     first = measured(run, metrics=with_count(4))
     assert "denoising_loss/mean@count=8" in measured(run, metrics=with_count(8))
     assert record(run)["denoising_loss/mean"] == first["denoising_loss/mean"]

@@ -36,12 +36,13 @@ def usual_settings(run: Path, metric: str) -> dict[str, Any] | None:
     config, history = run / CONFIG_FILE, run / HISTORY_FILE
     try:
         own = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        if own and metric in own["metrics"]:
-            return own["metrics"][metric]
+        measured = (own or {}).get("metrics") or {}
+        if metric in measured:
+            return measured[metric]
         lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
         made = (json.loads(line) for line in lines)
         return next((each["settings"] for each in made if each.get("metric") == metric and "settings" in each), None)
-    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"{config} or {history} cannot be read ({error}), so it is not known how this run was measured before; "
             "move the damaged file away, then evaluate again"
