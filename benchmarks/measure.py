@@ -94,6 +94,15 @@ def large_product(dtype: torch.dtype, device: torch.device, side: int | None = N
     return work, repeats * 2 * side**3
 
 
+def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products in this precision are worth measuring: processors without instructions for it emulate them."""
+    a = torch.randn(256, 256, device=device)
+    b = a.to(dtype)
+    seconds_of(lambda: torch.mm(a, a), device), seconds_of(lambda: torch.mm(b, b), device)  # the first call of each
+    full, own = (min(seconds_of(lambda x=x: torch.mm(x, x), device) for _ in range(3)) for x in (a, b))
+    return own < 4 * full
+
+
 def machine() -> dict[str, str]:
     """What the numbers were measured on, and with what."""
     processor = platform.processor() or platform.machine()
@@ -124,6 +133,17 @@ def check_writable(json_path: Path | None) -> None:
     """Long measurements must not end at a path that cannot be written."""
     if json_path is not None:
         json_path.touch()
+
+
+def supported(precisions: Sequence[str], dtypes: dict[str, torch.dtype], device: torch.device) -> list[str]:
+    """Those of `precisions` that the device has instructions for; says which others are left out."""
+    found = [name for name in precisions if multiplies(dtypes[name], device)]
+    for name in precisions:
+        if name not in found:
+            print(f"{name} is left out: this processor has no instructions for it, and emulates them many times slower")
+    if not found:
+        raise SystemExit("nothing is left to measure: choose another --precision")
+    return found
 
 
 def publish(title: str, rows: list[dict[str, str]], record: dict[str, Any], json_path: Path | None) -> None:

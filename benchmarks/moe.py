@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Spread, check_writable, large_product, publish, take_turns
+from measure import Spread, check_writable, large_product, publish, supported, take_turns
 from memory import peak_bytes
 from one_hot import with_one_hot_experts
 from torch import nn
@@ -60,6 +60,7 @@ def main() -> None:
     keep_freed_memory()
     check_writable(given.json)
     device = torch.device(given.device)
+    given.precision = supported(given.precision, PRECISIONS, device)
     rows, measured = [], []
     for name, width, ratio, patches in LAYERS:
         torch.manual_seed(0)

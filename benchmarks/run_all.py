@@ -14,9 +14,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 COMMANDS = [
-    ["train_step.py", "--rounds", "2"],
-    ["moe.py"],
-    ["sampling.py"],
+    ["train_step.py", "--compile", "--rounds", "2"],
+    ["moe.py", "--rounds", "3"],
+    ["sampling.py", "--repeats", "2"],
 ]
 
 

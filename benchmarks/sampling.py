@@ -1,9 +1,10 @@
 """How long one picture takes: what reading captions once saves, and what fewer evaluations or less guidance save.
 
 Plain Heun asks the network for both halves of guidance with the captions themselves, at each evaluation anew. The other
-candidates take turns with it in the same process and start from the same noise. A few steps are timed, of which as many
-are guided as in a whole picture; what a whole picture takes, 30 steps of Heun or 20 of DPM-Solver++, follows from the
-time of one evaluation. Rounding adds up over steps: the difference of whole pictures is that of --whole.
+candidates take turns with it in the same process and start from the same noise, the last five of them with a network
+that is compiled as `generate.py compile=true` does. A few steps are timed, of which as many are guided as in a whole
+picture; what a whole picture takes, 30 steps of Heun or 20 of DPM-Solver++, follows from the time of one evaluation.
+Rounding adds up over steps: the difference of whole pictures is that of --whole.
 
     python benchmarks/sampling.py                                     # MicroDiT_Tiny/2, one picture of 512 px, CPU
     python benchmarks/sampling.py --network nano --latents 16 --whole
@@ -11,6 +12,7 @@ time of one evaluation. Rounding adds up over steps: the difference of whole pic
 """
 
 import argparse
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +44,7 @@ class Candidate(NamedTuple):
     steps: int
     reads_once: bool = True
     one_hot: bool = False
+    compiled: bool = True
     scale: float = GUIDANCE_SCALE
     interval: tuple[float, float] | None = None
     same_picture: bool = False
@@ -51,9 +54,10 @@ def candidates(whole: bool) -> list[Candidate]:
     """Plain Heun first. Of 3 steps of Heun, 5 evaluations, 3 are guided in the interval, and so are 3 of DPM's 5."""
     steps, fewer, guided = (WHOLE["heun"], *[WHOLE["dpm_solver_2m"]] * 2) if whole else (3, 2, 5)
     return [
-        Candidate("plain Heun", "heun", steps, reads_once=False, same_picture=True),
-        Candidate("plain Heun, one-hot experts", "heun", steps, reads_once=False, one_hot=True, same_picture=True),
-        Candidate("Heun, captions read once", "heun", steps, same_picture=True),
+        Candidate("plain Heun", "heun", steps, reads_once=False, compiled=False, same_picture=True),
+        Candidate("plain Heun, one-hot experts", "heun", steps, False, one_hot=True, compiled=False, same_picture=True),
+        Candidate("Heun, captions read once", "heun", steps, compiled=False, same_picture=True),
+        Candidate("Heun, captions read once, compiled", "heun", steps, same_picture=True),
         Candidate("Heun, guided in an interval", "heun", steps, interval=GUIDANCE_INTERVAL),
         Candidate("Heun, guidance_scale=1", "heun", steps, scale=1.0),
         Candidate("DPM-Solver++(2M)", "dpm_solver_2m", fewer),
@@ -117,13 +121,15 @@ def main() -> None:
     check_writable(given.json)
     device = torch.device(given.device)
     network = build(given.network, given.latents, device)
-    one_hot = with_one_hot_experts(build(given.network, given.latents, device))
+    one_hot = with_one_hot_experts(copy.deepcopy(network))
+    compiled = copy.deepcopy(network)
+    compiled.compile_for(device.type)
     noise, captions = inputs(network, given, device)
     chosen = candidates(given.whole)
     pictures: dict[str, Tensor] = {}
 
     def work(candidate: Candidate) -> Callable[[], Any]:
-        used = one_hot if candidate.one_hot else network
+        used = one_hot if candidate.one_hot else compiled if candidate.compiled else network
 
         def once() -> None:
             pictures[candidate.name] = draw(used, candidate, noise, captions, given.precision)

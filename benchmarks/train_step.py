@@ -4,7 +4,7 @@ A step is forward, backward, clipping and AdamW on random latents and 77 x 1024 
 on the real network, experts by gathering (dispatch is no work); MFU is model FLOPs a second over this machine's own
 rate for one large matrix product in the same precision, measured before and after each step.
 
-    python benchmarks/train_step.py                                        # MicroDiT_Tiny/2 as the paper ablates it
+    python benchmarks/train_step.py --compile                              # MicroDiT_Tiny/2 as the paper ablates it
     python benchmarks/train_step.py --network xl --device cuda --precision bf16 --compile --batch 0 --stages
     python benchmarks/train_step.py --network xl --batch 1 --ratios 0.75 --precision fp32 --rounds 1 --baseline none
     python benchmarks/train_step.py --batch 8 --ratios 0.75 --precision fp32 --activation-checkpointing
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measure import Spread, check_writable, large_product, publish, take_turns
+from measure import Spread, check_writable, large_product, publish, supported, take_turns
 from memory import bytes_of, gigabytes, peak_bytes
 from one_hot import with_one_hot_experts
 from torch import nn
@@ -67,7 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--baseline", choices=["one_hot", "none"], default="one_hot", help="measured at 0.75")
     parser.add_argument("--activation-checkpointing", action="store_true", help="also a row with it, and its price")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, block by block")
+    parser.add_argument("--compile", action="store_true", help="as trainer.compile=true does")
     parser.add_argument("--stages", action="store_true", help="project the paper's four stages from the rows")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -154,6 +154,8 @@ def largest_batch(arguments: argparse.Namespace, case: Case, device: torch.devic
 
 def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> list[dict[str, Any]]:
     """Ours, the baseline and the options asked for, in turns with the matrix product that they are measured against."""
+    if device.type == "cuda":  # as training does
+        torch.set_float32_matmul_precision("high" if case.precision == "bf16" else "highest")
     batch = arguments.batch or largest_batch(arguments, case, device)
     network = build(arguments, case.pixels, device)
     flops = training_flops_per_image(network, case.mask_ratio, CAPTION_LENGTH) * batch
@@ -161,7 +163,8 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
     candidates: dict[str, Callable[[], Any]] = {}
     # Weights and moments are there before the step whose peak is measured.
     kept = 3 * bytes_of(network.parameters())
-    if arguments.baseline == "one_hot" and arguments.batch and case.mask_ratio == 0.75:
+    baseline = arguments.baseline == "one_hot" and bool(arguments.batch) and case.mask_ratio == 0.75
+    if baseline:
         plain = with_one_hot_experts(copy.deepcopy(network))
         candidates["one-hot, plain AdamW"] = training_step(plain, case, batch, device, fused=False)
     if arguments.activation_checkpointing:
@@ -169,7 +172,9 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
         saving.checkpoint_activations()
         candidates["microdit, recomputing"] = training_step(saving, case, batch, device)
     if arguments.compile:
-        network.compile_blocks()
+        if baseline:
+            candidates["microdit, not compiled"] = training_step(copy.deepcopy(network), case, batch, device)
+        network.compile_for(device.type)
     candidates["microdit"] = training_step(network, case, batch, device)
     peaks = {}
     for name, step in candidates.items():
@@ -228,6 +233,7 @@ def main() -> None:
         raise SystemExit("--batch 0 searches an accelerator's memory: give --device cuda, or a batch")
     if given.stages:
         given.pixels, given.ratios = [256, 512], [0.75, 0.0]
+    given.precision = supported(given.precision, PRECISIONS, device)
     rows: list[dict[str, Any]] = []
     cases = [
         Case(pixels, ratio, precision)

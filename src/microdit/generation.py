@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from microdit.build import SettingsError
 from microdit.data.progress import progress_bar
 from microdit.devices import check_device
@@ -37,6 +39,7 @@ def generate_grid(
     text_encoder_weights: str | None,
     batch_size: int,
     device: str,
+    compile: bool,
     output: str,
 ) -> Path:
     """Writes a grid of one picture a prompt, prompts below, and returns its path.
@@ -51,6 +54,8 @@ def generate_grid(
         raise SettingsError(f"output={output}: name a .png, .jpg or .webp file")
     check_device(device)
     pipeline = open_pipeline(checkpoint, weights, autoencoder_weights, text_encoder_weights).to(device)
+    if compile:
+        pipeline.dit.compile_for(torch.device(device).type)
     with progress_bar("generating") as report:
         images = pipeline.generate(
             prompts,

@@ -31,7 +31,11 @@ def saved(small_settings, wake, tmp_path_factory) -> str:
 
 @pytest.mark.parametrize(
     ("options", "evaluations"),
-    [([], "5/5"), (["sampler=dpm_solver_2m", "guidance_interval=[0.1,10]", "temperature=0.6"], "3/3")],
+    [
+        ([], "5/5"),
+        (["compile=true"], "5/5"),
+        (["sampler=dpm_solver_2m", "guidance_interval=[0.1,10]", "temperature=0.6"], "3/3"),
+    ],
 )
 def test_samplers_are_options_and_the_bar_counts_their_evaluations(run_script, saved, tmp_path, options, evaluations):
     output = tmp_path / "grid.png"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from functools import partialmethod
 from pathlib import Path
 
@@ -12,10 +13,15 @@ from safetensors import safe_open
 from microdit.diffusion.edm import Draws, NoiseDistribution, denoise, guided, training_loss
 from microdit.diffusion.samplers import heun, noise_schedule
 from microdit.model.dit import DiT
+from microdit.model.fused_operations import compiler_command
 from microdit.model.masking import keep_patches
 
 FOLDER = Path(os.environ.get("MICRODIT_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 FILES = sorted(FOLDER.glob("*.safetensors"))
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(compiler_command()[0]) is None, reason=f"there is no compiler {compiler_command()[0]}"
+)
 
 
 def test_there_are_golden_files():
@@ -109,6 +115,18 @@ def test_compiled_the_numbers_are_the_same(monkeypatch, path, name):
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
     compiled.network.compile_blocks()
     test_loss_and_gradient_norm_match(compiled, name)
+
+
+@needs_compiler
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_fused_the_numbers_are_the_same(path):
+    fused = Golden(path)
+    fused.network.fuse_operations()
+    test_raw_outputs_match(fused)
+    for name in ("masked75", "unmasked"):
+        test_loss_and_gradient_norm_match(fused, name)
+    for read_once in (False, True):
+        test_samples_match(fused, read_once)
 
 
 @torch.no_grad()

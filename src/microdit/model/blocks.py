@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from microdit.model.attention import CrossAttention, ReadCaptions, SelfAttention
-from microdit.model.layers import SwiGLU, conditioning_linear, modulate
+from microdit.model.layers import ConditioningLinear, SwiGLU
+from microdit.model.operations import FORMULAS
 
 
 class CaptionBlock(nn.Module):
@@ -20,6 +21,7 @@ class CaptionBlock(nn.Module):
         self.mlp = SwiGLU(dim, 4.0, multiple_of, bias)
 
     def forward(self, captions: Float[Tensor, "n l d"]) -> Float[Tensor, "n l d"]:
+        captions = captions.to(self.norm1.weight.dtype)  # under autocast sums are to be more precise than what is added
         captions = captions + self.attn(self.norm1(captions))
         return captions + self.mlp(self.norm2(captions))
 
@@ -31,6 +33,7 @@ class DiTBlock(nn.Module):
     `keeps_activations` False the forward pass is computed a second time where the backward pass needs it.
     """
 
+    operations = FORMULAS
     keeps_activations = True
 
     def __init__(
@@ -50,7 +53,7 @@ class DiTBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
         self.norm3 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
         self.mlp = feed_forward
-        self.adaLN_modulation = conditioning_linear(conditioning_dim, 6 * dim)
+        self.adaLN_modulation = ConditioningLinear(conditioning_dim, 6 * dim)
 
     def forward(
         self,
@@ -70,6 +73,7 @@ class DiTBlock(nn.Module):
     ) -> Float[Tensor, "n t d"]:
         modulation = self.adaLN_modulation(conditioning).chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
-        x = x + gate_attn[:, None] * self.attn(modulate(self.norm1(x), shift_attn, scale_attn))
+        modulated_norm, add_gated = self.operations.modulated_norm, self.operations.add_gated
+        x = add_gated(x, gate_attn, self.attn(modulated_norm(x, self.norm1, shift_attn, scale_attn)))
         x = x + self.cross_attn(self.norm2(x), captions)
-        return x + gate_mlp[:, None] * self.mlp(modulate(self.norm3(x), shift_mlp, scale_mlp))
+        return add_gated(x, gate_mlp, self.mlp(modulated_norm(x, self.norm3, shift_mlp, scale_mlp)))

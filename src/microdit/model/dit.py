@@ -1,7 +1,7 @@
 """The diffusion transformer of "Stretching Each Dollar", with the parameter names of the released checkpoints."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from microdit.model.attention import ReadCaptions
 from microdit.model.blocks import CaptionBlock, DiTBlock
+from microdit.model.fused_operations import load_fused_operations
 from microdit.model.initialisation import initialise
 from microdit.model.layers import (
     CaptionEmbedding,
@@ -20,6 +21,7 @@ from microdit.model.layers import (
     SwiGLU,
     assemble_patches,
     change_width,
+    in_full_precision,
     sincos_position_table,
 )
 from microdit.model.masking import KeptPatches
@@ -235,7 +237,8 @@ class DiT(nn.Module):
     ) -> tuple[Float[Tensor, "n l d"], Float[Tensor, "n d"]]:
         """The caption tokens after their own transformer block, and their mean on its way into the conditioning."""
         tokens = self.y_emb_preprocess(self.y_embedder(captions.flatten(1, -2).to(self.mask_token.dtype)))
-        return tokens, self.pooled_y_emb_process(tokens.mean(dim=1))
+        pooled = self.pooled_y_emb_process
+        return tokens, in_full_precision(pooled, tokens.mean(dim=1), pooled.fc1.weight.dtype)
 
     def embed_conditioning(
         self, noise_label: Float[Tensor, " n"], captions: Float[Tensor, "n *one l dc"] | CaptionMemory
@@ -289,6 +292,26 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, DiTBlock):
                 module.keeps_activations = False
+
+    def compile_for(self, device_type: str) -> None:
+        """Compiles what pays on that kind of device: on a "cpu" the blocks' operations, elsewhere whole blocks.
+
+        Raises CompilerError where operations cannot be compiled.
+        """
+        if device_type == "cpu":
+            self.fuse_operations()
+        else:
+            self.compile_blocks()
+
+    def fuse_operations(self) -> None:
+        """Attention, modulated norms and gates on a CPU by functions that were compiled for it (fused_operations.py).
+
+        Raises CompilerError where they cannot be compiled.
+        """
+        fused = load_fused_operations()
+        for module in self.modules():
+            if hasattr(module, "operations"):
+                cast(Any, module).operations = fused
 
     def compile_blocks(self) -> None:
         """Compiles each block by itself: quick to compile, any number of patches, the same state-dict keys."""

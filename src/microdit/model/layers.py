@@ -1,11 +1,14 @@
 """The small parts of the network: embeddings, the gated feed-forward layer, the output layer."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from microdit.model.operations import FORMULAS
 
 
 def sincos_position_table(
@@ -30,6 +33,21 @@ def sincos_position_table(
     return torch.cat([column_half, row_half], dim=-1).reshape(1, rows * columns, dim).float()
 
 
+def in_full_precision(
+    layers: Callable[[Tensor], Tensor], x: Float[Tensor, "n d"], weights: torch.dtype
+) -> Float[Tensor, "n _"]:
+    """Layers with weights in float32 without autocast; weights that FSDP has brought in bfloat16 stay under it.
+
+    For the vectors that condition every patch: there are few of them, and what is rounded there moves all patches
+    together, so that experts choose others. In bfloat16 the network's output is nearer to float32's by up to a third.
+    """
+    device_type = x.device.type
+    if weights != torch.float32 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return layers(x)
+    with torch.autocast(device_type, enabled=False):
+        return layers(x.float())
+
+
 class PatchEmbedding(nn.Module):
     """Cuts latents into p x p patches and maps each to a token, row by row."""
 
@@ -38,7 +56,8 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t d"]:
-        return self.proj(latents).flatten(2).transpose(1, 2)
+        # As tokens in memory too: every layer norm after it would copy them, and every sum keep them as they are.
+        return self.proj(latents).flatten(2).transpose(1, 2).contiguous()
 
 
 class NoiseEmbedding(nn.Module):
@@ -54,7 +73,9 @@ class NoiseEmbedding(nn.Module):
         half = self.sinusoid_dim // 2
         frequencies = torch.exp(torch.arange(half, device=noise_label.device) * (-math.log(10000.0) / half))
         angles = noise_label.float()[:, None] * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        return in_full_precision(
+            self.mlp, torch.cat([angles.cos(), angles.sin()], dim=-1), next(self.parameters()).dtype
+        )
 
 
 class NormedMLP(nn.Module):
@@ -96,6 +117,8 @@ def round_up(value: int, multiple_of: int) -> int:
 class SwiGLU(nn.Module):
     """Gated feed-forward layer w3(silu(w1 x) * w2 x); two thirds of dim * ratio keep its cost that of a plain one."""
 
+    operations = FORMULAS
+
     def __init__(self, dim: int, ratio: float, multiple_of: int, bias: bool):
         super().__init__()
         hidden = round_up(int(2 * int(dim * ratio) / 3), multiple_of)
@@ -104,7 +127,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
-        return self.w3(F.silu(self.w1(x)) * self.w2(x))
+        return self.w3(self.operations.silu_product(self.w1(x), self.w2(x)))
 
 
 class GELUFeedForward(nn.Module):
@@ -120,30 +143,30 @@ class GELUFeedForward(nn.Module):
         return self.w2(F.gelu(self.w1(x)))
 
 
-def modulate(
-    x: Float[Tensor, "n t d"], shift: Float[Tensor, "n d"], scale: Float[Tensor, "n d"]
-) -> Float[Tensor, "n t d"]:
-    """Adaptive layer norm's second half: x * (1 + scale) + shift, one shift and scale a sample."""
-    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
-
-
-def conditioning_linear(dim: int, out_dim: int) -> nn.Sequential:
+class ConditioningLinear(nn.Sequential):
     """adaLN: the conditioning vector through GELU-tanh and one linear layer, whose outputs shift, scale and gate."""
-    return nn.Sequential(nn.GELU(approximate="tanh"), nn.Linear(dim, out_dim))
+
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__(nn.GELU(approximate="tanh"), nn.Linear(dim, out_dim))
+
+    def forward(self, conditioning: Float[Tensor, "n d"]) -> Float[Tensor, "n _"]:
+        return in_full_precision(super().forward, conditioning, next(self.parameters()).dtype)
 
 
 class FinalLayer(nn.Module):
     """Maps a token to the p * p * C values of its patch, ordered (row in patch, column in patch, channel)."""
 
+    operations = FORMULAS
+
     def __init__(self, dim: int, patch_values: int, norm_eps: float):
         super().__init__()
         self.norm_final = nn.LayerNorm(dim, eps=norm_eps, bias=False)
         self.linear = nn.Linear(dim, patch_values)
-        self.adaLN_modulation = conditioning_linear(dim, 2 * dim)
+        self.adaLN_modulation = ConditioningLinear(dim, 2 * dim)
 
     def forward(self, x: Float[Tensor, "n t d"], conditioning: Float[Tensor, "n d"]) -> Float[Tensor, "n t v"]:
         shift, scale = self.adaLN_modulation(conditioning).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        return self.linear(self.operations.modulated_norm(x, self.norm_final, shift, scale))
 
 
 def cut_patches(picture: Float[Tensor, "n c h w"], patch_size: int) -> Float[Tensor, "n t v"]:

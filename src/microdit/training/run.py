@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
@@ -90,8 +91,10 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     checkpoints = StepCheckpoints(run, keeping, {"config": settings.config}, stage.global_batch_size, console)
     if hardware.activation_checkpointing:
         pipeline.dit.checkpoint_activations()
+    if hardware.accelerator == "gpu" and hardware.precision == "bf16-mixed":
+        torch.set_float32_matmul_precision("high")  # of the few products that are not in bfloat16
     if hardware.compiles:
-        pipeline.dit.compile_blocks()
+        pipeline.dit.compile_for(hardware.accelerator)
     cost = total_cost(costs, max_steps, pipeline)
     if is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)

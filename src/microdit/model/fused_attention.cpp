@@ -1,0 +1,416 @@
+// Attention with normalised queries and keys on a CPU, in float32: `normalised_attention` of operations.py in one pass
+// over memory, forward and backward.
+//
+// Heads of 32 channels are too narrow for a library's matrix products, and tensors of a whole batch too large for its
+// caches. So a sample is brought into the cache once, its queries and keys normalised on the way; there each head's
+// products are made in tiles of registers, a few rows of scores at a time, and what leaves is the result alone. The
+// backward pass keeps nothing but the inputs and computes the scores again.
+#include <ATen/Parallel.h>
+#include <ATen/cpu/vec/vec.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace {
+
+constexpr int64_t LANES = at::vec::Vectorized<float>::size();
+// A compiler keeps an array of these in registers; of at::vec's class it does not. All that is read or written through
+// them begins at a multiple of their size: at::empty does, and rows and heads are padded.
+typedef float Register __attribute__((vector_size(LANES * sizeof(float)), may_alias));
+
+constexpr int64_t TILE_ROWS = 6, TILE_COLUMNS = 2 * LANES;  // 12 sums, 2 columns and a factor: 15 registers of 16
+constexpr int64_t TRANSPOSED = 16;                          // rows and columns that at::vec transposes at once
+constexpr int64_t PADDING = std::max(TILE_COLUMNS, TRANSPOSED);
+constexpr int64_t BLOCK_ROWS = 8 * TILE_ROWS;  // queries whose scores are in the cache together
+
+// Floats. Rows whose distance is a power of two would compete for the same few places in a cache.
+constexpr int64_t CACHE_LINE = 64 / sizeof(float);
+
+int64_t padded(int64_t size) { return (size + PADDING - 1) / PADDING * PADDING; }
+
+// ---- products of small matrices ----
+
+// c [rows, TILE_COLUMNS] (+)= a [rows, depth] b [depth, TILE_COLUMNS]; a is read with any strides, so also transposed.
+template <int64_t rows, bool accumulate>
+C10_ALWAYS_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, int64_t depth,
+                          float* c, int64_t c_row) {
+  Register sums[rows][2];
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto* from = reinterpret_cast<const Register*>(c + r * c_row);
+    sums[r][0] = accumulate ? from[0] : Register{};
+    sums[r][1] = accumulate ? from[1] : Register{};
+  }
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < depth; ++k) {
+    const auto* columns = reinterpret_cast<const Register*>(b + k * b_row);
+    const Register left = columns[0], right = columns[1];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < rows; ++r) {
+      const float factor = a[r * a_row + k * a_column];
+      sums[r][0] += factor * left;
+      sums[r][1] += factor * right;
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < rows; ++r) {
+    auto* to = reinterpret_cast<Register*>(c + r * c_row);
+    to[0] = sums[r][0];
+    to[1] = sums[r][1];
+  }
+}
+
+// The rows that are left when tiles of `most + 1` rows are done.
+template <int64_t most, bool accumulate>
+void multiply_rest(int64_t rows, const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,
+                   int64_t depth, float* c, int64_t c_row) {
+  if constexpr (most > 0) {
+    if (rows == most)
+      multiply_tile<most, accumulate>(a, a_row, a_column, b, b_row, depth, c, c_row);
+    else
+      multiply_rest<most - 1, accumulate>(rows, a, a_row, a_column, b, b_row, depth, c, c_row);
+  }
+}
+
+// The right factor of a product: [depth, columns] in strips of PADDING columns, each with its own rows.
+struct Strips {
+  const float* data;
+  int64_t row, strip;  // from one row, and from one strip, to the next
+};
+
+Strips row_by_row(const float* data, int64_t columns) { return {data, columns, PADDING}; }
+
+// c [rows, columns] (+)= a [rows, depth] b [depth, columns]; columns are a multiple of PADDING.
+template <bool accumulate>
+void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_column,
+              const Strips& b, float* c, int64_t c_row) {
+  for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
+    const float* right = b.data + j / PADDING * b.strip + j % PADDING;
+    int64_t i = 0;
+    for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
+      multiply_tile<TILE_ROWS, accumulate>(a + i * a_row, a_row, a_column, right, b.row, depth, c + i * c_row + j,
+                                           c_row);
+    multiply_rest<TILE_ROWS - 1, accumulate>(rows - i, a + i * a_row, a_row, a_column, right, b.row, depth,
+                                             c + i * c_row + j, c_row);
+  }
+}
+
+// from [rows, columns], both multiples of PADDING, as [columns, rows] in strips; they lie in `to`. Row by row, the
+// lines of a long product's strip would compete for the same few places in the cache.
+Strips transpose(const float* from, int64_t rows, int64_t columns, float* to) {
+  for (int64_t i = 0; i < rows; i += TRANSPOSED)
+    for (int64_t j = 0; j < columns; j += TRANSPOSED)
+      at::vec::transpose_mxn<float, TRANSPOSED, TRANSPOSED>(
+          from + i * columns + j, columns, to + i / PADDING * PADDING * columns + j * PADDING + i % PADDING, PADDING);
+  return {to, PADDING, PADDING * columns};
+}
+
+// ---- tokens of one sample, and the same split into heads ----
+
+// The rows of one sample in a tensor [n, t, h] whose last axis is contiguous.
+struct Rows {
+  float* data;
+  int64_t stride;
+  float* operator[](int64_t t) const { return data + t * stride; }
+};
+
+Rows rows_of(const at::Tensor& tokens, int64_t sample) {
+  return {tokens.data_ptr<float>() + sample * tokens.stride(0), tokens.stride(1)};
+}
+
+struct Sizes {
+  int64_t heads, head_dim;
+  int64_t width() const { return heads * head_dim; }
+  int64_t padded_dim() const { return padded(head_dim); }
+};
+
+// Tokens split into heads, [heads, padded(t), padded_dim], zeros in the padding.
+struct Heads {
+  int64_t tokens;
+  Sizes sizes;
+  int64_t row, stride;
+  at::Tensor memory;
+  float* data;
+  Heads(int64_t tokens, Sizes sizes)
+      : tokens(tokens),
+        sizes(sizes),
+        row(sizes.padded_dim()),
+        stride(padded(tokens) * row + CACHE_LINE),
+        memory(at::empty({sizes.heads * stride}, at::kFloat)),
+        data(memory.data_ptr<float>()) {}
+  float* head(int64_t h) const { return data + h * stride; }
+  float* at(int64_t h, int64_t t) const { return head(h) + t * row; }
+};
+
+void split_row(const float* row, float shift, float scale, int64_t t, const Heads& heads) {
+  const Sizes s = heads.sizes;
+  for (int64_t h = 0; h < s.heads; ++h) {
+    const float* from = row + h * s.head_dim;
+    float* to = heads.at(h, t);
+    for (int64_t j = 0; j < s.head_dim; ++j) to[j] = (from[j] - shift) * scale;
+    std::fill(to + s.head_dim, to + s.padded_dim(), 0.f);
+  }
+}
+
+void split_padding(const Heads& heads) {
+  const int64_t first = heads.tokens, last = padded(heads.tokens);
+  for (int64_t h = 0; h < heads.sizes.heads; ++h) std::fill(heads.at(h, first), heads.at(h, last), 0.f);
+}
+
+void split(const Rows& rows, const Heads& heads) {
+  at::parallel_for(0, heads.tokens, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) split_row(rows[t], 0, 1, t, heads);
+  });
+  split_padding(heads);
+}
+
+// Split (x - mean) / deviation * scale. `inverse_deviations` [t] are what the backward pass needs of it.
+void split_normalised(const Rows& rows, float scale, double norm_eps, const Heads& heads, float* inverse_deviations) {
+  const int64_t width = heads.sizes.width();
+  at::parallel_for(0, heads.tokens, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* row = rows[t];
+      float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t j = 0; j < width; ++j) sum += row[j];
+      const float mean = sum / width;
+#pragma omp simd reduction(+ : squares)
+      for (int64_t j = 0; j < width; ++j) squares += (row[j] - mean) * (row[j] - mean);
+      inverse_deviations[t] = 1 / std::sqrt(squares / width + static_cast<float>(norm_eps));
+      split_row(row, mean, scale * inverse_deviations[t], t, heads);
+    }
+  });
+  split_padding(heads);
+}
+
+void merge(const Heads& heads, const Rows& rows) {
+  const Sizes s = heads.sizes;
+  at::parallel_for(0, heads.tokens, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t h = 0; h < s.heads; ++h)
+        std::copy(heads.at(h, t), heads.at(h, t) + s.head_dim, rows[t] + h * s.head_dim);
+  });
+}
+
+// Backward of split_normalised. With y = scale (x - mean) / deviation and g the gradient in y, that in x is
+// scale / deviation * (g - mean(g) - y mean(g y) / scale^2), means over the width.
+void merge_normalised(const Heads& gradients, const Heads& normalised, float scale, const float* inverse_deviations,
+                      const Rows& rows) {
+  const Sizes s = gradients.sizes;
+  at::parallel_for(0, gradients.tokens, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      float sum = 0, along = 0;
+      for (int64_t h = 0; h < s.heads; ++h) {
+        const float *g = gradients.at(h, t), *y = normalised.at(h, t);
+#pragma omp simd reduction(+ : sum, along)
+        for (int64_t j = 0; j < s.head_dim; ++j) {
+          sum += g[j];
+          along += g[j] * y[j];
+        }
+      }
+      const float mean = sum / s.width(), slope = along / s.width() / (scale * scale);
+      const float factor = scale * inverse_deviations[t];
+      for (int64_t h = 0; h < s.heads; ++h) {
+        const float *g = gradients.at(h, t), *y = normalised.at(h, t);
+        float* to = rows[t] + h * s.head_dim;
+        for (int64_t j = 0; j < s.head_dim; ++j) to[j] = factor * (g[j] - mean - y[j] * slope);
+      }
+    }
+  });
+}
+
+// ---- attention of one head ----
+
+float sum_of(const Register& values) {
+  float sum = 0;
+  for (int64_t j = 0; j < LANES; ++j) sum += values[j];
+  return sum;
+}
+
+float largest_of(const Register& values) {
+  float largest = values[0];
+  for (int64_t j = 1; j < LANES; ++j) largest = std::max(largest, values[j]);
+  return largest;
+}
+
+Register larger(const Register& x, const Register& y) { return x > y ? x : y; }
+
+// e^x for x <= 0, to 2e-7 of it, and 0 below -87: 2^n 2^r with n = round(x log2 e) and |r| <= 1/2, where 2^r is its
+// Taylor series and n is added to the exponent's bits.
+Register power(const Register& x) {
+  typedef int32_t Bits __attribute__((vector_size(LANES * sizeof(float)), may_alias));
+  const float to_integer = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded, and stands in its lowest bits
+  const Register exponent = x * 1.442695041f, shifted = exponent + to_integer;
+  const Register r = exponent - (shifted - to_integer);
+  Register series = r * 1.540353039e-4f + 1.333355815e-3f;
+  series = series * r + 9.618129108e-3f;
+  series = series * r + 5.550410866e-2f;
+  series = series * r + 2.402265070e-1f;
+  series = series * r + 6.931471806e-1f;
+  series = series * r + 1.f;
+  const Bits scaled = (Bits)series + ((Bits)shifted << 23);
+  return x < -87.f ? Register{} : (Register)scaled;
+}
+
+// e^(score - the row's largest) over the first `keys` of each row of scores [rows, columns], in place; 0 in the padding.
+// Softmax is that times the row's `inverse_sums`.
+void exponentiate(float* scores, int64_t stride, int64_t rows, int64_t keys, int64_t columns, float* inverse_sums) {
+  for (int64_t r = 0; r < rows; ++r) {
+    std::fill(scores + r * stride + keys, scores + r * stride + columns, -std::numeric_limits<float>::infinity());
+    auto* row = reinterpret_cast<Register*>(scores + r * stride);
+    const int64_t vectors = columns / LANES;  // an even number
+    Register even = row[0], odd = row[1];
+    for (int64_t j = 2; j < vectors; j += 2) {
+      even = larger(even, row[j]);
+      odd = larger(odd, row[j + 1]);
+    }
+    const float top = largest_of(larger(even, odd));
+    Register sum{};
+    for (int64_t j = 0; j < vectors; ++j) {
+      row[j] = power(row[j] - top);
+      sum += row[j];
+    }
+    inverse_sums[r] = 1 / sum_of(sum);
+  }
+}
+
+// From the gradients in softmax those in the scores, in place: p * (gradients - sum(p * gradients)), where p is
+// `powers` times the row's inverse sum.
+void softmax_backward(const float* powers, float* gradients, int64_t stride, int64_t rows, int64_t columns,
+                      const float* inverse_sums) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto* p = reinterpret_cast<const Register*>(powers + r * stride);
+    auto* g = reinterpret_cast<Register*>(gradients + r * stride);
+    Register even{}, odd{};
+    for (int64_t j = 0; j < columns / LANES; j += 2) {
+      even += p[j] * g[j];
+      odd += p[j + 1] * g[j + 1];
+    }
+    const float expected = sum_of(even + odd) * inverse_sums[r];
+    for (int64_t j = 0; j < columns / LANES; ++j) g[j] = p[j] * inverse_sums[r] * (g[j] - expected);
+  }
+}
+
+void scale_row(const float* from, float factor, int64_t size, float* to) {
+  for (int64_t j = 0; j < size; ++j) to[j] = from[j] * factor;
+}
+
+// Pieces of one allocation, for a thread that works on one head after the other.
+struct Scratch {
+  at::Tensor memory;
+  float* next;
+  explicit Scratch(int64_t size) : memory(at::empty({size}, at::kFloat)), next(memory.data_ptr<float>()) {}
+  float* take(int64_t size) { return std::exchange(next, next + size); }
+};
+
+// Calls body(first, last) for all samples: side by side where there is one for each thread, otherwise one after the
+// other, and what body does inside is shared among the threads.
+template <typename Body>
+void for_samples(int64_t samples, const Body& body) {
+  if (samples >= at::get_num_threads())
+    at::parallel_for(0, samples, 1, body);
+  else
+    body(0, samples);
+}
+
+at::Tensor forward(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, int64_t head_dim,
+                   double norm_eps) {
+  const int64_t samples = queries.size(0), t = queries.size(1), l = keys.size(1);
+  const int64_t columns = padded(l), stride = columns + CACHE_LINE;
+  const Sizes sizes{queries.size(2) / head_dim, head_dim};
+  const int64_t dim = sizes.padded_dim();
+  const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
+  at::Tensor attended = at::empty({samples, t, sizes.width()}, at::kFloat);
+  for_samples(samples, [&](int64_t first, int64_t last) {
+    const Heads q(t, sizes), k(l, sizes), v(l, sizes);
+    Scratch deviations(t + l);
+    float *of_queries = deviations.take(t), *of_keys = deviations.take(l);
+    for (int64_t n = first; n < last; ++n) {
+      const Rows out = rows_of(attended, n);
+      split_normalised(rows_of(queries, n), scale, norm_eps, q, of_queries);
+      split_normalised(rows_of(keys, n), 1, norm_eps, k, of_keys);
+      split(rows_of(values, n), v);
+      at::parallel_for(0, sizes.heads, 1, [&](int64_t begin, int64_t end) {
+        Scratch scratch(dim * columns + BLOCK_ROWS * (stride + dim));
+        float *transposed = scratch.take(dim * columns), *scores = scratch.take(BLOCK_ROWS * stride);
+        float *mixed = scratch.take(BLOCK_ROWS * dim), inverse_sums[BLOCK_ROWS];
+        for (int64_t h = begin; h < end; ++h) {
+          const Strips keys_transposed = transpose(k.head(h), columns, dim, transposed);
+          for (int64_t i = 0; i < t; i += BLOCK_ROWS) {
+            const int64_t rows = std::min(BLOCK_ROWS, t - i);
+            multiply<false>(rows, columns, head_dim, q.at(h, i), dim, 1, keys_transposed, scores, stride);
+            exponentiate(scores, stride, rows, l, columns, inverse_sums);
+            multiply<false>(rows, dim, l, scores, stride, 1, row_by_row(v.head(h), dim), mixed, dim);
+            for (int64_t r = 0; r < rows; ++r)
+              scale_row(mixed + r * dim, inverse_sums[r], head_dim, out[i + r] + h * head_dim);
+          }
+        }
+      });
+    }
+  });
+  return attended;
+}
+
+// Writes the gradients of queries, keys and values, tensors of the same sizes as these.
+void backward(const at::Tensor& gradient, const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
+              at::Tensor& of_queries, at::Tensor& of_keys, at::Tensor& of_values, int64_t head_dim, double norm_eps) {
+  const int64_t samples = queries.size(0), t = queries.size(1), l = keys.size(1);
+  const int64_t columns = padded(l), stride = columns + CACHE_LINE;
+  const Sizes sizes{queries.size(2) / head_dim, head_dim};
+  const int64_t dim = sizes.padded_dim();
+  const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
+  for_samples(samples, [&](int64_t first, int64_t last) {
+    const Heads q(t, sizes), k(l, sizes), v(l, sizes), out(t, sizes);  // the inputs, and the gradient of the result
+    const Heads dq(t, sizes), dk(l, sizes), dv(l, sizes);
+    Scratch deviations(t + l);
+    float *q_deviations = deviations.take(t), *k_deviations = deviations.take(l);
+    for (int64_t n = first; n < last; ++n) {
+      split_normalised(rows_of(queries, n), scale, norm_eps, q, q_deviations);
+      split_normalised(rows_of(keys, n), 1, norm_eps, k, k_deviations);
+      split(rows_of(values, n), v);
+      split(rows_of(gradient, n), out);
+      at::parallel_for(0, sizes.heads, 1, [&](int64_t begin, int64_t end) {
+        Scratch scratch(2 * dim * columns + BLOCK_ROWS * (2 * stride + dim));
+        float *transposed_k = scratch.take(dim * columns), *transposed_v = scratch.take(dim * columns);
+        float *p = scratch.take(BLOCK_ROWS * stride), *ds = scratch.take(BLOCK_ROWS * stride);
+        float *scaled = scratch.take(BLOCK_ROWS * dim), inverse_sums[BLOCK_ROWS];
+        for (int64_t h = begin; h < end; ++h) {
+          const Strips keys_transposed = transpose(k.head(h), columns, dim, transposed_k);
+          const Strips values_transposed = transpose(v.head(h), columns, dim, transposed_v);
+          std::fill(dk.at(h, 0), dk.at(h, l), 0.f);
+          std::fill(dv.at(h, 0), dv.at(h, l), 0.f);
+          for (int64_t i = 0; i < t; i += BLOCK_ROWS) {
+            const int64_t rows = std::min(BLOCK_ROWS, t - i);
+            // p = softmax(q k^T), up to a factor for each row;  ds = the gradient in the scores, from out v^T in p
+            multiply<false>(rows, columns, head_dim, q.at(h, i), dim, 1, keys_transposed, p, stride);
+            exponentiate(p, stride, rows, l, columns, inverse_sums);
+            multiply<false>(rows, columns, head_dim, out.at(h, i), dim, 1, values_transposed, ds, stride);
+            softmax_backward(p, ds, stride, rows, columns, inverse_sums);
+            // dv += p^T out;  dk += ds^T q;  dq = ds k
+            for (int64_t r = 0; r < rows; ++r) scale_row(out.at(h, i + r), inverse_sums[r], dim, scaled + r * dim);
+            multiply<true>(l, dim, rows, p, 1, stride, row_by_row(scaled, dim), dv.head(h), dim);
+            multiply<true>(l, dim, rows, ds, 1, stride, row_by_row(q.at(h, i), dim), dk.head(h), dim);
+            multiply<false>(rows, dim, l, ds, stride, 1, row_by_row(k.head(h), dim), dq.at(h, i), dim);
+          }
+        }
+      });
+      merge_normalised(dq, q, scale, q_deviations, rows_of(of_queries, n));
+      merge_normalised(dk, k, 1, k_deviations, rows_of(of_keys, n));
+      merge(dv, rows_of(of_values, n));
+    }
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(microdit, library) {
+  library.def("attention(Tensor queries, Tensor keys, Tensor values, int head_dim, float norm_eps) -> Tensor");
+  library.def(
+      "attention_backward(Tensor gradient, Tensor queries, Tensor keys, Tensor values, Tensor(a!) of_queries, "
+      "Tensor(b!) of_keys, Tensor(c!) of_values, int head_dim, float norm_eps) -> ()");
+  library.impl("attention", c10::DispatchKey::CPU, &forward);
+  library.impl("attention_backward", c10::DispatchKey::CPU, &backward);
+}

@@ -1,0 +1,177 @@
+"""The operations of a block compiled for a CPU: the formulas of operations.py, each in one pass over memory.
+
+`fused_attention.cpp` and `fused_layers.cpp` are compiled on this computer the first time they are asked for. That takes
+a C++ compiler and half a minute; later processes find what was made.
+"""
+
+import functools
+import hashlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from microdit.model.operations import (
+    Operations,
+    add_gated,
+    modulated_norm,
+    normalised_attention,
+    silu_product,
+    unpack,
+)
+
+PYTORCH = Path(torch.__file__).parent
+SOURCES = [Path(__file__).with_name(name) for name in ("fused_attention.cpp", "fused_layers.cpp")]
+# Not those of this computer alone: a home may be shared with others. Which of them at::vec uses is PyTorch's choice.
+INSTRUCTIONS = {
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+    "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c"],
+}
+
+
+class CompilerError(RuntimeError):
+    """What is to be compiled cannot be; the message says why, and how to do without."""
+
+
+WAYS_OUT = (
+    "Install a C++ compiler that knows OpenMP, such as g++ (CXX=... names another one, TORCH_EXTENSIONS_DIR=... "
+    "another folder), or do without: compile=false, trainer.compile=false in training"
+)
+
+
+@functools.cache
+def load_fused_operations() -> Operations:
+    """The fused operations, compiled for this processor and this PyTorch unless that was done before.
+
+    What is compiled is kept in $TORCH_EXTENSIONS_DIR or in the user's cache.
+    Raises CompilerError where there is no C++ compiler, where it fails, or where its result cannot be kept.
+    """
+    command = compiler_command()
+    made_of = "\n".join([torch.__version__, *command, *(source.read_text() for source in SOURCES)])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "microdit"
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache)
+    library = folder / f"microdit_{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    try:
+        if not library.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made = Path(scratch) / library.name
+                subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
+                made.replace(library)  # at once, because other processes may be looking for it, or making it too
+        torch.ops.load_library(library)
+    except subprocess.CalledProcessError as error:
+        raise CompilerError(f"{command[0]} cannot compile {SOURCES[0].parent}: {error.stderr}\n{WAYS_OUT}") from error
+    except OSError as error:
+        raise CompilerError(f"attention cannot be compiled into {folder}: {error}\n{WAYS_OUT}") from error
+    return Operations(fused_normalised_attention, fused_modulated_norm, fused_add_gated, fused_silu_product)
+
+
+def compiler_command() -> list[str]:
+    """Compiles SOURCES into a library, once `-o` and its path are added."""
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return [
+        os.environ.get("CXX", "c++"),
+        *("-std=c++20", "-O3", "-fopenmp", "-fPIC", "-shared", *map(str, SOURCES)),
+        *INSTRUCTIONS.get(instructions, ["-march=native"]),
+        *(f"-DCPU_CAPABILITY={instructions}", f"-DCPU_CAPABILITY_{instructions}"),
+        *(f"-I{PYTORCH / 'include'}", f"-L{PYTORCH / 'lib'}", "-ltorch_cpu", "-lc10"),
+    ]
+
+
+def can_be_fused(*tensors: Tensor) -> bool:
+    """Whether the compiled functions take them: float32 on a CPU. All else goes through the formulas."""
+    return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+
+
+class NormalisedAttention(torch.autograd.Function):
+    """Keeps its inputs for the backward pass, and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, head_dim: int, norm_eps: float, *packed: Tensor) -> Tensor:
+        ctx.save_for_backward(*packed)
+        ctx.sizes = (head_dim, norm_eps)
+        return torch.ops.microdit.attention(*unpack(*packed), head_dim, norm_eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        packed = ctx.saved_tensors
+        gradients = [torch.empty_like(x) for x in packed]
+        arguments = (*unpack(*packed), *unpack(*gradients), *ctx.sizes)
+        torch.ops.microdit.attention_backward(gradient.contiguous(), *arguments)
+        return None, None, *gradients
+
+
+def fused_normalised_attention(
+    *packed: Float[Tensor, "n _ _"], head_dim: int, norm_eps: float
+) -> Float[Tensor, "n t h"]:
+    if not can_be_fused(*packed):
+        return normalised_attention(*packed, head_dim=head_dim, norm_eps=norm_eps)
+    return NormalisedAttention.apply(head_dim, norm_eps, *(x.contiguous() for x in packed))
+
+
+class ModulatedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, shift: Tensor, norm_eps: float) -> Tensor:
+        ctx.save_for_backward(x, factor)
+        ctx.norm_eps = norm_eps
+        return torch.ops.microdit.modulated_norm(x, factor, shift, norm_eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, factor = ctx.saved_tensors
+        return *torch.ops.microdit.modulated_norm_backward(gradient.contiguous(), x, factor, ctx.norm_eps), None
+
+
+def fused_modulated_norm(
+    x: Float[Tensor, "n t d"], norm: nn.LayerNorm, shift: Float[Tensor, "n d"], scale: Float[Tensor, "n d"]
+) -> Float[Tensor, "n t d"]:
+    if not can_be_fused(x, shift, scale):
+        return modulated_norm(x, norm, shift, scale)
+    factor = norm.weight * (1 + scale)
+    return ModulatedNorm.apply(x.contiguous(), factor, shift.contiguous(), norm.eps)
+
+
+class AddGated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, y)
+        return torch.ops.microdit.add_gated(x, gate, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *torch.ops.microdit.add_gated_backward(gradient.contiguous(), *ctx.saved_tensors)
+
+
+def fused_add_gated(
+    x: Float[Tensor, "n t d"], gate: Float[Tensor, "n d"], y: Float[Tensor, "n t d"]
+) -> Float[Tensor, "n t d"]:
+    if not can_be_fused(x, gate, y):
+        return add_gated(x, gate, y)
+    return AddGated.apply(x.contiguous(), gate.contiguous(), y.contiguous())
+
+
+class SiLUProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        return torch.ops.microdit.silu_product(x, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.microdit.silu_product_backward(gradient.contiguous(), *ctx.saved_tensors)
+
+
+def fused_silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> Float[Tensor, "n t f"]:
+    if not can_be_fused(x, y):
+        return silu_product(x, y)
+    return SiLUProduct.apply(x.contiguous(), y.contiguous())

@@ -1,0 +1,80 @@
+"""The formulas of a block between its linear layers, as functions: attention, modulated norm, gates.
+
+`FORMULAS` is how a block uses them. fused_operations.py has the same functions compiled for a CPU.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def normalise(x: Float[Tensor, "n t h"], norm_eps: float) -> Float[Tensor, "n t h"]:
+    """Layer norm without weight over the full width, all heads together: keeps attention logits bounded."""
+    return F.layer_norm(x, x.shape[-1:], eps=norm_eps)
+
+
+def split_heads(x: Float[Tensor, "n t h"], head_dim: int) -> Float[Tensor, "n heads t head_dim"]:
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def attend(
+    queries: Float[Tensor, "n t h"], keys: Float[Tensor, "n l h"], values: Float[Tensor, "n l h"], head_dim: int
+) -> Float[Tensor, "n t h"]:
+    """Scaled dot-product attention, head by head."""
+    q, k, v = (split_heads(x, head_dim) for x in (queries, keys, values))
+    # torch's fused kernel is up to five times slower than these products in bfloat16 on a CPU (benchmarks/RESULTS.md).
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and k.shape[-2] <= 256:
+        attended = (q * head_dim**-0.5 @ k.mT).softmax(dim=-1) @ v
+    else:
+        attended = F.scaled_dot_product_attention(q, k, v)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def unpack(*packed: Float[Tensor, "n _ _"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, from one tensor with all three side by side, or from queries and one with the rest."""
+    if len(packed) == 1:
+        queries, keys, values = packed[0].chunk(3, dim=-1)
+        return queries, keys, values
+    keys, values = packed[1].chunk(2, dim=-1)
+    return packed[0], keys, values
+
+
+def normalised_attention(*packed: Float[Tensor, "n _ _"], head_dim: int, norm_eps: float) -> Float[Tensor, "n t h"]:
+    """Attention whose queries and keys are normalised first; from what `unpack` takes."""
+    queries, keys, values = unpack(*packed)
+    return attend(normalise(queries, norm_eps), normalise(keys, norm_eps), values, head_dim)
+
+
+def modulated_norm(
+    x: Float[Tensor, "n t d"], norm: nn.LayerNorm, shift: Float[Tensor, "n d"], scale: Float[Tensor, "n d"]
+) -> Float[Tensor, "n t d"]:
+    """Adaptive layer norm: norm(x) * (1 + scale) + shift, one shift and scale a sample."""
+    return torch.addcmul(shift[:, None], norm(x), 1 + scale[:, None])
+
+
+def add_gated(
+    x: Float[Tensor, "n t d"], gate: Float[Tensor, "n d"], y: Float[Tensor, "n t d"]
+) -> Float[Tensor, "n t d"]:
+    """x + gate * y, one gate a sample."""
+    return x + gate[:, None] * y
+
+
+def silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> Float[Tensor, "n t f"]:
+    """silu(x) * y, the gate of SwiGLU."""
+    return F.silu(x) * y
+
+
+class Operations(NamedTuple):
+    """What a block computes between its linear layers."""
+
+    normalised_attention: Callable[..., Tensor]
+    modulated_norm: Callable[..., Tensor]
+    add_gated: Callable[..., Tensor]
+    silu_product: Callable[..., Tensor]
+
+
+FORMULAS = Operations(normalised_attention, modulated_norm, add_gated, silu_product)

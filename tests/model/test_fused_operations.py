@@ -1,0 +1,180 @@
+"""What is compiled for a CPU computes what the formulas say, forward and backward, whatever the sizes."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from microdit.analysis.cost import training_flops_per_image
+from microdit.model.fused_operations import CompilerError, compiler_command, load_fused_operations
+from microdit.model.operations import FORMULAS, Operations
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(compiler_command()[0]) is None, reason=f"there is no compiler {compiler_command()[0]}"
+)
+
+
+@pytest.fixture(scope="module")
+def fused() -> Operations:
+    return load_fused_operations()
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def assert_alike(formula, fused, *inputs: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """The same result, and the same gradients of all inputs."""
+
+    def results(operation):
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        out = operation(*leaves)
+        out.backward(randn(*out.shape))
+        return [out.detach(), *(x.grad for x in leaves)]
+
+    for actual, expected in zip(results(fused), results(formula), strict=True):
+        # Some gradients are zero but for rounding, such as that of a query with one key to choose from.
+        assert (actual - expected).norm() <= tolerance * max(expected.norm(), expected.numel() ** 0.5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("head_dim", [8, 12, 32, 64])
+@pytest.mark.parametrize("tokens", [1, 6, 23, 64, 130])
+def test_self_attention(fused, head_dim, tokens):
+    sizes = {"head_dim": head_dim, "norm_eps": 1e-6}
+    assert_alike(
+        lambda qkv: FORMULAS.normalised_attention(qkv, **sizes),
+        lambda qkv: fused.normalised_attention(qkv, **sizes),
+        randn(3, tokens, 3 * 2 * head_dim),
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("samples", [1, 5])
+@pytest.mark.parametrize(("queries", "keys"), [(64, 77), (49, 1), (7, 200)])
+def test_attention_to_captions(fused, samples, queries, keys):
+    sizes = {"head_dim": 32, "norm_eps": 1e-6}
+    assert_alike(
+        lambda q, kv: FORMULAS.normalised_attention(q, kv, **sizes),
+        lambda q, kv: fused.normalised_attention(q, kv, **sizes),
+        randn(samples, queries, 96),
+        randn(samples, keys, 2 * 96),
+    )
+
+
+@needs_compiler
+def test_attention_where_one_key_takes_all(fused):
+    """Scores of -90 to 90, where powers of e vanish and would overflow if the largest were not taken off."""
+    sizes = {"head_dim": 32, "norm_eps": 1e-6}
+    channel = 100 * torch.eye(512)[[0, 0, 0, 200]]
+    signs = torch.tensor([1.0, -1.0, 1.0, 1.0])[:, None]
+    qkv = torch.cat([channel * signs, channel * signs.flip(0), randn(4, 512)], dim=-1)[None] + 0.1 * randn(1, 4, 1536)
+    assert_alike(
+        lambda x: FORMULAS.normalised_attention(x, **sizes), lambda x: fused.normalised_attention(x, **sizes), qkv
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(3, 17, 40), (1, 1, 8), (5, 64, 512)])
+def test_modulated_norm(fused, shape):
+    n, _, d = shape
+
+    def modulated(operations):
+        def with_weight(x, weight, shift, scale):
+            norm = nn.LayerNorm(d, eps=1e-6, bias=False)
+            del norm.weight
+            norm.weight = weight  # as an input, so that its gradient is compared
+            return operations.modulated_norm(x, norm, shift, scale)
+
+        return with_weight
+
+    inputs = 3 + 2 * randn(*shape), randn(d), randn(n, d), randn(n, d)
+    assert_alike(modulated(FORMULAS), modulated(fused), *inputs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(3, 17, 40), (1, 1, 5), (5, 64, 512)])
+def test_gates(fused, shape):
+    n, _, d = shape
+    assert_alike(FORMULAS.add_gated, fused.add_gated, randn(*shape), randn(n, d), randn(*shape) - 1)
+    assert_alike(FORMULAS.silu_product, fused.silu_product, 20 * randn(*shape), randn(*shape) + 1)
+
+
+@needs_compiler
+def test_what_is_not_contiguous_is_taken_as_it_reads(fused):
+    x, y = randn(4, 6, 10).transpose(1, 2), randn(4, 10, 12)[..., ::2]
+    assert_alike(FORMULAS.silu_product, fused.silu_product, x, y)
+    sizes = {"head_dim": 6, "norm_eps": 1e-6}
+    packed = randn(2, 18, 9).transpose(1, 2)
+    assert torch.allclose(
+        fused.normalised_attention(packed, **sizes), FORMULAS.normalised_attention(packed, **sizes), atol=1e-5
+    )
+
+
+@needs_compiler
+def test_the_number_of_threads_changes_no_bit(fused):
+    def results(threads: int) -> list[torch.Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        qkv = randn(3, 70, 96).requires_grad_()
+        attended = fused.normalised_attention(qkv, head_dim=32, norm_eps=1e-6)
+        attended.backward(randn(*attended.shape))
+        torch.set_num_threads(before)
+        return [attended, qkv.grad]
+
+    for one, several in zip(results(1), results(4), strict=True):
+        assert torch.equal(one, several)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_go_through_the_formulas(fused, dtype):
+    x, y = randn(2, 3, 24).to(dtype), randn(2, 3, 24).to(dtype)
+    assert torch.equal(fused.silu_product(x, y), FORMULAS.silu_product(x, y))
+    sizes = {"head_dim": 8, "norm_eps": 1e-6}
+    assert torch.equal(fused.normalised_attention(x, **sizes), FORMULAS.normalised_attention(x, **sizes))
+
+
+@needs_compiler
+def test_a_fused_network_has_the_same_keys_flops_and_copies(small_network, inputs):
+    network = small_network()
+    keys, flops = list(network.state_dict()), training_flops_per_image(network, 0.75, 5)
+    expected = network(*inputs())
+    network.fuse_operations()
+    assert list(network.state_dict()) == keys
+    assert training_flops_per_image(network, 0.75, 5) == flops
+    for each in (network, copy.deepcopy(network)):
+        assert torch.allclose(each(*inputs()), expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+def test_every_operation_of_a_fused_network_is_fused(small_network, inputs):
+    network = small_network()
+    network.fuse_operations()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        network(*inputs()).square().mean().backward()
+    used = {event.key for event in profile.key_averages()}
+    operations = ("attention", "modulated_norm", "add_gated", "silu_product")
+    assert {f"microdit::{name}{way}" for name in operations for way in ("", "_backward")} <= used
+    assert not {name for name in used if "scaled_dot_product" in name or name == "aten::silu"}
+
+
+def test_without_a_compiler_the_message_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "absent-compiler")
+    with pytest.raises(CompilerError, match=r"absent-compiler(.|\n)*Install a C\+\+ compiler(.|\n)*compile=false"):
+        load_fused_operations.__wrapped__()
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "made"))
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'no OpenMP here' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(CompilerError, match="no OpenMP here"):
+        load_fused_operations.__wrapped__()
+    assert not list((tmp_path / "made").iterdir())
