@@ -15,7 +15,7 @@ RESULTS = HERE / "RESULTS.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 COMMANDS = [
     ["train_step.py", "--compile", "--rounds", "2"],
-    ["moe.py", "--rounds", "3"],
+    ["moe.py", "--batch", "2", "--rounds", "3"],
     ["sampling.py", "--repeats", "2"],
 ]
 

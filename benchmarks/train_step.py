@@ -170,6 +170,8 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
     if arguments.activation_checkpointing:
         saving = copy.deepcopy(network)
         saving.checkpoint_activations()
+        if arguments.compile:
+            saving.compile_for(device.type)
         candidates["microdit, recomputing"] = training_step(saving, case, batch, device)
     if arguments.compile:
         if baseline:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from compiler import needs_compiler
 from PIL import Image
 
 from microdit.pipeline import build_pipeline
@@ -33,7 +34,7 @@ def saved(small_settings, wake, tmp_path_factory) -> str:
     ("options", "evaluations"),
     [
         ([], "5/5"),
-        (["compile=true"], "5/5"),
+        pytest.param(["compile=true"], "5/5", marks=needs_compiler),
         (["sampler=dpm_solver_2m", "guidance_interval=[0.1,10]", "temperature=0.6"], "3/3"),
     ],
 )

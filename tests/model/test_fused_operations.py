@@ -1,19 +1,15 @@
 """What is compiled for a CPU computes what the formulas say, forward and backward, whatever the sizes."""
 
 import copy
-import shutil
 
 import pytest
 import torch
+from compiler import needs_compiler
 from torch import nn
 
 from microdit.analysis.cost import training_flops_per_image
-from microdit.model.fused_operations import CompilerError, compiler_command, load_fused_operations
+from microdit.model.fused_operations import CompilerError, load_fused_operations
 from microdit.model.operations import FORMULAS, Operations
-
-needs_compiler = pytest.mark.skipif(
-    shutil.which(compiler_command()[0]) is None, reason=f"there is no compiler {compiler_command()[0]}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +17,24 @@ def fused() -> Operations:
     return load_fused_operations()
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 def randn(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+    return torch.randn(shape)
 
 
 def assert_alike(formula, fused, *inputs: torch.Tensor, tolerance: float = 1e-5) -> None:
     """The same result, and the same gradients of all inputs."""
 
+    gradient = torch.randn_like(formula(*inputs))
+
     def results(operation):
         leaves = [x.detach().clone().requires_grad_() for x in inputs]
         out = operation(*leaves)
-        out.backward(randn(*out.shape))
+        out.backward(gradient)
         return [out.detach(), *(x.grad for x in leaves)]
 
     for actual, expected in zip(results(fused), results(formula), strict=True):
@@ -115,17 +118,36 @@ def test_what_is_not_contiguous_is_taken_as_it_reads(fused):
 
 @needs_compiler
 def test_the_number_of_threads_changes_no_bit(fused):
+    inputs, gradient = randn(3, 70, 96), randn(3, 70, 32)
+
     def results(threads: int) -> list[torch.Tensor]:
-        before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        qkv = randn(3, 70, 96).requires_grad_()
+        qkv = inputs.clone().requires_grad_()
         attended = fused.normalised_attention(qkv, head_dim=32, norm_eps=1e-6)
-        attended.backward(randn(*attended.shape))
-        torch.set_num_threads(before)
+        attended.backward(gradient)
         return [attended, qkv.grad]
 
-    for one, several in zip(results(1), results(4), strict=True):
-        assert torch.equal(one, several)
+    before = torch.get_num_threads()
+    try:
+        one, several = results(1), results(4)  # four threads share the heads of a sample, one takes sample by sample
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for x, y in zip(one, several, strict=True))
+
+
+@needs_compiler
+def test_tensors_that_do_not_fit_are_refused(fused):
+    """The formulas would raise or broadcast; compiled code would read what lies behind."""
+    operations, x = torch.ops.microdit, randn(2, 5, 16)
+    other = randn(1, 7, 16)
+    with pytest.raises(RuntimeError, match="do not fit"):
+        operations.attention(x, other, other, 8, 1e-6)
+    with pytest.raises(RuntimeError, match="whole heads"):
+        operations.attention(x, x, x, 12, 1e-6)
+    with pytest.raises(RuntimeError, match="one vector a sample"):
+        operations.add_gated(x, randn(1, 16), x)
+    with pytest.raises(RuntimeError, match="belong"):
+        operations.silu_product(x, randn(2, 4, 16))
 
 
 @needs_compiler

@@ -2,26 +2,21 @@
 
 import json
 import os
-import shutil
 from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
+from compiler import needs_compiler
 from safetensors import safe_open
 
 from microdit.diffusion.edm import Draws, NoiseDistribution, denoise, guided, training_loss
 from microdit.diffusion.samplers import heun, noise_schedule
 from microdit.model.dit import DiT
-from microdit.model.fused_operations import compiler_command
 from microdit.model.masking import keep_patches
 
 FOLDER = Path(os.environ.get("MICRODIT_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 FILES = sorted(FOLDER.glob("*.safetensors"))
-
-needs_compiler = pytest.mark.skipif(
-    shutil.which(compiler_command()[0]) is None, reason=f"there is no compiler {compiler_command()[0]}"
-)
 
 
 def test_there_are_golden_files():

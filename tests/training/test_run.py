@@ -4,16 +4,15 @@ import csv
 import dataclasses
 import json
 import os
-import shutil
 import signal
 
 import pytest
 import torch
+from compiler import needs_compiler
 from rich.console import Console
 
 from microdit.build import SettingsError
 from microdit.checkpoints import checkpoints_of, latest_checkpoint, network_weights
-from microdit.model.fused_operations import compiler_command
 from microdit.pipeline import LatentDiffusion
 from microdit.training.module import NonFiniteLossError
 from microdit.training.run import train
@@ -51,7 +50,7 @@ def test_accumulating_micro_batches_and_reading_threads_change_no_loss(small_set
         torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(shutil.which(compiler_command()[0]) is None, reason="there is no C++ compiler")
+@needs_compiler
 def test_a_compiled_run_has_the_losses_of_a_plain_one(small_settings, logged, tmp_path):
     for name in ("true", "false"):
         quiet_train(small_settings(f"trainer.compile={name}", "trainer.max_steps=4", output=tmp_path / name))

@@ -35,7 +35,8 @@ class SelfAttention(nn.Module):
 class ReadCaptions(NamedTuple):
     """What one cross-attention takes from captions: neither patches nor noise are in it, so sampling reads only once.
 
-    `without_caption` is the layer's whole output for samples whose caption is zeros, as guidance has them.
+    `keys_and_values` are as `kv_linear` gives them, not normalised yet. `without_caption` is the layer's whole output
+    for samples whose caption is zeros, as guidance has them.
     """
 
     keys_and_values: Float[Tensor, "m l d2"]

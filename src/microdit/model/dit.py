@@ -294,7 +294,7 @@ class DiT(nn.Module):
                 module.keeps_activations = False
 
     def compile_for(self, device_type: str) -> None:
-        """Compiles what pays on that kind of device: on a "cpu" the blocks' operations, elsewhere whole blocks.
+        """Compiles what pays: the blocks' operations on a "cpu", whole blocks on any other kind of device.
 
         Raises CompilerError where operations cannot be compiled.
         """

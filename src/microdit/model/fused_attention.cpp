@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 namespace {
 
@@ -21,12 +22,12 @@ constexpr int64_t LANES = at::vec::Vectorized<float>::size();
 // them begins at a multiple of their size: at::empty does, and rows and heads are padded.
 typedef float Register __attribute__((vector_size(LANES * sizeof(float)), may_alias));
 
-constexpr int64_t TILE_ROWS = 6, TILE_COLUMNS = 2 * LANES;  // 12 sums, 2 columns and a factor: 15 registers of 16
+constexpr int64_t TILE_ROWS = 6, TILE_COLUMNS = 2 * LANES;  // 12 sums, 2 columns and a factor: 15 of AVX2's 16 registers
 constexpr int64_t TRANSPOSED = 16;                          // rows and columns that at::vec transposes at once
 constexpr int64_t PADDING = std::max(TILE_COLUMNS, TRANSPOSED);
 constexpr int64_t BLOCK_ROWS = 8 * TILE_ROWS;  // queries whose scores are in the cache together
 
-// Floats. Rows whose distance is a power of two would compete for the same few places in a cache.
+// In floats. Added between rows, because those whose distance is a power of two compete for the same places in a cache.
 constexpr int64_t CACHE_LINE = 64 / sizeof(float);
 
 int64_t padded(int64_t size) { return (size + PADDING - 1) / PADDING * PADDING; }
@@ -238,7 +239,7 @@ float largest_of(const Register& values) {
 
 Register larger(const Register& x, const Register& y) { return x > y ? x : y; }
 
-// e^x for x <= 0, to 2e-7 of it, and 0 below -87: 2^n 2^r with n = round(x log2 e) and |r| <= 1/2, where 2^r is its
+// e^x for x <= 0, to 2e-7 of 1, and 0 below -87: 2^n 2^r with n = round(x log2 e) and |r| <= 1/2, where 2^r is its
 // Taylor series and n is added to the exponent's bits.
 Register power(const Register& x) {
   typedef int32_t Bits __attribute__((vector_size(LANES * sizeof(float)), may_alias));
@@ -316,8 +317,18 @@ void for_samples(int64_t samples, const Body& body) {
     body(0, samples);
 }
 
+void check(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, int64_t head_dim) {
+  for (const at::Tensor* x : {&queries, &keys, &values})
+    TORCH_CHECK(x->dim() == 3 && x->stride(2) == 1 && x->scalar_type() == at::kFloat, "tokens are float32 [n, t, h]");
+  TORCH_CHECK(keys.sizes() == values.sizes() && keys.size(0) == queries.size(0) && keys.size(2) == queries.size(2),
+              "queries of ", queries.sizes(), " do not fit keys of ", keys.sizes(), " and values of ", values.sizes());
+  TORCH_CHECK(head_dim > 0 && queries.size(2) % head_dim == 0, "width ", queries.size(2), " is not whole heads of ",
+              head_dim);
+}
+
 at::Tensor forward(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, int64_t head_dim,
                    double norm_eps) {
+  check(queries, keys, values, head_dim);
   const int64_t samples = queries.size(0), t = queries.size(1), l = keys.size(1);
   const int64_t columns = padded(l), stride = columns + CACHE_LINE;
   const Sizes sizes{queries.size(2) / head_dim, head_dim};
@@ -357,6 +368,11 @@ at::Tensor forward(const at::Tensor& queries, const at::Tensor& keys, const at::
 // Writes the gradients of queries, keys and values, tensors of the same sizes as these.
 void backward(const at::Tensor& gradient, const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
               at::Tensor& of_queries, at::Tensor& of_keys, at::Tensor& of_values, int64_t head_dim, double norm_eps) {
+  check(queries, keys, values, head_dim);
+  check(of_queries, of_keys, of_values, head_dim);
+  TORCH_CHECK(gradient.sizes() == queries.sizes() && of_queries.sizes() == queries.sizes() && gradient.stride(2) == 1 &&
+                  of_keys.sizes() == keys.sizes(),
+              "gradients are of the sizes of what they belong to");
   const int64_t samples = queries.size(0), t = queries.size(1), l = keys.size(1);
   const int64_t columns = padded(l), stride = columns + CACHE_LINE;
   const Sizes sizes{queries.size(2) / head_dim, head_dim};

@@ -16,7 +16,22 @@ namespace {
 using Vector = at::vec::Vectorized<float>;
 using at::Tensor;
 
-// Tensors are contiguous: x [n, t, d], what belongs to a whole sample [n, d].
+// Raises unless all are contiguous float32 tensors of the size of the first: x [n, t, d].
+void check_tokens(at::ArrayRef<Tensor> tensors) {
+  for (const Tensor& x : tensors)
+    TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kFloat && x.sizes() == tensors[0].sizes(),
+                "tokens of ", x.sizes(), " where contiguous float32 ones of ", tensors[0].sizes(), " belong");
+}
+
+// The same for what belongs to a whole sample of x: [n, d].
+void check_vectors(const Tensor& x, at::ArrayRef<Tensor> tensors) {
+  TORCH_CHECK(x.dim() == 3, "tokens are [n, t, d]");
+  for (const Tensor& y : tensors)
+    TORCH_CHECK(y.is_contiguous() && y.scalar_type() == at::kFloat && y.dim() == 2 && y.size(0) == x.size(0) &&
+                    y.size(1) == x.size(2),
+                "one vector a sample of ", y.sizes(), " for tokens of ", x.sizes());
+}
+
 struct Sizes {
   int64_t samples, tokens, dim;
   explicit Sizes(const Tensor& x) : samples(x.size(0)), tokens(x.size(1)), dim(x.size(2)) {}
@@ -55,6 +70,8 @@ void for_samples(const Sizes& sizes, const Body& body) {
 // ---- (x - mean) / deviation * factor + shift ----
 
 Tensor modulated_norm(const Tensor& x, const Tensor& factor, const Tensor& shift, double norm_eps) {
+  check_tokens({x});
+  check_vectors(x, {factor, shift});
   const Sizes sizes(x);
   Tensor modulated = at::empty_like(x);
   const float *from = x.const_data_ptr<float>(), *factors = factor.const_data_ptr<float>();
@@ -63,7 +80,8 @@ Tensor modulated_norm(const Tensor& x, const Tensor& factor, const Tensor& shift
   for_rows(sizes, [&](int64_t n, int64_t i) {
     const float *row = from + i * sizes.dim, *f = factors + n * sizes.dim, *s = shifts + n * sizes.dim;
     float* out = to + i * sizes.dim;
-    const auto [mean, inverse_deviation] = moments(row, sizes.dim, norm_eps);
+    const Moments of_row = moments(row, sizes.dim, norm_eps);
+    const float mean = of_row.mean, inverse_deviation = of_row.inverse_deviation;
     for (int64_t j = 0; j < sizes.dim; ++j) out[j] = (row[j] - mean) * inverse_deviation * f[j] + s[j];
   });
   return modulated;
@@ -72,6 +90,8 @@ Tensor modulated_norm(const Tensor& x, const Tensor& factor, const Tensor& shift
 // The gradients of x, factor and shift.
 std::tuple<Tensor, Tensor, Tensor> modulated_norm_backward(const Tensor& gradient, const Tensor& x,
                                                            const Tensor& factor, double norm_eps) {
+  check_tokens({x, gradient});
+  check_vectors(x, {factor});
   const Sizes sizes(x);
   Tensor of_x = at::empty_like(x), of_factor = at::zeros_like(factor), of_shift = at::zeros_like(factor);
   const float *gradients = gradient.const_data_ptr<float>(), *from = x.const_data_ptr<float>();
@@ -80,7 +100,8 @@ std::tuple<Tensor, Tensor, Tensor> modulated_norm_backward(const Tensor& gradien
   for_samples(sizes, [&](int64_t n, int64_t i) {
     const float *g = gradients + i * sizes.dim, *row = from + i * sizes.dim, *f = factors + n * sizes.dim;
     float *out = to + i * sizes.dim, *df = to_factor + n * sizes.dim, *ds = to_shift + n * sizes.dim;
-    const auto [mean, inverse_deviation] = moments(row, sizes.dim, norm_eps);
+    const Moments of_row = moments(row, sizes.dim, norm_eps);
+    const float mean = of_row.mean, inverse_deviation = of_row.inverse_deviation;
     float sum = 0, along = 0;
 #pragma omp simd reduction(+ : sum, along)
     for (int64_t j = 0; j < sizes.dim; ++j) {
@@ -100,6 +121,8 @@ std::tuple<Tensor, Tensor, Tensor> modulated_norm_backward(const Tensor& gradien
 // ---- x + gate * y ----
 
 Tensor add_gated(const Tensor& x, const Tensor& gate, const Tensor& y) {
+  check_tokens({x, y});
+  check_vectors(x, {gate});
   const Sizes sizes(x);
   Tensor sum = at::empty_like(x);
   const float *xs = x.const_data_ptr<float>(), *gates = gate.const_data_ptr<float>(), *ys = y.const_data_ptr<float>();
@@ -114,6 +137,8 @@ Tensor add_gated(const Tensor& x, const Tensor& gate, const Tensor& y) {
 
 // The gradients of gate and y; that of x is the sum's.
 std::tuple<Tensor, Tensor> add_gated_backward(const Tensor& gradient, const Tensor& gate, const Tensor& y) {
+  check_tokens({y, gradient});
+  check_vectors(y, {gate});
   const Sizes sizes(y);
   Tensor of_gate = at::zeros_like(gate), of_y = at::empty_like(y);
   const float *gradients = gradient.const_data_ptr<float>(), *ys = y.const_data_ptr<float>();
@@ -145,6 +170,7 @@ void for_vectors(int64_t size, const Body& body) {
 }
 
 Tensor silu_product(const Tensor& x, const Tensor& y) {
+  check_tokens({x, y});
   Tensor product = at::empty_like(x);
   const float *xs = x.const_data_ptr<float>(), *ys = y.const_data_ptr<float>();
   float* to = product.data_ptr<float>();
@@ -156,6 +182,7 @@ Tensor silu_product(const Tensor& x, const Tensor& y) {
 }
 
 std::tuple<Tensor, Tensor> silu_product_backward(const Tensor& gradient, const Tensor& x, const Tensor& y) {
+  check_tokens({x, y, gradient});
   Tensor of_x = at::empty_like(x), of_y = at::empty_like(y);
   const float *gradients = gradient.const_data_ptr<float>(), *xs = x.const_data_ptr<float>();
   const float* ys = y.const_data_ptr<float>();

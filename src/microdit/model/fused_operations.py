@@ -7,6 +7,8 @@ a C++ compiler and half a minute; later processes find what was made.
 import functools
 import hashlib
 import os
+import platform
+import shlex
 import subprocess
 import tempfile
 from pathlib import Path
@@ -28,8 +30,9 @@ from microdit.model.operations import (
 
 PYTORCH = Path(torch.__file__).parent
 SOURCES = [Path(__file__).with_name(name) for name in ("fused_attention.cpp", "fused_layers.cpp")]
-# Not those of this computer alone: a home may be shared with others. Which of them at::vec uses is PyTorch's choice.
-INSTRUCTIONS = {
+# What at::vec is compiled for, as PyTorch found it in this processor. Nothing beyond: a home may be shared with others.
+INSTRUCTIONS: dict[str, list[str]] = {
+    "DEFAULT": [],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
     "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c"],
 }
@@ -53,32 +56,39 @@ def load_fused_operations() -> Operations:
     Raises CompilerError where there is no C++ compiler, where it fails, or where its result cannot be kept.
     """
     command = compiler_command()
-    made_of = "\n".join([torch.__version__, *command, *(source.read_text() for source in SOURCES)])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "microdit"
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache)
-    library = folder / f"microdit_{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    made_of = [torch.__version__, platform.machine(), *command, *(source.read_text() for source in SOURCES)]
+    name = f"microdit_{hashlib.sha256(chr(10).join(made_of).encode()).hexdigest()[:16]}.so"
     try:
+        library = library_folder() / name
         if not library.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch) / library.name
+            library.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+                made = Path(scratch) / name
                 subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
                 made.replace(library)  # at once, because other processes may be looking for it, or making it too
         torch.ops.load_library(library)
     except subprocess.CalledProcessError as error:
         raise CompilerError(f"{command[0]} cannot compile {SOURCES[0].parent}: {error.stderr}\n{WAYS_OUT}") from error
-    except OSError as error:
-        raise CompilerError(f"attention cannot be compiled into {folder}: {error}\n{WAYS_OUT}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+        raise CompilerError(f"the operations cannot be compiled, kept or loaded: {error}\n{WAYS_OUT}") from error
     return Operations(fused_normalised_attention, fused_modulated_norm, fused_add_gated, fused_silu_product)
+
+
+def library_folder() -> Path:
+    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "microdit"
 
 
 def compiler_command() -> list[str]:
     """Compiles SOURCES into a library, once `-o` and its path are added."""
     instructions = torch.backends.cpu.get_cpu_capability()
+    if instructions not in INSTRUCTIONS:
+        instructions = "DEFAULT"
     return [
-        os.environ.get("CXX", "c++"),
+        *shlex.split(os.environ.get("CXX") or "c++"),
         *("-std=c++20", "-O3", "-fopenmp", "-fPIC", "-shared", *map(str, SOURCES)),
-        *INSTRUCTIONS.get(instructions, ["-march=native"]),
+        *INSTRUCTIONS[instructions],
         *(f"-DCPU_CAPABILITY={instructions}", f"-DCPU_CAPABILITY_{instructions}"),
         *(f"-I{PYTORCH / 'include'}", f"-L{PYTORCH / 'lib'}", "-ltorch_cpu", "-lc10"),
     ]
@@ -135,6 +145,7 @@ def fused_modulated_norm(
 ) -> Float[Tensor, "n t d"]:
     if not can_be_fused(x, shift, scale):
         return modulated_norm(x, norm, shift, scale)
+    # `norm` itself is not called: with FSDP in bfloat16, which shards norms by themselves, shift is no float32 either.
     factor = norm.weight * (1 + scale)
     return ModulatedNorm.apply(x.contiguous(), factor, shift.contiguous(), norm.eps)
 

@@ -34,15 +34,15 @@ def sincos_position_table(
 
 
 def in_full_precision(
-    layers: Callable[[Tensor], Tensor], x: Float[Tensor, "n d"], weights: torch.dtype
+    layers: Callable[[Tensor], Tensor], x: Float[Tensor, "n d"], weight_dtype: torch.dtype
 ) -> Float[Tensor, "n _"]:
     """Layers with weights in float32 without autocast; weights that FSDP has brought in bfloat16 stay under it.
 
     For the vectors that condition every patch: there are few of them, and what is rounded there moves all patches
-    together, so that experts choose others. In bfloat16 the network's output is nearer to float32's by up to a third.
+    together, so that experts choose others. With this the output under autocast is up to a third nearer to float32's.
     """
     device_type = x.device.type
-    if weights != torch.float32 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
+    if weight_dtype != torch.float32 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return layers(x)
     with torch.autocast(device_type, enabled=False):
         return layers(x.float())
@@ -56,7 +56,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t d"]:
-        # As tokens in memory too: every layer norm after it would copy them, and every sum keep them as they are.
+        # Contiguous: sums would keep the transposed layout, and every layer norm would copy it.
         return self.proj(latents).flatten(2).transpose(1, 2).contiguous()
 
 

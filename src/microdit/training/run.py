@@ -61,6 +61,12 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     max_steps = costs.steps(hardware.max_steps, hardware.max_flops)
     if checkpoint is None:
         load_initial_weights(pipeline.dit, settings)
+    if hardware.activation_checkpointing:
+        pipeline.dit.checkpoint_activations()
+    if hardware.accelerator == "gpu" and hardware.precision == "bf16-mixed":
+        torch.set_float32_matmul_precision("high")  # of the few products that are not in bfloat16
+    if hardware.compiles:
+        pipeline.dit.compile_for(hardware.accelerator)
     task = DenoisingTask(
         pipeline.dit,
         sigma_data=pipeline.sigma_data,
@@ -89,12 +95,6 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     telemetry = Telemetry(costs, hardware, train_stream.source_counts, seconds, metrics_file.newest())
     keeping = Keeping(hardware.checkpoint_every_n_steps, hardware.keep_checkpoints, hardware.keep_every_n_steps)
     checkpoints = StepCheckpoints(run, keeping, {"config": settings.config}, stage.global_batch_size, console)
-    if hardware.activation_checkpointing:
-        pipeline.dit.checkpoint_activations()
-    if hardware.accelerator == "gpu" and hardware.precision == "bf16-mixed":
-        torch.set_float32_matmul_precision("high")  # of the few products that are not in bfloat16
-    if hardware.compiles:
-        pipeline.dit.compile_for(hardware.accelerator)
     cost = total_cost(costs, max_steps, pipeline)
     if is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)
