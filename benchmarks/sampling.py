@@ -65,6 +65,14 @@ def candidates(whole: bool) -> list[Candidate]:
     ]
 
 
+def chosen_candidates(given: argparse.Namespace) -> list[Candidate]:
+    plain, *others = candidates(given.whole)
+    names = [candidate.name for candidate in others]
+    if unknown := set(given.only or names) - set(names):
+        raise SystemExit(f"--only knows {', '.join(map(repr, names))}; not {', '.join(map(repr, sorted(unknown)))}")
+    return [plain, *(candidate for candidate in others if candidate.name in (given.only or names))]
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=SIZES, default="tiny")
@@ -72,6 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="pictures")
     parser.add_argument("--whole", action="store_true", help="time whole pictures instead of a few steps")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--only", nargs="+", help="these samplers, by the names in the table, beside plain Heun")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
@@ -125,7 +134,7 @@ def main() -> None:
     compiled = copy.deepcopy(network)
     compiled.compile_for(device.type)
     noise, captions = inputs(network, given, device)
-    chosen = candidates(given.whole)
+    chosen = chosen_candidates(given)
     pictures: dict[str, Tensor] = {}
 
     def work(candidate: Candidate) -> Callable[[], Any]:

@@ -21,9 +21,9 @@ class CaptionBlock(nn.Module):
         self.mlp = SwiGLU(dim, 4.0, multiple_of, bias)
 
     def forward(self, captions: Float[Tensor, "n l d"]) -> Float[Tensor, "n l d"]:
-        captions = captions.to(self.norm1.weight.dtype)  # under autocast sums are to be more precise than what is added
-        captions = captions + self.attn(self.norm1(captions))
-        return captions + self.mlp(self.norm2(captions))
+        sums = captions.to(self.norm1.weight.dtype)  # under autocast they are to be more precise than what is added
+        sums = sums + self.attn(self.norm1(sums))
+        return (sums + self.mlp(self.norm2(sums))).to(captions.dtype)  # cast once, not by every block that reads them
 
 
 class DiTBlock(nn.Module):
@@ -71,7 +71,7 @@ class DiTBlock(nn.Module):
         captions: Float[Tensor, "n l d"] | ReadCaptions,
         conditioning: Float[Tensor, "n dc"],
     ) -> Float[Tensor, "n t d"]:
-        modulation = self.adaLN_modulation(conditioning).chunk(6, dim=-1)
+        modulation = self.adaLN_modulation(conditioning).to(x.dtype).chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
         modulated_norm, add_gated = self.operations.modulated_norm, self.operations.add_gated
         x = add_gated(x, gate_attn, self.attn(modulated_norm(x, self.norm1, shift_attn, scale_attn)))

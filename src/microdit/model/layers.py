@@ -165,7 +165,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = ConditioningLinear(dim, 2 * dim)
 
     def forward(self, x: Float[Tensor, "n t d"], conditioning: Float[Tensor, "n d"]) -> Float[Tensor, "n t v"]:
-        shift, scale = self.adaLN_modulation(conditioning).chunk(2, dim=-1)
+        shift, scale = self.adaLN_modulation(conditioning).to(x.dtype).chunk(2, dim=-1)
         return self.linear(self.operations.modulated_norm(x, self.norm_final, shift, scale))
 
 
