@@ -24,13 +24,14 @@ def notebook(request):
 
 
 def texts(notebook) -> list[str]:
-    """What the cells print and the tables they show."""
+    """What the cells print, each cell in one piece however the kernel cut it, and the tables they show."""
     found = []
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                found.append(output.text)
-            elif "text/markdown" in output.get("data", {}):
+        outputs = cell.get("outputs", [])
+        if printed := "".join(output.text for output in outputs if output.output_type == "stream"):
+            found.append(printed)
+        for output in outputs:
+            if "text/markdown" in output.get("data", {}):
                 found.append(output.data["text/markdown"])
     return found
 
