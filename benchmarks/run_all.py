@@ -4,6 +4,7 @@ What stands in RESULTS.md outside the two markers is written by hand and stays.
 """
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -13,16 +14,23 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+SAMPLERS = ["plain Heun, one-hot experts", "Heun, captions read once, compiled", "DPM-Solver++(2M)"]
 COMMANDS = [
-    ["train_step.py", "--compile", "--rounds", "2"],
+    ["train_step.py", "--compile", "--rounds", "3"],
+    ["attention.py", "--rounds", "3"],
     ["moe.py", "--batch", "2", "--rounds", "3"],
-    ["sampling.py", "--repeats", "2"],
+    ["sampling.py", "--repeats", "2", "--only", *SAMPLERS],
 ]
+
+
+def shown(command: list[str]) -> str:
+    """The command as a shell takes it."""
+    return shlex.join(["python", f"benchmarks/{command[0]}", *command[1:]])
 
 
 def run(command: list[str]) -> dict[str, Any]:
     """What a benchmark measured. Its own table goes to the screen as it runs."""
-    print(f"\n$ python benchmarks/{' '.join(command)}", flush=True)
+    print(f"\n$ {shown(command)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record.json"
         subprocess.run([sys.executable, str(HERE / command[0]), *command[1:], "--json", str(record)], check=True)
@@ -33,7 +41,7 @@ def markdown(command: list[str], record: dict[str, Any]) -> str:
     rows: list[dict[str, str]] = record["rows"]
     lines = [
         f"### {record['title']}",
-        f"`python benchmarks/{' '.join(command)}`",
+        f"`{shown(command)}`",
         "",
         "| " + " | ".join(rows[0]) + " |",
         "|" + "---|" * len(rows[0]),

@@ -4,7 +4,7 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-LARGEST_INT = 2**31 - 1
+NEVER = -1
 
 
 def keep_freed_memory() -> None:
@@ -18,4 +18,4 @@ def keep_freed_memory() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
         library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
+        library.mallopt(M_TRIM_THRESHOLD, NEVER)

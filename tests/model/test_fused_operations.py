@@ -1,6 +1,8 @@
 """What is compiled for a CPU computes what the formulas say, forward and backward, whatever the sizes."""
 
 import copy
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from compiler import needs_compiler
 from torch import nn
 
 from microdit.analysis.cost import training_flops_per_image
+from microdit.model import fused_operations
 from microdit.model.fused_operations import CompilerError, load_fused_operations
 from microdit.model.operations import FORMULAS, Operations
 
@@ -181,6 +184,21 @@ def test_every_operation_of_a_fused_network_is_fused(small_network, inputs):
     operations = ("attention", "modulated_norm", "add_gated", "silu_product")
     assert {f"microdit::{name}{way}" for name in operations for way in ("", "_backward")} <= used
     assert not {name for name in used if "scaled_dot_product" in name or name == "aten::silu"}
+
+
+def test_clones_share_what_was_compiled_until_a_source_changes(monkeypatch, tmp_path):
+    def name() -> str:
+        return fused_operations.library_name(fused_operations.compiler_command())
+
+    before = name()
+    for paths in ("SOURCES", "HEADERS"):
+        copies = [Path(shutil.copy(path, tmp_path)) for path in getattr(fused_operations, paths)]
+        monkeypatch.setattr(fused_operations, paths, copies)
+    monkeypatch.setattr(fused_operations, "FOLDER", tmp_path)
+    assert name() == before
+    header = fused_operations.HEADERS[0]
+    header.write_text(header.read_text() + "// changed")
+    assert name() != before
 
 
 def test_without_a_compiler_the_message_says_what_to_do(monkeypatch, tmp_path):

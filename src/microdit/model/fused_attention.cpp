@@ -5,6 +5,8 @@
 // caches. So a sample is brought into the cache once, its queries and keys normalised on the way; there each head's
 // products are made in tiles of registers, a few rows of scores at a time, and what leaves is the result alone. The
 // backward pass keeps nothing but the inputs and computes the scores again.
+#include "row_moments.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/empty.h>
@@ -174,14 +176,9 @@ void split_normalised(const Rows& rows, float scale, double norm_eps, const Head
   at::parallel_for(0, heads.tokens, 16, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* row = rows[t];
-      float sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = 0; j < width; ++j) sum += row[j];
-      const float mean = sum / width;
-#pragma omp simd reduction(+ : squares)
-      for (int64_t j = 0; j < width; ++j) squares += (row[j] - mean) * (row[j] - mean);
-      inverse_deviations[t] = 1 / std::sqrt(squares / width + static_cast<float>(norm_eps));
-      split_row(row, mean, scale * inverse_deviations[t], t, heads);
+      const Moments of_row = moments(row, width, static_cast<float>(norm_eps));
+      inverse_deviations[t] = of_row.inverse_deviation;
+      split_row(row, of_row.mean, scale * of_row.inverse_deviation, t, heads);
     }
   });
   split_padding(heads);

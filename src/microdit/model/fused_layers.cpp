@@ -1,5 +1,7 @@
 // The point-wise parts of a block on a CPU, in float32, each in one pass over memory, forward and backward: the
 // formulas are in operations.py. A sample's row is read into the cache, and all that it is needed for is done there.
+#include "row_moments.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/empty.h>
@@ -8,7 +10,6 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cmath>
 #include <tuple>
 
 namespace {
@@ -36,20 +37,6 @@ struct Sizes {
   int64_t samples, tokens, dim;
   explicit Sizes(const Tensor& x) : samples(x.size(0)), tokens(x.size(1)), dim(x.size(2)) {}
 };
-
-struct Moments {
-  float mean, inverse_deviation;
-};
-
-Moments moments(const float* row, int64_t dim, float norm_eps) {
-  float sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < dim; ++j) sum += row[j];
-  const float mean = sum / dim;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t j = 0; j < dim; ++j) squares += (row[j] - mean) * (row[j] - mean);
-  return {mean, 1 / std::sqrt(squares / dim + norm_eps)};
-}
 
 // Calls body(sample, row) for the rows of all samples, side by side.
 template <typename Body>

@@ -29,7 +29,9 @@ from microdit.model.operations import (
 )
 
 PYTORCH = Path(torch.__file__).parent
-SOURCES = [Path(__file__).with_name(name) for name in ("fused_attention.cpp", "fused_layers.cpp")]
+FOLDER = Path(__file__).parent
+SOURCES = [FOLDER / "fused_attention.cpp", FOLDER / "fused_layers.cpp"]
+HEADERS = [FOLDER / "row_moments.h"]
 # What at::vec is compiled for, as PyTorch found it in this processor. Nothing beyond: a home may be shared with others.
 INSTRUCTIONS: dict[str, list[str]] = {
     "DEFAULT": [],
@@ -56,8 +58,7 @@ def load_fused_operations() -> Operations:
     Raises CompilerError where there is no C++ compiler, where it fails, or where its result cannot be kept.
     """
     command = compiler_command()
-    made_of = [torch.__version__, platform.machine(), *command, *(source.read_text() for source in SOURCES)]
-    name = f"microdit_{hashlib.sha256(chr(10).join(made_of).encode()).hexdigest()[:16]}.so"
+    name = library_name(command)
     try:
         library = library_folder() / name
         if not library.exists():
@@ -68,10 +69,17 @@ def load_fused_operations() -> Operations:
                 made.replace(library)  # at once, because other processes may be looking for it, or making it too
         torch.ops.load_library(library)
     except subprocess.CalledProcessError as error:
-        raise CompilerError(f"{command[0]} cannot compile {SOURCES[0].parent}: {error.stderr}\n{WAYS_OUT}") from error
+        raise CompilerError(f"{command[0]} cannot compile {FOLDER}: {error.stderr}\n{WAYS_OUT}") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
         raise CompilerError(f"the operations cannot be compiled, kept or loaded: {error}\n{WAYS_OUT}") from error
     return Operations(fused_normalised_attention, fused_modulated_norm, fused_add_gated, fused_silu_product)
+
+
+def library_name(command: list[str]) -> str:
+    """Another one for whatever changes what is made; the same wherever PyTorch and the sources lie, in every clone."""
+    flags = [flag for flag in command if str(PYTORCH) not in flag and str(FOLDER) not in flag]
+    made_of = [torch.__version__, platform.machine(), *flags, *(path.read_text() for path in SOURCES + HEADERS)]
+    return f"microdit_{hashlib.sha256(chr(10).join(made_of).encode()).hexdigest()[:16]}.so"
 
 
 def library_folder() -> Path:
