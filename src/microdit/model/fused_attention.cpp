@@ -14,20 +14,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <utility>
 
 namespace {
 
-constexpr int64_t LANES = at::vec::Vectorized<float>::size();
-// A compiler keeps an array of these in registers; of at::vec's class it does not. All that is read or written through
-// them begins at a multiple of their size: at::empty does, and rows and heads are padded.
-typedef float Register __attribute__((vector_size(LANES * sizeof(float)), may_alias));
-
-constexpr int64_t TILE_ROWS = 6, TILE_COLUMNS = 2 * LANES;  // 12 sums, 2 columns and a factor: 15 of AVX2's 16 registers
-constexpr int64_t TRANSPOSED = 16;                          // rows and columns that at::vec transposes at once
-constexpr int64_t PADDING = std::max(TILE_COLUMNS, TRANSPOSED);
-constexpr int64_t BLOCK_ROWS = 8 * TILE_ROWS;  // queries whose scores are in the cache together
+// Rows and columns of tensors are padded to this, so that registers find them aligned, as at::empty is. It is what
+// at::vec transposes at once, and one or two registers.
+constexpr int64_t PADDING = 16;
+// A product's tile: 6 x 2 sums, 2 columns and a factor are 15 of AVX2's 16 registers; AVX-512 has 32.
+constexpr int64_t TILE_ROWS = LANES < 16 ? 6 : 8, TILE_REGISTERS = 2;
+constexpr int64_t BLOCK_ROWS = 48;  // queries whose scores are in the cache together
+static_assert(BLOCK_ROWS % TILE_ROWS == 0);
+static_assert(PADDING % LANES == 0);
 
 // In floats. Added between rows, because those whose distance is a power of two compete for the same places in a cache.
 constexpr int64_t CACHE_LINE = 64 / sizeof(float);
@@ -36,78 +34,88 @@ int64_t padded(int64_t size) { return (size + PADDING - 1) / PADDING * PADDING; 
 
 // ---- products of small matrices ----
 
-// c [rows, TILE_COLUMNS] (+)= a [rows, depth] b [depth, TILE_COLUMNS]; a is read with any strides, so also transposed.
-template <int64_t rows, bool accumulate>
-C10_ALWAYS_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, int64_t depth,
-                          float* c, int64_t c_row) {
-  Register sums[rows][2];
-#pragma GCC unroll 8
-  for (int64_t r = 0; r < rows; ++r) {
-    const auto* from = reinterpret_cast<const Register*>(c + r * c_row);
-    sums[r][0] = accumulate ? from[0] : Register{};
-    sums[r][1] = accumulate ? from[1] : Register{};
-  }
-#pragma GCC unroll 4
-  for (int64_t k = 0; k < depth; ++k) {
-    const auto* columns = reinterpret_cast<const Register*>(b + k * b_row);
-    const Register left = columns[0], right = columns[1];
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < rows; ++r) {
-      const float factor = a[r * a_row + k * a_column];
-      sums[r][0] += factor * left;
-      sums[r][1] += factor * right;
-    }
-  }
-#pragma GCC unroll 8
-  for (int64_t r = 0; r < rows; ++r) {
-    auto* to = reinterpret_cast<Register*>(c + r * c_row);
-    to[0] = sums[r][0];
-    to[1] = sums[r][1];
-  }
-}
-
-// The rows that are left when tiles of `most + 1` rows are done.
-template <int64_t most, bool accumulate>
-void multiply_rest(int64_t rows, const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,
-                   int64_t depth, float* c, int64_t c_row) {
-  if constexpr (most > 0) {
-    if (rows == most)
-      multiply_tile<most, accumulate>(a, a_row, a_column, b, b_row, depth, c, c_row);
-    else
-      multiply_rest<most - 1, accumulate>(rows, a, a_row, a_column, b, b_row, depth, c, c_row);
-  }
-}
-
 // The right factor of a product: [depth, columns] in strips of PADDING columns, each with its own rows.
 struct Strips {
   const float* data;
   int64_t row, strip;  // from one row, and from one strip, to the next
+  const float* at(int64_t column) const { return data + column / PADDING * strip + column % PADDING; }
 };
 
 Strips row_by_row(const float* data, int64_t columns) { return {data, columns, PADDING}; }
+
+// c [rows, registers * LANES] (+)= a [rows, depth] b [depth, those columns from `column` on]; a is read with any
+// strides, so also transposed.
+template <int64_t rows, int64_t registers, bool accumulate>
+C10_ALWAYS_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const Strips& b, int64_t column,
+                                     int64_t depth, float* c, int64_t c_row) {
+  const float* columns[registers];
+  Register sums[rows][registers];
+#pragma GCC unroll 2
+  for (int64_t j = 0; j < registers; ++j) {
+    columns[j] = b.at(column + j * LANES);
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < rows; ++r)
+      sums[r][j] = accumulate ? reinterpret_cast<const Register*>(c + r * c_row)[j] : Register{};
+  }
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < depth; ++k) {
+    Register right[registers];
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < registers; ++j) right[j] = *reinterpret_cast<const Register*>(columns[j] + k * b.row);
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < rows; ++r) {
+      const float factor = a[r * a_row + k * a_column];
+#pragma GCC unroll 2
+      for (int64_t j = 0; j < registers; ++j) sums[r][j] += factor * right[j];
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < registers; ++j) reinterpret_cast<Register*>(c + r * c_row)[j] = sums[r][j];
+}
+
+// The same for fewer rows than a whole tile has.
+template <int64_t most, int64_t registers, bool accumulate>
+void multiply_rest(int64_t rows, const float* a, int64_t a_row, int64_t a_column, const Strips& b, int64_t column,
+                   int64_t depth, float* c, int64_t c_row) {
+  if constexpr (most > 0) {
+    if (rows == most)
+      multiply_tile<most, registers, accumulate>(a, a_row, a_column, b, column, depth, c, c_row);
+    else
+      multiply_rest<most - 1, registers, accumulate>(rows, a, a_row, a_column, b, column, depth, c, c_row);
+  }
+}
+
+// The same for any number of rows.
+template <int64_t registers, bool accumulate>
+C10_ALWAYS_INLINE void multiply_columns(int64_t rows, const float* a, int64_t a_row, int64_t a_column, const Strips& b,
+                                        int64_t column, int64_t depth, float* c, int64_t c_row) {
+  int64_t i = 0;
+  for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
+    multiply_tile<TILE_ROWS, registers, accumulate>(a + i * a_row, a_row, a_column, b, column, depth, c + i * c_row,
+                                                    c_row);
+  multiply_rest<TILE_ROWS - 1, registers, accumulate>(rows - i, a + i * a_row, a_row, a_column, b, column, depth,
+                                                      c + i * c_row, c_row);
+}
 
 // c [rows, columns] (+)= a [rows, depth] b [depth, columns]; columns are a multiple of PADDING.
 template <bool accumulate>
 void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_column,
               const Strips& b, float* c, int64_t c_row) {
-  for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
-    const float* right = b.data + j / PADDING * b.strip + j % PADDING;
-    int64_t i = 0;
-    for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
-      multiply_tile<TILE_ROWS, accumulate>(a + i * a_row, a_row, a_column, right, b.row, depth, c + i * c_row + j,
-                                           c_row);
-    multiply_rest<TILE_ROWS - 1, accumulate>(rows - i, a + i * a_row, a_row, a_column, right, b.row, depth,
-                                             c + i * c_row + j, c_row);
-  }
+  int64_t j = 0;
+  for (; j + TILE_REGISTERS * LANES <= columns; j += TILE_REGISTERS * LANES)
+    multiply_columns<TILE_REGISTERS, accumulate>(rows, a, a_row, a_column, b, j, depth, c + j, c_row);
+  if (j < columns) multiply_columns<1, accumulate>(rows, a, a_row, a_column, b, j, depth, c + j, c_row);
 }
 
 // from [rows, columns], both multiples of PADDING, as [columns, rows] in strips; they lie in `to`. Row by row, the
 // lines of a long product's strip would compete for the same few places in the cache.
 Strips transpose(const float* from, int64_t rows, int64_t columns, float* to) {
-  for (int64_t i = 0; i < rows; i += TRANSPOSED)
-    for (int64_t j = 0; j < columns; j += TRANSPOSED)
-      at::vec::transpose_mxn<float, TRANSPOSED, TRANSPOSED>(
-          from + i * columns + j, columns, to + i / PADDING * PADDING * columns + j * PADDING + i % PADDING, PADDING);
+  for (int64_t i = 0; i < rows; i += PADDING)
+    for (int64_t j = 0; j < columns; j += PADDING)
+      at::vec::transpose_mxn<float, PADDING, PADDING>(from + i * columns + j, columns, to + i * columns + j * PADDING,
+                                                      PADDING);
   return {to, PADDING, PADDING * columns};
 }
 
@@ -200,15 +208,16 @@ void merge_normalised(const Heads& gradients, const Heads& normalised, float sca
   const Sizes s = gradients.sizes;
   at::parallel_for(0, gradients.tokens, 16, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      float sum = 0, along = 0;
+      Register sums{}, products{};
       for (int64_t h = 0; h < s.heads; ++h) {
-        const float *g = gradients.at(h, t), *y = normalised.at(h, t);
-#pragma omp simd reduction(+ : sum, along)
-        for (int64_t j = 0; j < s.head_dim; ++j) {
-          sum += g[j];
-          along += g[j] * y[j];
+        const auto* g = reinterpret_cast<const Register*>(gradients.at(h, t));
+        const auto* y = reinterpret_cast<const Register*>(normalised.at(h, t));
+        for (int64_t j = 0; j < s.padded_dim() / LANES; ++j) {
+          sums += g[j];
+          products += g[j] * y[j];
         }
       }
+      const float sum = across<Sum>(sums), along = across<Sum>(products);
       const float mean = sum / s.width(), slope = along / s.width() / (scale * scale);
       const float factor = scale * inverse_deviations[t];
       for (int64_t h = 0; h < s.heads; ++h) {
@@ -221,20 +230,6 @@ void merge_normalised(const Heads& gradients, const Heads& normalised, float sca
 }
 
 // ---- attention of one head ----
-
-float sum_of(const Register& values) {
-  float sum = 0;
-  for (int64_t j = 0; j < LANES; ++j) sum += values[j];
-  return sum;
-}
-
-float largest_of(const Register& values) {
-  float largest = values[0];
-  for (int64_t j = 1; j < LANES; ++j) largest = std::max(largest, values[j]);
-  return largest;
-}
-
-Register larger(const Register& x, const Register& y) { return x > y ? x : y; }
 
 // e^x for x <= 0, to 2e-7 of 1, and 0 below -87: 2^n 2^r with n = round(x log2 e) and |r| <= 1/2, where 2^r is its
 // Taylor series and n is added to the exponent's bits.
@@ -253,25 +248,23 @@ Register power(const Register& x) {
   return x < -87.f ? Register{} : (Register)scaled;
 }
 
-// e^(score - the row's largest) over the first `keys` of each row of scores [rows, columns], in place; 0 in the padding.
-// Softmax is that times the row's `inverse_sums`.
+// e^(score - the row's largest) over the first `keys` of each row of scores [rows, columns], in place, and 0 in the
+// padding. Softmax is that times the row's `inverse_sums`.
 void exponentiate(float* scores, int64_t stride, int64_t rows, int64_t keys, int64_t columns, float* inverse_sums) {
+  const int64_t registers = columns / LANES, padded_from = columns - PADDING;
+  alignas(Register) float to_padding[PADDING];
+  for (int64_t j = 0; j < PADDING; ++j) to_padding[j] = padded_from + j < keys ? 0 : Largest::OF_NOTHING;
   for (int64_t r = 0; r < rows; ++r) {
-    std::fill(scores + r * stride + keys, scores + r * stride + columns, -std::numeric_limits<float>::infinity());
     auto* row = reinterpret_cast<Register*>(scores + r * stride);
-    const int64_t vectors = columns / LANES;  // an even number
-    Register even = row[0], odd = row[1];
-    for (int64_t j = 2; j < vectors; j += 2) {
-      even = larger(even, row[j]);
-      odd = larger(odd, row[j + 1]);
-    }
-    const float top = largest_of(larger(even, odd));
+    for (int64_t j = 0; j < PADDING / LANES; ++j)
+      row[padded_from / LANES + j] += reinterpret_cast<const Register*>(to_padding)[j];
+    const float top = across<Largest>(combined<Largest>(registers, [&](int64_t j) { return row[j]; }));
     Register sum{};
-    for (int64_t j = 0; j < vectors; ++j) {
+    for (int64_t j = 0; j < registers; ++j) {
       row[j] = power(row[j] - top);
       sum += row[j];
     }
-    inverse_sums[r] = 1 / sum_of(sum);
+    inverse_sums[r] = 1 / across<Sum>(sum);
   }
 }
 
@@ -282,12 +275,8 @@ void softmax_backward(const float* powers, float* gradients, int64_t stride, int
   for (int64_t r = 0; r < rows; ++r) {
     const auto* p = reinterpret_cast<const Register*>(powers + r * stride);
     auto* g = reinterpret_cast<Register*>(gradients + r * stride);
-    Register even{}, odd{};
-    for (int64_t j = 0; j < columns / LANES; j += 2) {
-      even += p[j] * g[j];
-      odd += p[j + 1] * g[j + 1];
-    }
-    const float expected = sum_of(even + odd) * inverse_sums[r];
+    const Register sums = combined<Sum>(columns / LANES, [&](int64_t j) { return p[j] * g[j]; });
+    const float expected = across<Sum>(sums) * inverse_sums[r];
     for (int64_t j = 0; j < columns / LANES; ++j) g[j] = p[j] * inverse_sums[r] * (g[j] - expected);
   }
 }
@@ -337,26 +326,27 @@ at::Tensor forward(const at::Tensor& queries, const at::Tensor& keys, const at::
     Scratch deviations(t + l);
     float *of_queries = deviations.take(t), *of_keys = deviations.take(l);
     for (int64_t n = first; n < last; ++n) {
-      const Rows out = rows_of(attended, n);
       split_normalised(rows_of(queries, n), scale, norm_eps, q, of_queries);
       split_normalised(rows_of(keys, n), 1, norm_eps, k, of_keys);
       split(rows_of(values, n), v);
       at::parallel_for(0, sizes.heads, 1, [&](int64_t begin, int64_t end) {
-        Scratch scratch(dim * columns + BLOCK_ROWS * (stride + dim));
+        Scratch scratch(dim * columns + BLOCK_ROWS * stride);
         float *transposed = scratch.take(dim * columns), *scores = scratch.take(BLOCK_ROWS * stride);
-        float *mixed = scratch.take(BLOCK_ROWS * dim), inverse_sums[BLOCK_ROWS];
+        float inverse_sums[BLOCK_ROWS];
         for (int64_t h = begin; h < end; ++h) {
           const Strips keys_transposed = transpose(k.head(h), columns, dim, transposed);
           for (int64_t i = 0; i < t; i += BLOCK_ROWS) {
             const int64_t rows = std::min(BLOCK_ROWS, t - i);
             multiply<false>(rows, columns, head_dim, q.at(h, i), dim, 1, keys_transposed, scores, stride);
             exponentiate(scores, stride, rows, l, columns, inverse_sums);
-            multiply<false>(rows, dim, l, scores, stride, 1, row_by_row(v.head(h), dim), mixed, dim);
-            for (int64_t r = 0; r < rows; ++r)
-              scale_row(mixed + r * dim, inverse_sums[r], head_dim, out[i + r] + h * head_dim);
+            // What these queries attended to takes their place. Straight into the result it would be a few numbers
+            // a row, and stores that wait for those lines hold up the scores of the next queries.
+            multiply<false>(rows, dim, l, scores, stride, 1, row_by_row(v.head(h), dim), q.at(h, i), dim);
+            for (int64_t r = 0; r < rows; ++r) scale_row(q.at(h, i + r), inverse_sums[r], dim, q.at(h, i + r));
           }
         }
       });
+      merge(q, rows_of(attended, n));
     }
   });
   return attended;
