@@ -26,7 +26,7 @@ demo: $(INSTALLED)  ## train on the embedded shapes, then show the table and the
 test: $(INSTALLED)  ## every test, a process a core: no network, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-bench: $(INSTALLED)  ## speed on this machine against named baselines, into benchmarks/RESULTS.md (10 to 17 minutes on 2 cores)
+bench: $(INSTALLED)  ## speed on this machine against named baselines, into benchmarks/RESULTS.md (9 to 10 minutes on 2 cores)
 	$(BIN)/python benchmarks/run_all.py
 
 lint: $(INSTALLED)  ## ruff, format check and types

@@ -16,7 +16,7 @@ RESULTS = HERE / "RESULTS.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 SAMPLERS = ["plain Heun, one-hot experts", "Heun, captions read once, compiled", "DPM-Solver++(2M)"]
 COMMANDS = [
-    ["train_step.py", "--compile", "--rounds", "3"],
+    ["train_step.py", "--compile", "--rounds", "2"],
     ["attention.py", "--rounds", "3"],
     ["moe.py", "--batch", "2", "--rounds", "3"],
     ["sampling.py", "--repeats", "2", "--only", *SAMPLERS],

@@ -23,8 +23,8 @@ namespace {
 constexpr int64_t PADDING = 16;
 // A product's tile: 6 x 2 sums, 2 columns and a factor are 15 of AVX2's 16 registers; AVX-512 has 32.
 constexpr int64_t TILE_ROWS = LANES < 16 ? 6 : 8, TILE_REGISTERS = 2;
-constexpr int64_t BLOCK_ROWS = 48;  // queries whose scores are in the cache together
-static_assert(BLOCK_ROWS % TILE_ROWS == 0);
+constexpr int64_t FORWARD_ROWS = 24, BACKWARD_ROWS = 48;  // queries whose scores are in the cache together
+static_assert(FORWARD_ROWS % TILE_ROWS == 0 && BACKWARD_ROWS % TILE_ROWS == 0);
 static_assert(PADDING % LANES == 0);
 
 // In floats. Added between rows, because those whose distance is a power of two compete for the same places in a cache.
@@ -212,10 +212,8 @@ void merge_normalised(const Heads& gradients, const Heads& normalised, float sca
       for (int64_t h = 0; h < s.heads; ++h) {
         const auto* g = reinterpret_cast<const Register*>(gradients.at(h, t));
         const auto* y = reinterpret_cast<const Register*>(normalised.at(h, t));
-        for (int64_t j = 0; j < s.padded_dim() / LANES; ++j) {
-          sums += g[j];
-          products += g[j] * y[j];
-        }
+        sums += combined<Sum>(s.padded_dim() / LANES, [&](int64_t j) { return g[j]; });
+        products += combined<Sum>(s.padded_dim() / LANES, [&](int64_t j) { return g[j] * y[j]; });
       }
       const float sum = across<Sum>(sums), along = across<Sum>(products);
       const float mean = sum / s.width(), slope = along / s.width() / (scale * scale);
@@ -231,25 +229,28 @@ void merge_normalised(const Heads& gradients, const Heads& normalised, float sca
 
 // ---- attention of one head ----
 
-// e^x for x <= 0, to 2e-7 of 1, and 0 below -87: 2^n 2^r with n = round(x log2 e) and |r| <= 1/2, where 2^r is its
-// Taylor series and n is added to the exponent's bits.
-Register power(const Register& x) {
+// Softmax is computed with powers of two, e^x = 2^(x / ln 2), and queries are scaled by what that needs.
+constexpr float LN_2 = 0.6931471806f;
+
+float query_scale(int64_t head_dim) { return 1 / (LN_2 * std::sqrt(static_cast<float>(head_dim))); }
+
+// 2^x for x <= 0, to 2e-7 of it, and 2^-100 below -100: 2^n 2^r with n = round(x) and |r| <= 1/2. 2^r is the polynomial
+// of least relative error, 9e-8, and n is added to the exponent's bits.
+Register power_of_two(const Register& x) {
   typedef int32_t Bits __attribute__((vector_size(LANES * sizeof(float)), may_alias));
   const float to_integer = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded, and stands in its lowest bits
-  const Register exponent = x * 1.442695041f, shifted = exponent + to_integer;
+  const Register exponent = Largest()(Register{} - 100.f, x), shifted = exponent + to_integer;
   const Register r = exponent - (shifted - to_integer);
-  Register series = r * 1.540353039e-4f + 1.333355815e-3f;
-  series = series * r + 9.618129108e-3f;
-  series = series * r + 5.550410866e-2f;
-  series = series * r + 2.402265070e-1f;
-  series = series * r + 6.931471806e-1f;
-  series = series * r + 1.f;
-  const Bits scaled = (Bits)series + ((Bits)shifted << 23);
-  return x < -87.f ? Register{} : (Register)scaled;
+  Register polynomial = r * 1.326472720e-3f + 9.671512640e-3f;
+  polynomial = polynomial * r + 5.550733743e-2f;
+  polynomial = polynomial * r + 2.402224209e-1f;
+  polynomial = polynomial * r + 6.931469776e-1f;
+  polynomial = polynomial * r + 1.f;
+  return (Register)((Bits)polynomial + ((Bits)shifted << 23));
 }
 
-// e^(score - the row's largest) over the first `keys` of each row of scores [rows, columns], in place, and 0 in the
-// padding. Softmax is that times the row's `inverse_sums`.
+// 2^(score - the row's largest) over the first `keys` of each row of scores [rows, columns], in place, and next to
+// nothing, 2^-100, in the padding. Softmax is that times the row's `inverse_sums`.
 void exponentiate(float* scores, int64_t stride, int64_t rows, int64_t keys, int64_t columns, float* inverse_sums) {
   const int64_t registers = columns / LANES, padded_from = columns - PADDING;
   alignas(Register) float to_padding[PADDING];
@@ -259,16 +260,14 @@ void exponentiate(float* scores, int64_t stride, int64_t rows, int64_t keys, int
     for (int64_t j = 0; j < PADDING / LANES; ++j)
       row[padded_from / LANES + j] += reinterpret_cast<const Register*>(to_padding)[j];
     const float top = across<Largest>(combined<Largest>(registers, [&](int64_t j) { return row[j]; }));
-    Register sum{};
-    for (int64_t j = 0; j < registers; ++j) {
-      row[j] = power(row[j] - top);
-      sum += row[j];
-    }
-    inverse_sums[r] = 1 / across<Sum>(sum);
+    inverse_sums[r] = 1 / across<Sum>(combined<Sum>(registers, [&](int64_t j) {
+      const Register power = power_of_two(row[j] - top);
+      return row[j] = power;
+    }));
   }
 }
 
-// From the gradients in softmax those in the scores, in place: p * (gradients - sum(p * gradients)), where p is
+// From the gradients in softmax those in the scores, in place: ln 2 * p * (gradients - sum(p * gradients)), where p is
 // `powers` times the row's inverse sum.
 void softmax_backward(const float* powers, float* gradients, int64_t stride, int64_t rows, int64_t columns,
                       const float* inverse_sums) {
@@ -277,7 +276,8 @@ void softmax_backward(const float* powers, float* gradients, int64_t stride, int
     auto* g = reinterpret_cast<Register*>(gradients + r * stride);
     const Register sums = combined<Sum>(columns / LANES, [&](int64_t j) { return p[j] * g[j]; });
     const float expected = across<Sum>(sums) * inverse_sums[r];
-    for (int64_t j = 0; j < columns / LANES; ++j) g[j] = p[j] * inverse_sums[r] * (g[j] - expected);
+    const float factor = inverse_sums[r] * LN_2;
+    for (int64_t j = 0; j < columns / LANES; ++j) g[j] = p[j] * factor * (g[j] - expected);
   }
 }
 
@@ -319,7 +319,7 @@ at::Tensor forward(const at::Tensor& queries, const at::Tensor& keys, const at::
   const int64_t columns = padded(l), stride = columns + CACHE_LINE;
   const Sizes sizes{queries.size(2) / head_dim, head_dim};
   const int64_t dim = sizes.padded_dim();
-  const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
+  const float scale = query_scale(head_dim);
   at::Tensor attended = at::empty({samples, t, sizes.width()}, at::kFloat);
   for_samples(samples, [&](int64_t first, int64_t last) {
     const Heads q(t, sizes), k(l, sizes), v(l, sizes);
@@ -330,13 +330,13 @@ at::Tensor forward(const at::Tensor& queries, const at::Tensor& keys, const at::
       split_normalised(rows_of(keys, n), 1, norm_eps, k, of_keys);
       split(rows_of(values, n), v);
       at::parallel_for(0, sizes.heads, 1, [&](int64_t begin, int64_t end) {
-        Scratch scratch(dim * columns + BLOCK_ROWS * stride);
-        float *transposed = scratch.take(dim * columns), *scores = scratch.take(BLOCK_ROWS * stride);
-        float inverse_sums[BLOCK_ROWS];
+        Scratch scratch(dim * columns + FORWARD_ROWS * stride);
+        float *transposed = scratch.take(dim * columns), *scores = scratch.take(FORWARD_ROWS * stride);
+        float inverse_sums[FORWARD_ROWS];
         for (int64_t h = begin; h < end; ++h) {
           const Strips keys_transposed = transpose(k.head(h), columns, dim, transposed);
-          for (int64_t i = 0; i < t; i += BLOCK_ROWS) {
-            const int64_t rows = std::min(BLOCK_ROWS, t - i);
+          for (int64_t i = 0; i < t; i += FORWARD_ROWS) {
+            const int64_t rows = std::min(FORWARD_ROWS, t - i);
             multiply<false>(rows, columns, head_dim, q.at(h, i), dim, 1, keys_transposed, scores, stride);
             exponentiate(scores, stride, rows, l, columns, inverse_sums);
             // What these queries attended to takes their place. Straight into the result it would be a few numbers
@@ -364,7 +364,7 @@ void backward(const at::Tensor& gradient, const at::Tensor& queries, const at::T
   const int64_t columns = padded(l), stride = columns + CACHE_LINE;
   const Sizes sizes{queries.size(2) / head_dim, head_dim};
   const int64_t dim = sizes.padded_dim();
-  const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
+  const float scale = query_scale(head_dim);
   for_samples(samples, [&](int64_t first, int64_t last) {
     const Heads q(t, sizes), k(l, sizes), v(l, sizes), out(t, sizes);  // the inputs, and the gradient of the result
     const Heads dq(t, sizes), dk(l, sizes), dv(l, sizes);
@@ -376,18 +376,18 @@ void backward(const at::Tensor& gradient, const at::Tensor& queries, const at::T
       split(rows_of(values, n), v);
       split(rows_of(gradient, n), out);
       at::parallel_for(0, sizes.heads, 1, [&](int64_t begin, int64_t end) {
-        Scratch scratch(2 * dim * columns + BLOCK_ROWS * (2 * stride + dim));
+        Scratch scratch(2 * dim * columns + BACKWARD_ROWS * (2 * stride + dim));
         float *transposed_k = scratch.take(dim * columns), *transposed_v = scratch.take(dim * columns);
-        float *p = scratch.take(BLOCK_ROWS * stride), *ds = scratch.take(BLOCK_ROWS * stride);
-        float *scaled = scratch.take(BLOCK_ROWS * dim), inverse_sums[BLOCK_ROWS];
+        float *p = scratch.take(BACKWARD_ROWS * stride), *ds = scratch.take(BACKWARD_ROWS * stride);
+        float *scaled = scratch.take(BACKWARD_ROWS * dim), inverse_sums[BACKWARD_ROWS];
         for (int64_t h = begin; h < end; ++h) {
           const Strips keys_transposed = transpose(k.head(h), columns, dim, transposed_k);
           const Strips values_transposed = transpose(v.head(h), columns, dim, transposed_v);
           std::fill(dk.at(h, 0), dk.at(h, l), 0.f);
           std::fill(dv.at(h, 0), dv.at(h, l), 0.f);
-          for (int64_t i = 0; i < t; i += BLOCK_ROWS) {
-            const int64_t rows = std::min(BLOCK_ROWS, t - i);
-            // p = softmax(q k^T), up to a factor for each row;  ds = the gradient in the scores, from out v^T in p
+          for (int64_t i = 0; i < t; i += BACKWARD_ROWS) {
+            const int64_t rows = std::min(BACKWARD_ROWS, t - i);
+            // p = 2^(q k^T), softmax up to a factor for each row;  ds = the gradient in the scores, from out v^T in p
             multiply<false>(rows, columns, head_dim, q.at(h, i), dim, 1, keys_transposed, p, stride);
             exponentiate(p, stride, rows, l, columns, inverse_sums);
             multiply<false>(rows, columns, head_dim, out.at(h, i), dim, 1, values_transposed, ds, stride);

@@ -50,7 +50,7 @@ C10_ALWAYS_INLINE Register combined(int64_t count, const Term& term) {
 
 // The lanes of one register combined, half with half.
 template <typename Combine, int64_t lanes = LANES>
-C10_ALWAYS_INLINE float across(const typename Lanes<lanes>::type& values) {
+C10_ALWAYS_INLINE float across(typename Lanes<lanes>::type values) {
   if constexpr (lanes == 2) {
     return Combine()(values[0], values[1]);
   } else {
