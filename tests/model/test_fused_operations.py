@@ -83,6 +83,19 @@ def test_attention_where_one_key_takes_all(fused):
 
 
 @needs_compiler
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", [0, 64, 128], ids=["query", "key", "value"])
+def test_what_is_no_number_stays_visible(fused, broken, where):
+    """The results that are finite are the formula's, and no others."""
+    qkv = randn(2, 23, 3 * 64)
+    qkv[0, 3, where] = broken
+    sizes = {"head_dim": 32, "norm_eps": 1e-6}
+    expected = FORMULAS.normalised_attention(qkv, **sizes).isfinite()
+    assert not expected.all()
+    assert torch.equal(fused.normalised_attention(qkv, **sizes).isfinite(), expected)
+
+
+@needs_compiler
 @pytest.mark.parametrize("shape", [(3, 17, 40), (1, 1, 8), (5, 64, 512)])
 def test_modulated_norm(fused, shape):
     n, _, d = shape
