@@ -71,12 +71,14 @@ def test_attention_to_captions(fused, samples, queries, keys):
 
 
 @needs_compiler
-def test_attention_where_one_key_takes_all(fused):
+@pytest.mark.parametrize("others", [0, 60])
+def test_attention_where_one_key_takes_all(fused, others):
     """Scores of -90 to 90, where powers of e vanish and would overflow if the largest were not taken off."""
     sizes = {"head_dim": 32, "norm_eps": 1e-6}
     channel = 100 * torch.eye(512)[[0, 0, 0, 200]]
     signs = torch.tensor([1.0, -1.0, 1.0, 1.0])[:, None]
     qkv = torch.cat([channel * signs, channel * signs.flip(0), randn(4, 512)], dim=-1)[None] + 0.1 * randn(1, 4, 1536)
+    qkv = torch.cat([qkv, randn(1, others, 1536)], dim=1)
     assert_alike(
         lambda x: FORMULAS.normalised_attention(x, **sizes), lambda x: fused.normalised_attention(x, **sizes), qkv
     )

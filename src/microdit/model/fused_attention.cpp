@@ -23,8 +23,8 @@ namespace {
 constexpr int64_t PADDING = 16;
 // A product's tile: 6 x 2 sums, 2 columns and a factor are 15 of AVX2's 16 registers; AVX-512 has 32.
 constexpr int64_t TILE_ROWS = LANES < 16 ? 6 : 8, TILE_REGISTERS = 2;
-constexpr int64_t FORWARD_ROWS = 24, BACKWARD_ROWS = 48;  // queries whose scores are in the cache together
-static_assert(FORWARD_ROWS % TILE_ROWS == 0 && BACKWARD_ROWS % TILE_ROWS == 0);
+constexpr int64_t BLOCK_ROWS = 48;  // queries whose scores are in the cache together
+static_assert(BLOCK_ROWS % TILE_ROWS == 0);
 static_assert(PADDING % LANES == 0);
 
 // In floats. Added between rows, because those whose distance is a power of two compete for the same places in a cache.
@@ -43,19 +43,40 @@ struct Strips {
 
 Strips row_by_row(const float* data, int64_t columns) { return {data, columns, PADDING}; }
 
-// c [rows, registers * LANES] (+)= a [rows, depth] b [depth, those columns from `column` on]; a is read with any
-// strides, so also transposed.
-template <int64_t rows, int64_t registers, bool accumulate>
-C10_ALWAYS_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const Strips& b, int64_t column,
-                                     int64_t depth, float* c, int64_t c_row) {
+// The left factor of a product, [rows, depth]; read with any strides, so also transposed.
+struct Left {
+  const float* data;
+  int64_t row, column;
+  Left from(int64_t r) const { return {data + r * row, row, column}; }
+};
+
+// What becomes of a product's sums: they begin with `first`, and `last` takes those of one row, side by side.
+// Here they are c, or are added to it.
+template <bool accumulate>
+struct Stored {
+  float* c;
+  int64_t row;
+  Register* at(int64_t r, int64_t column) const { return reinterpret_cast<Register*>(c + r * row + column); }
+  Register first(int64_t r, int64_t column) const { return accumulate ? *at(r, column) : Register{}; }
+  template <int64_t registers>
+  void last(int64_t r, int64_t column, const Register (&sums)[registers]) const {
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < registers; ++j) at(r, column)[j] = sums[j];
+  }
+};
+
+// Rows i .. i + rows - 1 of a [rows, depth] b [depth, columns], and the `registers` * LANES columns from `column` on.
+template <int64_t rows, int64_t registers, typename Result>
+C10_ALWAYS_INLINE void multiply_tile(const Left& a, int64_t i, const Strips& b, int64_t column, int64_t depth,
+                                     const Result& result) {
+  const Left left = a.from(i);
   const float* columns[registers];
   Register sums[rows][registers];
 #pragma GCC unroll 2
   for (int64_t j = 0; j < registers; ++j) {
     columns[j] = b.at(column + j * LANES);
 #pragma GCC unroll 8
-    for (int64_t r = 0; r < rows; ++r)
-      sums[r][j] = accumulate ? reinterpret_cast<const Register*>(c + r * c_row)[j] : Register{};
+    for (int64_t r = 0; r < rows; ++r) sums[r][j] = result.first(i + r, column + j * LANES);
   }
 #pragma GCC unroll 4
   for (int64_t k = 0; k < depth; ++k) {
@@ -64,49 +85,44 @@ C10_ALWAYS_INLINE void multiply_tile(const float* a, int64_t a_row, int64_t a_co
     for (int64_t j = 0; j < registers; ++j) right[j] = *reinterpret_cast<const Register*>(columns[j] + k * b.row);
 #pragma GCC unroll 8
     for (int64_t r = 0; r < rows; ++r) {
-      const float factor = a[r * a_row + k * a_column];
+      const float factor = left.data[r * left.row + k * left.column];
 #pragma GCC unroll 2
       for (int64_t j = 0; j < registers; ++j) sums[r][j] += factor * right[j];
     }
   }
 #pragma GCC unroll 8
-  for (int64_t r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-    for (int64_t j = 0; j < registers; ++j) reinterpret_cast<Register*>(c + r * c_row)[j] = sums[r][j];
+  for (int64_t r = 0; r < rows; ++r) result.template last<registers>(i + r, column, sums[r]);
 }
 
 // The same for fewer rows than a whole tile has.
-template <int64_t most, int64_t registers, bool accumulate>
-void multiply_rest(int64_t rows, const float* a, int64_t a_row, int64_t a_column, const Strips& b, int64_t column,
-                   int64_t depth, float* c, int64_t c_row) {
+template <int64_t most, int64_t registers, typename Result>
+void multiply_rest(int64_t rows, const Left& a, int64_t i, const Strips& b, int64_t column, int64_t depth,
+                   const Result& result) {
   if constexpr (most > 0) {
     if (rows == most)
-      multiply_tile<most, registers, accumulate>(a, a_row, a_column, b, column, depth, c, c_row);
+      multiply_tile<most, registers>(a, i, b, column, depth, result);
     else
-      multiply_rest<most - 1, registers, accumulate>(rows, a, a_row, a_column, b, column, depth, c, c_row);
+      multiply_rest<most - 1, registers>(rows, a, i, b, column, depth, result);
   }
 }
 
 // The same for any number of rows.
-template <int64_t registers, bool accumulate>
-C10_ALWAYS_INLINE void multiply_columns(int64_t rows, const float* a, int64_t a_row, int64_t a_column, const Strips& b,
-                                        int64_t column, int64_t depth, float* c, int64_t c_row) {
+template <int64_t registers, typename Result>
+C10_ALWAYS_INLINE void multiply_columns(int64_t rows, const Left& a, const Strips& b, int64_t column, int64_t depth,
+                                        const Result& result) {
   int64_t i = 0;
   for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
-    multiply_tile<TILE_ROWS, registers, accumulate>(a + i * a_row, a_row, a_column, b, column, depth, c + i * c_row,
-                                                    c_row);
-  multiply_rest<TILE_ROWS - 1, registers, accumulate>(rows - i, a + i * a_row, a_row, a_column, b, column, depth,
-                                                      c + i * c_row, c_row);
+    multiply_tile<TILE_ROWS, registers>(a, i, b, column, depth, result);
+  multiply_rest<TILE_ROWS - 1, registers>(rows - i, a, i, b, column, depth, result);
 }
 
-// c [rows, columns] (+)= a [rows, depth] b [depth, columns]; columns are a multiple of PADDING.
-template <bool accumulate>
-void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_column,
-              const Strips& b, float* c, int64_t c_row) {
+// The product of a [rows, depth] and b [depth, columns]; columns are a multiple of PADDING.
+template <typename Result>
+void multiply(int64_t rows, int64_t columns, int64_t depth, const Left& a, const Strips& b, const Result& result) {
   int64_t j = 0;
   for (; j + TILE_REGISTERS * LANES <= columns; j += TILE_REGISTERS * LANES)
-    multiply_columns<TILE_REGISTERS, accumulate>(rows, a, a_row, a_column, b, j, depth, c + j, c_row);
-  if (j < columns) multiply_columns<1, accumulate>(rows, a, a_row, a_column, b, j, depth, c + j, c_row);
+    multiply_columns<TILE_REGISTERS>(rows, a, b, j, depth, result);
+  if (j < columns) multiply_columns<1>(rows, a, b, j, depth, result);
 }
 
 // from [rows, columns], both multiples of PADDING, as [columns, rows] in strips; they lie in `to`. Row by row, the
@@ -234,13 +250,12 @@ constexpr float LN_2 = 0.6931471806f;
 
 float query_scale(int64_t head_dim) { return 1 / (LN_2 * std::sqrt(static_cast<float>(head_dim))); }
 
-// 2^x for x <= 0, to 2e-7 of it, and 2^-100 below -100: 2^n 2^r with n = round(x) and |r| <= 1/2. 2^r is the polynomial
-// of least relative error, 9e-8, and n is added to the exponent's bits.
+// 2^x for -126 <= x <= 0, to 2e-7 of it: 2^n 2^r with n = round(x) and |r| <= 1/2. 2^r is the polynomial of least
+// relative error, 9e-8, and n is added to the exponent's bits.
 Register power_of_two(const Register& x) {
   typedef int32_t Bits __attribute__((vector_size(LANES * sizeof(float)), may_alias));
   const float to_integer = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded, and stands in its lowest bits
-  const Register exponent = Largest()(Register{} - 100.f, x), shifted = exponent + to_integer;
-  const Register r = exponent - (shifted - to_integer);
+  const Register shifted = x + to_integer, r = x - (shifted - to_integer);
   Register polynomial = r * 1.326472720e-3f + 9.671512640e-3f;
   polynomial = polynomial * r + 5.550733743e-2f;
   polynomial = polynomial * r + 2.402224209e-1f;
@@ -249,22 +264,73 @@ Register power_of_two(const Register& x) {
   return (Register)((Bits)polynomial + ((Bits)shifted << 23));
 }
 
-// 2^(score - the row's largest) over the first `keys` of each row of scores [rows, columns], in place, and next to
-// nothing, 2^-100, in the padding. Softmax is that times the row's `inverse_sums`.
-void exponentiate(float* scores, int64_t stride, int64_t rows, int64_t keys, int64_t columns, float* inverse_sums) {
-  const int64_t registers = columns / LANES, padded_from = columns - PADDING;
-  alignas(Register) float to_padding[PADDING];
-  for (int64_t j = 0; j < PADDING; ++j) to_padding[j] = padded_from + j < keys ? 0 : Largest::OF_NOTHING;
-  for (int64_t r = 0; r < rows; ++r) {
-    auto* row = reinterpret_cast<Register*>(scores + r * stride);
-    for (int64_t j = 0; j < PADDING / LANES; ++j)
-      row[padded_from / LANES + j] += reinterpret_cast<const Register*>(to_padding)[j];
-    const float top = across<Largest>(combined<Largest>(registers, [&](int64_t j) { return row[j]; }));
-    inverse_sums[r] = 1 / across<Sum>(combined<Sum>(registers, [&](int64_t j) {
-      const Register power = power_of_two(row[j] - top);
-      return row[j] = power;
-    }));
+// What becomes of scores: 2^(score - at_most[row]), whose sums over the row's keys are gathered. `far` where that may
+// be less than 2^-126; it is no less than 2^-100 then.
+template <bool far>
+struct Powers {
+  float* powers;
+  int64_t row, keys;
+  const float* at_most;
+  Register* sums;
+  Register first(int64_t r, int64_t) const { return Register{} - at_most[r]; }
+  template <int64_t registers>
+  void last(int64_t r, int64_t column, const Register (&scores)[registers]) const {
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < registers; ++j) {
+      const Register power = power_of_two(far ? Largest()(Register{} - 100.f, scores[j]) : scores[j]);
+      reinterpret_cast<Register*>(powers + r * row + column)[j] = power;
+      const int64_t keys_left = keys - (column + j * LANES);
+      sums[r] += keys_left >= LANES ? power : first_lanes(power, keys_left);
+    }
   }
+};
+
+float length(const float* row, int64_t dim) {
+  const auto* x = reinterpret_cast<const Register*>(row);
+  return std::sqrt(across<Sum>(combined<Sum>(dim / LANES, [&](int64_t j) { return x[j] * x[j]; })));
+}
+
+// The keys of one head, ready for scores.
+struct Keys {
+  Strips transposed;
+  int64_t count;
+  float longest = 0;
+  Keys(const Heads& keys, int64_t h, float* scratch)
+      : transposed(transpose(keys.head(h), padded(keys.tokens), keys.row, scratch)), count(keys.tokens) {
+    for (int64_t l = 0; l < count; ++l) longest = Largest()(length(keys.at(h, l), keys.row), longest);
+  }
+};
+
+// Softmax of the scores of some queries of a head from i on, up to a factor for each row, its `inverse_sums`: powers of
+// two [rows, keys], which mean nothing in the padding.
+//
+// What is taken off a row's scores need not be the largest of them. A query's length times that of the longest key is
+// known beforehand, so that a score becomes a power without leaving its register; where it is too far off for that,
+// the products are made twice.
+void attention_powers(const Heads& queries, int64_t h, int64_t i, int64_t rows, const Keys& keys, float* powers,
+                      int64_t stride, float* inverse_sums) {
+  const float never_far = 45;  // powers from 2^-90 to 1, with room for gradients over their sum
+  const int64_t columns = padded(keys.count);
+  const Left q{queries.at(h, i), queries.row, 1};
+  float at_most[BLOCK_ROWS];
+  Register sums[BLOCK_ROWS] = {};
+  bool far = false;
+  for (int64_t r = 0; r < rows; ++r) {
+    at_most[r] = length(queries.at(h, i + r), queries.row) * keys.longest;
+    far |= !(at_most[r] <= never_far);  // also what is no number
+  }
+  const auto multiply_to = [&](const auto& result) {
+    multiply(rows, columns, queries.sizes.head_dim, q, keys.transposed, result);
+  };
+  if (far) {
+    multiply_to(Stored<false>{powers, stride});
+    for (int64_t r = 0; r < rows; ++r)
+      at_most[r] = *std::max_element(powers + r * stride, powers + r * stride + keys.count);
+    multiply_to(Powers<true>{powers, stride, keys.count, at_most, sums});
+  } else {
+    multiply_to(Powers<false>{powers, stride, keys.count, at_most, sums});
+  }
+  for (int64_t r = 0; r < rows; ++r) inverse_sums[r] = 1 / across<Sum>(sums[r]);
 }
 
 // From the gradients in softmax those in the scores, in place: ln 2 * p * (gradients - sum(p * gradients)), where p is
@@ -330,18 +396,17 @@ at::Tensor forward(const at::Tensor& queries, const at::Tensor& keys, const at::
       split_normalised(rows_of(keys, n), 1, norm_eps, k, of_keys);
       split(rows_of(values, n), v);
       at::parallel_for(0, sizes.heads, 1, [&](int64_t begin, int64_t end) {
-        Scratch scratch(dim * columns + FORWARD_ROWS * stride);
-        float *transposed = scratch.take(dim * columns), *scores = scratch.take(FORWARD_ROWS * stride);
-        float inverse_sums[FORWARD_ROWS];
+        Scratch scratch(dim * columns + BLOCK_ROWS * stride);
+        float *transposed = scratch.take(dim * columns), *scores = scratch.take(BLOCK_ROWS * stride);
+        float inverse_sums[BLOCK_ROWS];
         for (int64_t h = begin; h < end; ++h) {
-          const Strips keys_transposed = transpose(k.head(h), columns, dim, transposed);
-          for (int64_t i = 0; i < t; i += FORWARD_ROWS) {
-            const int64_t rows = std::min(FORWARD_ROWS, t - i);
-            multiply<false>(rows, columns, head_dim, q.at(h, i), dim, 1, keys_transposed, scores, stride);
-            exponentiate(scores, stride, rows, l, columns, inverse_sums);
+          const Keys of_head(k, h, transposed);
+          for (int64_t i = 0; i < t; i += BLOCK_ROWS) {
+            const int64_t rows = std::min(BLOCK_ROWS, t - i);
+            attention_powers(q, h, i, rows, of_head, scores, stride, inverse_sums);
             // What these queries attended to takes their place. Straight into the result it would be a few numbers
             // a row, and stores that wait for those lines hold up the scores of the next queries.
-            multiply<false>(rows, dim, l, scores, stride, 1, row_by_row(v.head(h), dim), q.at(h, i), dim);
+            multiply(rows, dim, l, Left{scores, stride, 1}, row_by_row(v.head(h), dim), Stored<false>{q.at(h, i), dim});
             for (int64_t r = 0; r < rows; ++r) scale_row(q.at(h, i + r), inverse_sums[r], dim, q.at(h, i + r));
           }
         }
@@ -376,27 +441,26 @@ void backward(const at::Tensor& gradient, const at::Tensor& queries, const at::T
       split(rows_of(values, n), v);
       split(rows_of(gradient, n), out);
       at::parallel_for(0, sizes.heads, 1, [&](int64_t begin, int64_t end) {
-        Scratch scratch(2 * dim * columns + BACKWARD_ROWS * (2 * stride + dim));
+        Scratch scratch(2 * dim * columns + BLOCK_ROWS * (2 * stride + dim));
         float *transposed_k = scratch.take(dim * columns), *transposed_v = scratch.take(dim * columns);
-        float *p = scratch.take(BACKWARD_ROWS * stride), *ds = scratch.take(BACKWARD_ROWS * stride);
-        float *scaled = scratch.take(BACKWARD_ROWS * dim), inverse_sums[BACKWARD_ROWS];
+        float *p = scratch.take(BLOCK_ROWS * stride), *ds = scratch.take(BLOCK_ROWS * stride);
+        float *scaled = scratch.take(BLOCK_ROWS * dim), inverse_sums[BLOCK_ROWS];
         for (int64_t h = begin; h < end; ++h) {
-          const Strips keys_transposed = transpose(k.head(h), columns, dim, transposed_k);
+          const Keys of_head(k, h, transposed_k);
           const Strips values_transposed = transpose(v.head(h), columns, dim, transposed_v);
           std::fill(dk.at(h, 0), dk.at(h, l), 0.f);
           std::fill(dv.at(h, 0), dv.at(h, l), 0.f);
-          for (int64_t i = 0; i < t; i += BACKWARD_ROWS) {
-            const int64_t rows = std::min(BACKWARD_ROWS, t - i);
+          for (int64_t i = 0; i < t; i += BLOCK_ROWS) {
+            const int64_t rows = std::min(BLOCK_ROWS, t - i);
             // p = 2^(q k^T), softmax up to a factor for each row;  ds = the gradient in the scores, from out v^T in p
-            multiply<false>(rows, columns, head_dim, q.at(h, i), dim, 1, keys_transposed, p, stride);
-            exponentiate(p, stride, rows, l, columns, inverse_sums);
-            multiply<false>(rows, columns, head_dim, out.at(h, i), dim, 1, values_transposed, ds, stride);
+            attention_powers(q, h, i, rows, of_head, p, stride, inverse_sums);
+            multiply(rows, columns, head_dim, Left{out.at(h, i), dim, 1}, values_transposed, Stored<false>{ds, stride});
             softmax_backward(p, ds, stride, rows, columns, inverse_sums);
             // dv += p^T out;  dk += ds^T q;  dq = ds k
             for (int64_t r = 0; r < rows; ++r) scale_row(out.at(h, i + r), inverse_sums[r], dim, scaled + r * dim);
-            multiply<true>(l, dim, rows, p, 1, stride, row_by_row(scaled, dim), dv.head(h), dim);
-            multiply<true>(l, dim, rows, ds, 1, stride, row_by_row(q.at(h, i), dim), dk.head(h), dim);
-            multiply<false>(rows, dim, l, ds, stride, 1, row_by_row(k.head(h), dim), dq.at(h, i), dim);
+            multiply(l, dim, rows, Left{p, 1, stride}, row_by_row(scaled, dim), Stored<true>{dv.head(h), dim});
+            multiply(l, dim, rows, Left{ds, 1, stride}, row_by_row(q.at(h, i), dim), Stored<true>{dk.head(h), dim});
+            multiply(rows, dim, l, Left{ds, stride, 1}, row_by_row(k.head(h), dim), Stored<false>{dq.at(h, i), dim});
           }
         }
       });

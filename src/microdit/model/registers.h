@@ -2,6 +2,8 @@
 #pragma once
 #include <ATen/cpu/vec/vec.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -20,6 +22,16 @@ inline Register load(const float* from) {  // from any address
   Register values;
   std::memcpy(&values, from, sizeof(values));
   return values;
+}
+
+// The first `count` lanes, and zeros.
+inline Register first_lanes(const Register& values, int64_t count) {
+  static constexpr auto ones_then_zeros = [] {
+    std::array<float, 2 * LANES> made{};
+    for (int64_t j = 0; j < LANES; ++j) made[j] = 1;
+    return made;
+  }();
+  return values * load(ones_then_zeros.data() + LANES - std::clamp<int64_t>(count, 0, LANES));
 }
 
 struct Sum {
