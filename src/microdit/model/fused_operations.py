@@ -30,8 +30,7 @@ from microdit.model.operations import (
 
 PYTORCH = Path(torch.__file__).parent
 FOLDER = Path(__file__).parent
-SOURCES = [FOLDER / "fused_attention.cpp", FOLDER / "fused_layers.cpp"]
-HEADERS = [FOLDER / "registers.h", FOLDER / "row_moments.h"]
+SOURCES, HEADERS = sorted(FOLDER.glob("*.cpp")), sorted(FOLDER.glob("*.h"))
 # What at::vec is compiled for, as PyTorch found it in this processor. Nothing beyond: a home may be shared with others.
 INSTRUCTIONS: dict[str, list[str]] = {
     "DEFAULT": [],
