@@ -3,20 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from microdit.cli import console, plain, run_entry_point
+from microdit.commands.compose import run_entry_point
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    from microdit.evaluation.evaluate import evaluate
+    from microdit.commands.evaluate import evaluate_command
 
-    evaluate(**plain(config), console=console)
-
-
-def default_config() -> DictConfig:
-    with hydra.initialize(version_base="1.3", config_path="conf"):
-        return hydra.compose("evaluate")
+    evaluate_command(config)
 
 
 if __name__ == "__main__":
-    run_entry_point(main, default_config)
+    run_entry_point(main, "evaluate")

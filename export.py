@@ -3,9 +3,7 @@
 import argparse
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from microdit.cli import console, run_entry_point
+from microdit.commands.messages import console, run_told
 
 
 def main() -> None:
@@ -15,11 +13,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="by default RUN/ema_step_N.safetensors or raw_...")
     arguments = parser.parse_args()
 
-    from microdit.exporting import export_weights
+    from microdit.checkpoints.export import export_weights
 
     written = export_weights(arguments.run, arguments.weights, arguments.output)
     console.print(f"wrote {written}", highlight=False)
 
 
 if __name__ == "__main__":
-    run_entry_point(main, lambda: DictConfig({}))
+    run_told(main)

@@ -3,21 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from microdit.cli import choices, plain, run_entry_point
+from microdit.commands.compose import run_entry_point
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
 def main(config: DictConfig) -> None:
-    from microdit.preparation import run_preparation
+    from microdit.commands.prepare import prepare_command
 
-    settings, chosen = plain(config), choices()
-    print(run_preparation(settings, chosen["autoencoder"], chosen["text_encoder"]))
-
-
-def default_config() -> DictConfig:
-    with hydra.initialize(version_base="1.3", config_path="conf"):
-        return hydra.compose("prepare")
+    prepare_command(config)
 
 
 if __name__ == "__main__":
-    run_entry_point(main, default_config)
+    run_entry_point(main, "prepare")

@@ -1,8 +1,9 @@
 """Tables and figures from runs: `python report.py experiments/headline runs/sweep_...`, or from results.csv alone."""
 
 import argparse
-import sys
 from pathlib import Path
+
+from microdit.commands.messages import console, run_told
 
 
 def main() -> None:
@@ -13,18 +14,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    from rich.markup import escape
+    from microdit.reports.report import report
 
-    from microdit.analysis.report import report
-    from microdit.build import SettingsError
-    from microdit.cli import console, errors
-
-    try:
-        report(arguments.folder, arguments.runs, console)
-    except (SettingsError, OSError) as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}")
-        sys.exit(1)
+    report(arguments.folder, arguments.runs, console)
 
 
 if __name__ == "__main__":
-    main()
+    run_told(main)

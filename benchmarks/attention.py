@@ -15,8 +15,8 @@ import torch
 from measure import Spread, check_writable, large_product, publish, take_turns
 from train_step import CAPTION_LENGTH
 
-from microdit.host_memory import keep_freed_memory
-from microdit.model.fused_operations import load_fused_operations
+from microdit.kernels.cpu.host_memory import keep_freed_memory
+from microdit.kernels.cpu.operations import load_fused_operations
 from microdit.model.operations import FORMULAS, Operations
 
 # (name, samples, patches, keys; none for self-attention)

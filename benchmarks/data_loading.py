@@ -38,8 +38,8 @@ def samples() -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
 
 
 def write_latent_shards(folder: Path) -> None:
-    from microdit.data.foreign import index_foreign
-    from microdit.data.shards import LatentSample, latent_fields, write_tar
+    from microdit.data.prepare.foreign import index_foreign
+    from microdit.data.shards.tars import LatentSample, latent_fields, write_tar
 
     folder.mkdir()
     stream = (
@@ -63,15 +63,14 @@ def write_streaming_shards(folder: Path) -> None:
 
 
 def microdit_stream(folder: Path):
-    from microdit.data.opening import open_mix
+    from microdit.data.stream.opening import open_mix
 
     source = [{"name": "benchmark", "folder": str(folder)}]
     return open_mix(source, resolution_px=256, seed=0, autoencoder="any", text_encoder="any")
 
 
 def microdit_batches(folder: Path, workers: int) -> Iterator[int]:
-    from microdit.data.loader import LatentLoader
-    from microdit.data.positions import GlobalBatches
+    from microdit.data.stream.batches import GlobalBatches, LatentLoader
 
     for batch in LatentLoader(microdit_stream(folder), GlobalBatches(BATCH), workers):
         yield len(batch["latents"])
@@ -80,7 +79,7 @@ def microdit_batches(folder: Path, workers: int) -> Iterator[int]:
 def microdit_process_batches(folder: Path, workers: int) -> Iterator[int]:
     from torch.utils.data import DataLoader
 
-    from microdit.data.positions import GlobalBatches
+    from microdit.data.stream.batches import GlobalBatches
 
     positions = GlobalBatches(BATCH)
     for batch in DataLoader(microdit_stream(folder), batch_sampler=positions, collate_fn=as_it_is, num_workers=workers):

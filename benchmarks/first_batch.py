@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from microdit.data.columns import write_columns
-from microdit.data.description import LatentDescription, write_description
-from microdit.data.index import index_shard
-from microdit.data.opening import open_mix
-from microdit.data.shards import LatentSample, latent_fields, write_tar
+from microdit.data.shards.columns import write_columns
+from microdit.data.shards.description import LatentDescription, write_description
+from microdit.data.shards.index import index_shard
+from microdit.data.shards.tars import LatentSample, latent_fields, write_tar
+from microdit.data.stream.opening import open_mix
 
 SHARDS, ROWS, BATCH, DRAWN = 4_600, 8_043, 64, 256
 CAPTION, LATENTS = (77, 1024), (4, 32, 32)

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import PRECISIONS, autocast
 
-from microdit.host_memory import keep_freed_memory
-from microdit.model.mixture_of_experts import ExpertChoice
+from microdit.kernels.cpu.host_memory import keep_freed_memory
+from microdit.model.feed_forward import ExpertChoice
 
 # (name, width, feed-forward ratio, patches present): the last expert layers of the backbones and of a mixer
 LAYERS = [

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from microdit.model.mixture_of_experts import ExpertChoice
+from microdit.model.feed_forward import ExpertChoice
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -23,16 +23,16 @@ from measure import Spread, publish
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from microdit.diffusion.edm import denoise
-from microdit.diffusion.samplers import SAMPLERS
 from microdit.evaluation.frechet import frechet_distances
-from microdit.evaluation.held_out import held_out_scenes, rendered
 from microdit.evaluation.metric import Metric
-from microdit.evaluation.shapes_frechet import ShapesFrechet
-from microdit.evaluation.shapes_metric import ShapesCompositional
+from microdit.evaluation.shapes.compositional import ShapesCompositional
+from microdit.evaluation.shapes.frechet import ShapesFrechet
+from microdit.evaluation.shapes.scenes import held_out_scenes, rendered
 from microdit.evaluation.subject import Subject
-from microdit.host_memory import keep_freed_memory
+from microdit.kernels.cpu.host_memory import keep_freed_memory
+from microdit.objectives.objective import denoise
 from microdit.pipeline import LatentDiffusion
+from microdit.sampling.samplers import SAMPLERS
 
 NOISE_LEVEL = 0.55  # the median of the paper's training at 256 px, e^-0.6
 REFERENCES = 1024  # true scenes that the denoiser's features are compared with
@@ -58,7 +58,7 @@ class DenoiserFeatures(nn.Module):
         levels = latents.new_full((len(latents), 1, 1, 1), NOISE_LEVEL)
         hook = network.blocks[-1].register_forward_hook(lambda _, __, tokens: left.append(tokens))
         try:
-            denoise(network, latents + NOISE_LEVEL * noise, levels, captions, self.pipeline.sigma_data)
+            denoise(network, latents + NOISE_LEVEL * noise, levels, captions, self.pipeline.objective)
         finally:
             hook.remove()
         return left[0].mean(dim=1)

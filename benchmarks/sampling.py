@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import CAPTION_LENGTH, NETWORKS, PRECISIONS, autocast
 
-from microdit.diffusion.edm import guided_denoiser
-from microdit.diffusion.samplers import SAMPLERS, noise_schedule
-from microdit.host_memory import keep_freed_memory
+from microdit.kernels.compile import compile_network
+from microdit.kernels.cpu.host_memory import keep_freed_memory
 from microdit.model.dit import DiT
+from microdit.sampling.guidance import guided_denoiser
+from microdit.sampling.samplers import SAMPLERS, noise_schedule
 
 SIGMA_DATA, GUIDANCE_SCALE = 0.9, 5.0
 GUIDANCE_INTERVAL = (1.0, 80.0)  # of conf/callbacks and conf/metrics; 59 % of Heun's and 60 % of DPM's evaluations
@@ -103,7 +104,7 @@ def draw(network: nn.Module, candidate: Candidate, noise: Tensor, captions: Tens
     """The latents at which a candidate arrives."""
     with autocast(precision, noise.device):
         given = network.read_captions(captions) if candidate.reads_once else captions  # type: ignore[operator]
-        denoiser = guided_denoiser(network, given, SIGMA_DATA, candidate.scale, candidate.interval)
+        denoiser = guided_denoiser(network, given, EDM(SIGMA_DATA), candidate.scale, candidate.interval)
         *_, latents = SAMPLERS[candidate.sampler].states(denoiser, noise, noise_schedule(candidate.steps))
     return latents
 
@@ -132,7 +133,7 @@ def main() -> None:
     network = build(given.network, given.latents, device)
     one_hot = with_one_hot_experts(copy.deepcopy(network))
     compiled = copy.deepcopy(network)
-    compiled.compile_for(device.type)
+    compile_network(compiled, device.type)
     noise, captions = inputs(network, given, device)
     chosen = chosen_candidates(given)
     pictures: dict[str, Tensor] = {}

@@ -29,11 +29,13 @@ from memory import bytes_of, gigabytes, peak_bytes
 from one_hot import with_one_hot_experts
 from torch import nn
 
-from microdit.analysis.cost import training_flops_per_image
-from microdit.diffusion.edm import Draws, NoiseDistribution, training_loss
-from microdit.host_memory import keep_freed_memory
+from microdit.cost.flops import training_flops_per_image
+from microdit.kernels.compile import compile_network
+from microdit.kernels.cpu.host_memory import keep_freed_memory
 from microdit.model.dit import DiT
 from microdit.model.sizes import MicroDiT_Tiny_2, MicroDiT_XL_2
+from microdit.objectives.edm import EDM
+from microdit.objectives.objective import Draws, training_loss
 
 CAPTION_LENGTH = 77
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -111,8 +113,7 @@ def training_step(
                 captions,
                 draws,
                 token_path=network.token_path,
-                noise=NoiseDistribution(-0.6, 1.2),
-                sigma_data=0.9,
+                objective=EDM(0.9, -0.6, 1.2),
                 mask_ratio=case.mask_ratio,
                 patch_size=network.patch_size,
             )
@@ -177,12 +178,12 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
         saving = copy.deepcopy(network)
         saving.checkpoint_activations()
         if arguments.compile:
-            saving.compile_for(device.type)
+            compile_network(saving, device.type)
         candidates["microdit, recomputing"] = training_step(saving, case, batch, device)
     if "not_compiled" in baselines:
         candidates["microdit, not compiled"] = training_step(copy.deepcopy(network), case, batch, device)
     if arguments.compile:
-        network.compile_for(device.type)
+        compile_network(network, device.type)
     candidates["microdit"] = training_step(network, case, batch, device)
     peaks = {}
     for name, step in candidates.items():

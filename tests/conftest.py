@@ -11,7 +11,7 @@ os.environ["WANDB_MODE"] = "disabled"
 
 # Also before the packages are imported. An int is welcome where a float is asked for, as everywhere in Python.
 install_import_hook(
-    ["microdit.model", "microdit.diffusion", "microdit.pipeline"],
+    ["microdit.model", "microdit.masking", "microdit.objectives", "microdit.sampling", "microdit.pipeline"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
@@ -20,6 +20,8 @@ import torch  # noqa: E402
 
 from microdit.model.dit import DiT  # noqa: E402
 from microdit.model.sizes import layerwise_scaled_dit  # noqa: E402
+
+pytest_plugins = ("run_fixtures", "evaluation_fixtures")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 

@@ -9,7 +9,8 @@ import pytest
 from microdit.build import SettingsError, build, check_names, keyword_names, locate
 from microdit.encoders.pixel import PixelAutoencoder
 from microdit.encoders.protocols import Autoencoder, TextEncoder
-from microdit.model.token_path import Deferred, TokenPath
+from microdit.masking.deferred import Deferred
+from microdit.masking.token_path import TokenPath
 
 PIXEL = "microdit.encoders.pixel.PixelAutoencoder"
 WORDS = "microdit.encoders.words.WordsTextEncoder"
@@ -73,7 +74,7 @@ def test_a_target_that_does_not_exist_is_refused(target):
 @pytest.mark.parametrize(
     "target",
     [
-        "microdit.model.token_path.Deferred",  # a class, but of another kind
+        "microdit.masking.deferred.Deferred",  # a class, but of another kind
         "microdit.encoders.pixel.torch",  # a module
         "math.pi",  # a number
         "builtins.eval",
@@ -117,7 +118,7 @@ def test_settings_cannot_run_programs(tmp_path, monkeypatch, expected):
 
 
 def test_a_class_is_located_without_making_one():
-    assert locate("microdit.model.token_path.Deferred", TokenPath) is Deferred
+    assert locate("microdit.masking.deferred.Deferred", TokenPath) is Deferred
 
 
 def test_keyword_names_are_those_of_the_signature_or_any():

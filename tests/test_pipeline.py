@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from microdit.build import SettingsError
-from microdit.checkpoints import CheckpointError
-from microdit.diffusion.edm import denoise, guided
-from microdit.diffusion.samplers import heun, noise_schedule
+from microdit.checkpoints.reading import CheckpointError
 from microdit.encoders.pixel import PixelAutoencoder
 from microdit.encoders.words import WordsTextEncoder
+from microdit.objectives.edm import EDM
+from microdit.objectives.objective import denoise
 from microdit.pipeline import LatentDiffusion, build_network, build_pipeline, start_noise
+from microdit.sampling.guidance import guided
+from microdit.sampling.samplers import heun, noise_schedule
 
 PROMPTS = ["a red circle", "a blue square on wood", "two rings"]
 STEPS = {"num_inference_steps": 3}
@@ -22,7 +24,8 @@ def settings(small_settings) -> dict:
     elsewhere = ("in_channels", "caption_channels", "use_patch_mixer")
     return {
         "model": {k: list(v) if isinstance(v, tuple) else v for k, v in small_settings.items() if k not in elsewhere},
-        "token_path": {"_target_": "microdit.model.token_path.Deferred"},
+        "token_path": {"_target_": "microdit.masking.deferred.Deferred"},
+        "objective": {"_target_": "microdit.objectives.edm.EDM"},
         "autoencoder": {"_target_": "microdit.encoders.pixel.PixelAutoencoder", "sigma_data": 0.5},
         "text_encoder": {"_target_": "microdit.encoders.words.WordsTextEncoder", "channels": 16, "length": 6},
     }
@@ -136,7 +139,7 @@ def test_reading_captions_once_leaves_the_picture_of_plain_heun_as_it_was(pipeli
     network = guided(pipeline.dit, guidance_scale)
 
     def plain(x, sigma):
-        return denoise(network, x.float(), torch.full((3, 1, 1, 1), sigma), captions, 0.5).double()
+        return denoise(network, x.float(), torch.full((3, 1, 1, 1), sigma), captions, EDM(0.5)).double()
 
     noise = torch.stack([start_noise(4, i, (3, 8, 8)) for i in range(3)])
     *_, latents = heun(plain, noise, noise_schedule(30))
@@ -216,8 +219,8 @@ def test_the_networks_mode_is_left_as_it_was(pipeline, training):
 
 def test_sigma_data_is_the_autoencoders_unless_given(pipeline):
     parts = pipeline.dit, pipeline.autoencoder, pipeline.text_encoder
-    assert LatentDiffusion(*parts).sigma_data == 0.5
-    assert LatentDiffusion(*parts, sigma_data=0.8).sigma_data == 0.8
+    assert LatentDiffusion(*parts).objective.sigma_data == 0.5
+    assert LatentDiffusion(*parts, objective=EDM(0.8)).objective.sigma_data == 0.8
 
 
 def test_encoders_that_do_not_fit_the_network_are_refused(pipeline, small_network):
@@ -230,16 +233,16 @@ def test_encoders_that_do_not_fit_the_network_are_refused(pipeline, small_networ
 def test_saving_and_loading_gives_the_same_pictures(pipeline, tmp_path):
     pipeline.save(tmp_path / "a" / "b")
     loaded = LatentDiffusion.load(tmp_path / "a" / "b")
-    assert loaded.sigma_data == pipeline.sigma_data
+    assert loaded.objective == pipeline.objective
     assert torch.equal(loaded.generate(PROMPTS, seed=5, **STEPS), pipeline.generate(PROMPTS, seed=5, **STEPS))
 
 
 def test_a_sigma_data_of_its_own_survives_saving(pipeline, tmp_path):
     made = LatentDiffusion(
-        pipeline.dit, pipeline.autoencoder, pipeline.text_encoder, sigma_data=0.8, settings=pipeline.settings
+        pipeline.dit, pipeline.autoencoder, pipeline.text_encoder, objective=EDM(0.8), settings=pipeline.settings
     )
     made.save(tmp_path)
-    assert LatentDiffusion.load(tmp_path).sigma_data == 0.8
+    assert LatentDiffusion.load(tmp_path).objective.sigma_data == 0.8
 
 
 def test_a_pipeline_without_settings_cannot_be_saved(pipeline, tmp_path):
@@ -303,8 +306,8 @@ def test_a_setting_the_network_does_not_know_is_refused(settings, key, message):
 
 
 def test_the_token_path_decides_whether_there_is_a_mixer(settings):
-    for name, blocks in (("Deferred", 2), ("Naive", 0), ("Unmasked", 0)):
-        path = {"_target_": f"microdit.model.token_path.{name}"}
+    for name, blocks in (("deferred.Deferred", 2), ("naive.Naive", 0), ("none.Unmasked", 0)):
+        path = {"_target_": f"microdit.masking.{name}"}
         assert len(build_network(settings["model"], path, 3, 16).patch_mixer) == blocks
 
 

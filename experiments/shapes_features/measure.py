@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from torchvision.transforms.functional import gaussian_blur
+from train_features import attribute_accuracy
 
 from microdit.evaluation.frechet import frechet_distances
-from microdit.evaluation.held_out import held_out_scenes, rendered
-from microdit.evaluation.shapes_features import SIDE_PX, shapes_features
-from microdit.evaluation.shapes_frechet import shapes_frechet_metric
-from microdit.evaluation.train_shapes_features import attribute_accuracy
+from microdit.evaluation.shapes.features import SIDE_PX, shapes_features
+from microdit.evaluation.shapes.frechet import shapes_frechet_metric
+from microdit.evaluation.shapes.scenes import held_out_scenes, rendered
 
 HERE = Path(__file__).parent
 COUNT, REFERENCES = 512, 4096

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar, cast
 
 Built = TypeVar("Built")
@@ -62,8 +63,9 @@ def required_names(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind in named]
 
 
-def build(settings: Mapping[str, Any], expected: type[Built], **extra: Any) -> Built:
-    """Builds what `settings` describe: `_target_` names it, the other keys are its arguments, as are `extra`.
+def checked(settings: Mapping[str, Any], expected: type[Built], *given_later: str) -> Callable[..., Built]:
+    """What `settings` describe, to be called with the arguments `given_later`: `_target_` names it, the other keys are
+    its arguments.
 
     Raises SettingsError when the target is missing or of another kind, or takes no argument of that name,
     or needs one that is not given.
@@ -71,11 +73,16 @@ def build(settings: Mapping[str, Any], expected: type[Built], **extra: Any) -> B
     if "_target_" not in settings:
         raise SettingsError(f"these settings need a _target_ that names a {expected.__name__}: {dict(settings)}")
     target = settings["_target_"]
-    arguments = {**{k: v for k, v in settings.items() if k != "_target_"}, **extra}
+    arguments = {name: value for name, value in settings.items() if name != "_target_"}
     found = locate(target, expected)
     if (known := keyword_names(found)) is not None:
-        check_names(arguments, known, target)
-        missing = [name for name in required_names(found) if name not in arguments]
+        check_names([*arguments, *given_later], known, target)
+        missing = [name for name in required_names(found) if name not in (*arguments, *given_later)]
         if missing:
             raise SettingsError(f"{target} also needs: {', '.join(missing)}")
-    return found(**arguments)
+    return partial(found, **arguments)
+
+
+def build(settings: Mapping[str, Any], expected: type[Built], **extra: Any) -> Built:
+    """Builds what `settings` describe, with `extra` arguments. Raises SettingsError as `checked` does."""
+    return checked(settings, expected, *extra)(**extra)

@@ -8,6 +8,7 @@ import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from microdit.build import SettingsError, build, check_names, keyword_names
-from microdit.checkpoints import CheckpointError, is_checkpoint, latest_checkpoint, load_weights, network_weights
-from microdit.diffusion.edm import guided_denoiser
-from microdit.diffusion.samplers import SAMPLERS, noise_schedule
-from microdit.encoders.protocols import Autoencoder, TextEncoder
-from microdit.model.dit import DiT
-from microdit.model.sizes import layerwise_scaled_dit
-from microdit.model.token_path import TokenPath
-from microdit.released import (
+from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, load_weights, network_weights
+from microdit.checkpoints.released import (
     SIZES,
     other_encoder_weights,
     pipeline_settings,
@@ -32,15 +27,24 @@ from microdit.released import (
     read_released,
     recognise,
 )
+from microdit.encoders.protocols import Autoencoder, TextEncoder
+from microdit.masking.token_path import TokenPath
+from microdit.model.dit import DiT
+from microdit.model.sizes import layerwise_scaled_dit
+from microdit.objectives.edm import EDM
+from microdit.objectives.objective import Objective
+from microdit.runs.folder import PIPELINE_FILE, run_of
+from microdit.runs.older import todays_pipeline
+from microdit.sampling.guidance import guided_denoiser
+from microdit.sampling.samplers import SAMPLERS, noise_schedule
 
-SETTINGS_FILE = "pipeline.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 
 class LatentDiffusion(nn.Module):
     """A text-to-image model: `dit` denoises latents, `autoencoder` turns them into pictures, `text_encoder` reads.
 
-    `sigma_data` is the standard deviation of the latents that the network was trained with; the autoencoder's if not
+    `objective` is what the network was trained for; EDM at the standard deviation of the autoencoder's latents if not
     given. `settings` are what `save` needs to build the same object again.
     """
 
@@ -49,7 +53,7 @@ class LatentDiffusion(nn.Module):
         dit: DiT,
         autoencoder: Autoencoder,
         text_encoder: TextEncoder,
-        sigma_data: float | None = None,
+        objective: Objective | None = None,
         settings: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -62,7 +66,7 @@ class LatentDiffusion(nn.Module):
                 f"the network reads captions {dit.caption_channels} wide, the text encoder has {text_encoder.channels}"
             )
         self.dit, self.autoencoder, self.text_encoder = dit, autoencoder, text_encoder
-        self.sigma_data = autoencoder.sigma_data if sigma_data is None else sigma_data
+        self.objective = EDM(autoencoder.sigma_data) if objective is None else objective
         self.settings = settings
 
     @property
@@ -161,7 +165,7 @@ class LatentDiffusion(nn.Module):
         The state is float64, the network is called in float32, and the captions are read once.
         """
         memory = self.dit.read_captions(captions)
-        denoiser = guided_denoiser(self.dit, memory, self.sigma_data, guidance_scale, guidance_interval)
+        denoiser = guided_denoiser(self.dit, memory, self.objective, guidance_scale, guidance_interval)
 
         def reported(x: Tensor, sigma: float) -> Tensor:
             report()
@@ -189,7 +193,9 @@ class LatentDiffusion(nn.Module):
             raise ValueError("this pipeline was built without settings; use build_pipeline(), or pass settings=...")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_settings({**self.settings, "sigma_data": self.sigma_data}, folder)
+        kind = type(self.objective)
+        objective = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **asdict(self.objective)}
+        write_settings({**self.settings, "objective": objective}, folder)
         save_file({k: v.contiguous() for k, v in self.dit.state_dict().items()}, folder / WEIGHTS_FILE)
 
     @classmethod
@@ -208,17 +214,17 @@ class LatentDiffusion(nn.Module):
         Raises CheckpointError, which says what is missing or lists the keys that do not fit.
         """
         run = Path(run)
-        folder = run.parent.parent if is_checkpoint(run) else run
-        settings_file = folder / SETTINGS_FILE
+        folder = run_of(run)
+        settings_file = folder / PIPELINE_FILE
         if not run.exists():
             raise CheckpointError(f"there is no {run}")
         if not settings_file.is_file():
             released = "; a released file of weights opens with LatentDiffusion.from_released" if run.is_file() else ""
             raise CheckpointError(
-                f"{folder} holds no {SETTINGS_FILE}: name the folder of a training run, such as runs/..., "
+                f"{folder} holds no {PIPELINE_FILE}: name the folder of a training run, such as runs/..., "
                 f"a file in its checkpoints/, or a folder that LatentDiffusion.save wrote{released}"
             )
-        settings = json.loads(settings_file.read_text())
+        settings = todays_pipeline(json.loads(settings_file.read_text()))
         pipeline = build_pipeline(other_encoder_weights(settings, autoencoder_weights, text_encoder_weights))
         saved = folder / WEIGHTS_FILE
         if folder == run and saved.is_file():
@@ -287,15 +293,16 @@ def start_noise(seed: int, index: int, shape: tuple[int, ...]) -> Float[Tensor, 
 def build_pipeline(settings: dict[str, Any], device: str | None = None) -> LatentDiffusion:
     """A pipeline with fresh weights from plain settings.
 
-    `settings` has the parts `model` (arguments of layerwise_scaled_dit), `token_path`, `autoencoder`, `text_encoder`
-    (each a `_target_` with arguments), and may have `sigma_data`; it is the autoencoder's if not. The network is made
-    on `device`, by default torch's; on "meta" nothing is allocated for it.
+    `settings` has the parts `model` (arguments of layerwise_scaled_dit), `token_path`, `objective`, `autoencoder` and
+    `text_encoder` (each a `_target_` with arguments). The objective's `sigma_data` is the autoencoder's if not given.
+    The network is made on `device`, by default torch's; on "meta" nothing is allocated for it.
     """
     autoencoder = build(settings["autoencoder"], Autoencoder)
     text_encoder = build(settings["text_encoder"], TextEncoder)
     with nullcontext() if device is None else torch.device(device):
         dit = build_network(settings["model"], settings["token_path"], autoencoder.channels, text_encoder.channels)
-    return LatentDiffusion(dit, autoencoder, text_encoder, settings.get("sigma_data"), settings)
+    objective = build({"sigma_data": autoencoder.sigma_data, **settings["objective"]}, Objective)
+    return LatentDiffusion(dit, autoencoder, text_encoder, objective, settings)
 
 
 def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels: int, caption_channels: int) -> DiT:
@@ -325,4 +332,4 @@ def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels
 
 def write_settings(settings: dict[str, Any], folder: Path) -> None:
     """Writes `pipeline.json`, the file `LatentDiffusion.load` starts from."""
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / PIPELINE_FILE).write_text(json.dumps(settings, indent=2) + "\n")

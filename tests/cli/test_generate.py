@@ -19,7 +19,8 @@ def saved(small_settings, wake, tmp_path_factory) -> str:
     pipeline = build_pipeline(
         {
             "model": model,
-            "token_path": {"_target_": "microdit.model.token_path.Deferred"},
+            "token_path": {"_target_": "microdit.masking.deferred.Deferred"},
+            "objective": {"_target_": "microdit.objectives.edm.EDM"},
             "autoencoder": {"_target_": "microdit.encoders.pixel.PixelAutoencoder"},
             "text_encoder": {"_target_": "microdit.encoders.words.WordsTextEncoder", "channels": 16, "length": 6},
         }

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from microdit.build import SettingsError
-from microdit.cli import composition_message, run_folder
+from microdit.commands.compose import composition_message, run_folder
 
 CONF = str(Path(__file__).parents[2] / "conf")
 

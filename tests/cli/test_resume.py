@@ -7,7 +7,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from microdit.build import SettingsError
-from microdit.cli import changed_values, run_folder
+from microdit.commands.compose import changed_values, run_folder
 
 SAVED = {
     "model": {"dim": 64},
@@ -67,6 +67,12 @@ def test_a_run_is_found_by_its_folder_its_checkpoint_or_as_the_last(tmp_path):
     file.touch()
     assert run_folder(str(tmp_path / "a"), "runs", "new") == str(tmp_path / "a")
     assert run_folder(str(file), "runs", "new") == str(tmp_path / "a")
+    assert run_folder("last", str(tmp_path), "new") == str(tmp_path / "a")  # the other has nothing to go on from yet
+    (tmp_path / "chain/1-first/checkpoints/step_0000001.ckpt").touch()
+    assert run_folder("last", str(tmp_path), "new") == str(tmp_path / "chain" / "1-first")
+    inside = tmp_path / "a" / "wandb" / "run-1" / "files"
+    inside.mkdir(parents=True)
+    (inside / "config.yaml").write_text("_wandb: {}")  # is newer, and no run
     assert run_folder("last", str(tmp_path), "new") == str(tmp_path / "chain" / "1-first")
     (tmp_path / "chain" / "stages.yaml").touch()
     assert run_folder("last", str(tmp_path), "new") == str(tmp_path / "chain")

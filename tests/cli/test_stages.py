@@ -9,7 +9,7 @@ import torch
 import yaml
 from cli_processes import EVERY_STEP, SMALL, TWO, children, start, steps, wait_for
 
-from microdit.checkpoints import latest_checkpoint, network_weights, read_checkpoint
+from microdit.checkpoints.reading import latest_checkpoint, network_weights, read_checkpoint
 
 CHAIN = [
     *(setting for setting in SMALL if not setting.startswith(("name=", "resolution_stage.resolution_px"))),

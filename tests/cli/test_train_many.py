@@ -22,7 +22,8 @@ def test_a_sweep_with_ddp_runs_every_job_in_a_folder_of_its_own(run_script, path
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0-test", "1-test"]
     kept = [json.loads((sweep / name / "result.json").read_text())["patches_kept"] for name in ("0-test", "1-test")]
     assert kept == [48, 16]
-    assert [path.name for path in (sweep / "0-test" / "logs").iterdir()] == ["rank_1.txt"]
+    logs = {str(path.relative_to(path.parents[2])) for path in (sweep / "0-test" / "logs").glob("started_*/*/*/*.log")}
+    assert logs == {"attempt_0/1/stdout.log", "attempt_0/1/stderr.log"}  # rank zero talks to the terminal
 
 
 def test_a_failed_job_does_not_stop_a_sweep_and_is_told_at_its_end(run_script, paths, tmp_path):

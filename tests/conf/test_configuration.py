@@ -12,12 +12,13 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-import microdit.cli  # registers the resolver that names a run's folder
-from microdit.build import SettingsError, build, check_names, keyword_names, locate
-from microdit.encoders.protocols import Autoencoder, TextEncoder
+import microdit.commands.compose  # registers the resolver that names a run's folder
+from microdit.build import SettingsError, check_names, keyword_names, locate
+from microdit.commands.compose import bundles_in_order
 from microdit.model import sizes
 from microdit.model.dit import DiT
-from microdit.pipeline import build_network
+from microdit.pipeline import build_pipeline
+from microdit.training.run import network_settings
 from microdit.training.settings import TrainingSettings, training_settings
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -38,7 +39,6 @@ BUNDLES = ["experiment", "scale"]
 EXPERIMENTS, SCALES = names("experiment"), names("scale")
 # What a scale cannot compare, and how it says so.
 REFUSED = {
-    ("latents_16", "laptop"): "PixelAutoencoder has no setting 'channels'",
     ("data_synthetic", "tiny"): "asks for synthetic data, but its sources are real",
     ("data_mixed", "tiny"): "asks for synthetic data, but its sources are real",
 }
@@ -55,22 +55,19 @@ def compose() -> Any:
 
     @functools.cache
     def composed(*overrides: str, config: str = "config") -> DictConfig:
-        return hydra.compose(config, [*overrides, *(["name=x"] if config == "config" else [])])
+        ordered = bundles_in_order(overrides)  # as for a command line
+        return hydra.compose(config, [*ordered, *(["name=x"] if config == "config" else [])])
 
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         yield composed
 
 
 def read(config: DictConfig) -> TrainingSettings:
-    return training_settings(microdit.cli.plain(config), Path("run"), {})
+    return training_settings(microdit.commands.compose.plain(config), Path("run"), {})
 
 
 def network_on_meta(settings: TrainingSettings) -> DiT:
-    autoencoder, text_encoder = build(settings.autoencoder, Autoencoder), build(settings.text_encoder, TextEncoder)
-    input_size = settings.resolution_stage.resolution_px // autoencoder.downscale
-    model = {**settings.model, **settings.moe, "input_size": input_size}
-    with torch.device("meta"):
-        return build_network(model, settings.masking, autoencoder.channels, text_encoder.channels)
+    return build_pipeline(network_settings(settings), device="meta").dit
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
@@ -103,6 +100,17 @@ def test_what_is_compared_and_how_big_are_chosen_independently(compose, experime
     orders = itertools.permutations([f"+experiment={experiment}", "+scale=xl"])
     one, other = (compose(*order, *needed(experiment)) for order in orders)
     assert one == other
+
+
+def test_bundles_are_applied_in_their_order_whatever_was_typed():
+    typed = ["seed=1", "+experiment=a,b", "-m", "+scale=xl", "trainer=cpu"]
+    assert bundles_in_order(typed) == ["seed=1", "+scale=xl", "-m", "+experiment=a,b", "trainer=cpu"]
+
+
+@pytest.mark.parametrize("schedule", names("schedule"))
+def test_a_schedule_that_is_typed_has_the_last_word_over_the_stages(compose, schedule):
+    settings = read(compose("resolution_stage=res512_finetune", f"schedule={schedule}"))
+    assert type(settings.schedule).__name__.lower() == schedule.replace("_", "")
 
 
 def test_every_scale_decides_the_same_groups():
@@ -163,7 +171,7 @@ def test_the_named_sizes_have_the_numbers_of_the_configuration(compose, model, m
     with torch.device("meta"):
         named = make()
     assert described(configured) == described(named)
-    given = {**microdit.cli.plain(config)["model"], **microdit.cli.plain(config)["moe"]}
+    given = {**microdit.commands.compose.plain(config)["model"], **microdit.commands.compose.plain(config)["moe"]}
     shared = given.keys() & sizes.RELEASED.keys()
     assert {"depth_init", "norm_eps", "expert_capacity"} <= shared
     for key in shared:
@@ -183,7 +191,7 @@ def test_every_target_exists_and_takes_its_settings(path):
     for settings in targets(yaml.safe_load(path.read_text())):
         found = locate(settings["_target_"], object)
         if (known := keyword_names(found)) is not None:
-            check_names([key for key in settings if key != "_target_"], known, settings["_target_"])
+            check_names([key for key in settings if key not in ("_target_", "kinds")], known, settings["_target_"])
 
 
 @pytest.fixture
@@ -203,7 +211,10 @@ def write_bundle(tmp_path) -> Callable[[str], list[str]]:
     ("content", "message"),
     [
         ("trainer: {max_step: 3}", "trainer has no setting 'max_step'; did you mean 'max_steps'"),
-        ("optimizer: {beta_1: 0.5}", "optimizer has no setting 'beta_1'; did you mean 'beta1'"),
+        ("optimizer: {beta: 0.5}", "MuonWithAdamW has no setting 'beta'; did you mean 'betas'"),
+        ("optimizer: {kinds: {matrix: {}}}", "optimizer.kinds has no setting 'matrix'; did you mean 'matrices'"),
+        ("objective: {noise_means: 1}", "EDM has no setting 'noise_means'; did you mean 'noise_mean'"),
+        ("schedule: {final_facto: 1}", "Cosine has no setting 'final_facto'; did you mean 'final_factor'"),
         ("resolution_stage: {step: 3}", "resolution_stage has no setting 'step'; did you mean 'steps'"),
         ("reading: {on_corupt: skip}", "reading has no setting 'on_corupt'; did you mean 'on_corrupt'"),
         ("data_mix: {source: []}", "data_mix has no setting 'source'; did you mean 'sources'"),
@@ -256,7 +267,9 @@ def test_a_mask_ratio_outside_zero_to_one_is_refused_when_settings_are_read(comp
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("resolution_stage.schedule=linear", "schedule must be"),
+        ("+resolution_stage.schedule=linear", "resolution_stage has no setting 'schedule'"),
+        ("optimizer._target_=torch.optim.Adamw", "torch.optim.Adamw cannot be imported"),
+        ("objective._target_=microdit.model.dit.DiT", "does not make a Objective"),
         ("resolution_stage.caption_dropout=1.0", "caption_dropout must be in"),
         ("resolution_stage.ema_decay=1.0", "ema_decay must be in"),
         ("trainer.max_steps=0", "trainer.max_steps must be at least 1"),
@@ -276,14 +289,17 @@ def test_the_stages_are_the_papers_table(compose):
         "res512_finetune": (512, 5_000, 8e-5, "constant", 0, 0.5, 0.9975, 0.0, 0.6, 2.0),
     }
     for name, row in rows.items():
-        s = read(compose(f"resolution_stage={name}")).resolution_stage
-        where_how_long = (s.resolution_px, s.steps, s.learning_rate, s.schedule, s.warmup_steps)
-        rest = (s.gradient_clip_norm, s.ema_decay, s.noise_mean, s.noise_std, s.pos_interp_scale)
+        settings = read(compose(f"resolution_stage={name}", "optimizer=adamw"))
+        s, objective, schedule = settings.resolution_stage, settings.objective, settings.schedule
+        kind = type(schedule).__name__.lower()
+        where_how_long = (s.resolution_px, s.steps, settings.optimizer["lr"], kind, schedule.warmup_steps)
+        levels = objective["noise_mean"], objective["noise_std"]
+        rest = (s.gradient_clip_norm, s.ema_decay, *levels, s.pos_interp_scale)
         assert where_how_long + rest == row, name
         assert (s.global_batch_size, s.caption_dropout) == (2048, 0.1)
-    assert read(compose("resolution_stage=res256_pretrain")).resolution_stage.final_factor == 0.33
+    assert read(compose("resolution_stage=res256_pretrain")).schedule.final_factor == 0.33
     starts = [read(compose(f"resolution_stage={name}")).resolution_stage.ema_start_step for name in rows]
     assert starts[2:] == [25_000, 1_000]
     adamw = OmegaConf.to_container(compose("+scale=xl").optimizer)
-    paper = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "matrix_step": None}
+    paper = {"_target_": "torch.optim.AdamW", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.1}
     assert adamw.items() >= paper.items()

@@ -5,9 +5,9 @@ from pathlib import Path
 import hydra
 import pytest
 
-import microdit.cli
+import microdit.commands.compose
 from microdit.build import build, keyword_names
-from microdit.evaluation.evaluate import evaluate
+from microdit.commands.evaluate import evaluate
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.subject import checked_sampling
 
@@ -18,7 +18,7 @@ METRICS = sorted(path.stem for path in (CONF / "metrics").glob("*.yaml"))
 @pytest.fixture(scope="module")
 def compose():
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        yield lambda *overrides: microdit.cli.plain(hydra.compose("evaluate", list(overrides)))
+        yield lambda *overrides: microdit.commands.compose.plain(hydra.compose("evaluate", list(overrides)))
 
 
 def test_its_keys_are_the_arguments_of_evaluate(compose):

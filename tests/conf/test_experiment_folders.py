@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-import microdit.cli
+import microdit.commands.compose
 from microdit.training.settings import training_settings
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_the_command_makes_the_rows_of_the_table_and_composes(folder):
         for experiment, others in runs[:2]:  # the others differ in the experiment only
             config = hydra.compose("config", ["name=x", f"+experiment={experiment}", *others])
             assert isinstance(config, DictConfig)
-            assert training_settings(microdit.cli.plain(config), Path("run"), {})
+            assert training_settings(microdit.commands.compose.plain(config), Path("run"), {})
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microdit.data.description import LatentDescription, write_description
-from microdit.data.index import index_folder
-from microdit.data.locking import claim
-from microdit.data.shards import LatentSample, latent_fields, write_tar
+from microdit.data.shards.description import LatentDescription, write_description
+from microdit.data.shards.index import index_folder
+from microdit.data.shards.tars import LatentSample, latent_fields, write_tar
+from microdit.files import claim
 
 CAPTION_SHAPE = (5, 8)
 LATENT_SHAPE = (4, 2, 2)

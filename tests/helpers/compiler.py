@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from microdit.model.fused_operations import compiler_command
+from microdit.kernels.cpu.operations import compiler_command
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(compiler_command()[0]) is None, reason=f"there is no compiler {compiler_command()[0]}"

@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 
-from microdit.model.maskdit import MaskDiT
-from microdit.model.masking import keep_patches
-from microdit.model.token_path import Deferred, Naive
+from microdit.masking.deferred import Deferred
+from microdit.masking.maskdit import MaskDiT
+from microdit.masking.naive import Naive
+from microdit.masking.patches import keep_patches
 
 PATHS = {
     "deferred": lambda: {"token_path": Deferred(), "use_patch_mixer": True},
@@ -105,7 +106,7 @@ def test_reading_under_autocast_stays_near_full_precision(small_network, inputs)
 COMPILED = """
 import torch
 from microdit.model.blocks import DiTBlock
-from microdit.model.mixture_of_experts import ExpertChoice
+from microdit.model.feed_forward import ExpertChoice
 
 torch.manual_seed(0)
 block = DiTBlock(32, 32, 0.5, 8, False, 1e-6, ExpertChoice(32, 2.0, 16, 4, 2.0))

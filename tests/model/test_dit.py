@@ -8,10 +8,13 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import nn
 
+from microdit.kernels.compile import compile_blocks
+from microdit.masking.deferred import Deferred
+from microdit.masking.naive import Naive
+from microdit.masking.none import Unmasked
 from microdit.model.dit import DiT
-from microdit.model.mixture_of_experts import ExpertChoice
+from microdit.model.feed_forward import ExpertChoice
 from microdit.model.sizes import MicroDiT_Tiny_2, MicroDiT_XL_2
-from microdit.model.token_path import Deferred, Naive, Unmasked
 
 KEYS = json.loads((Path(__file__).parents[1] / "golden" / "released_checkpoint_keys.json").read_text())
 RELEASED = {
@@ -164,7 +167,7 @@ def test_the_token_path_follows_the_mixer_if_none_is_given(small_network):
 def test_preparing_to_compile_keeps_the_released_keys(small_network):
     network = small_network()
     before = list(network.state_dict())
-    network.compile_blocks()
+    compile_blocks(network)
     assert list(network.state_dict()) == before
 
 

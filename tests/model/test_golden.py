@@ -10,10 +10,13 @@ import torch
 from compiler import needs_compiler
 from safetensors import safe_open
 
-from microdit.diffusion.edm import Draws, NoiseDistribution, denoise, guided, training_loss
-from microdit.diffusion.samplers import heun, noise_schedule
+from microdit.kernels.compile import compile_blocks, fuse_operations
+from microdit.masking.patches import keep_patches
 from microdit.model.dit import DiT
-from microdit.model.masking import keep_patches
+from microdit.objectives.edm import EDM
+from microdit.objectives.objective import Draws, denoise, training_loss
+from microdit.sampling.guidance import guided
+from microdit.sampling.samplers import heun, noise_schedule
 
 FOLDER = Path(os.environ.get("MICRODIT_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 FILES = sorted(FOLDER.glob("*.safetensors"))
@@ -32,7 +35,7 @@ class Golden:
         self.network = DiT(**self.config["dit"])
         state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
         self.network.load_state_dict(state, strict=True)
-        self.sigma_data = self.config["edm"]["sigma_data"]
+        self.objective = EDM(self.config["edm"]["sigma_data"])
 
     def loss(self, mask_ratio: float) -> torch.Tensor:
         edm = self.config["edm"]
@@ -42,8 +45,7 @@ class Golden:
             self.io["y"],
             Draws(self.io["rnd_normal"], self.io["eps"], self.io["mask_noise_loss"]),
             token_path=self.network.token_path,
-            noise=NoiseDistribution(edm["p_mean"], edm["p_std"]),
-            sigma_data=self.sigma_data,
+            objective=EDM(edm["sigma_data"], edm["p_mean"], edm["p_std"]),
             mask_ratio=mask_ratio,
             patch_size=self.config["dit"]["patch_size"],
         ).loss
@@ -55,7 +57,7 @@ class Golden:
 
         def denoiser(x, sigma):
             sigmas = torch.full((len(x), 1, 1, 1), sigma)
-            return denoise(network, x.float(), sigmas, captions, self.sigma_data).double()
+            return denoise(network, x.float(), sigmas, captions, self.objective).double()
 
         sigmas = noise_schedule(self.config["num_inference_steps"], edm["sigma_min"], edm["sigma_max"], edm["rho"])
         *_, result = heun(denoiser, self.io["z"], sigmas)
@@ -108,7 +110,7 @@ def test_compiled_the_numbers_are_the_same(monkeypatch, path, name):
     """As the compiler traces the blocks; the code it writes for a CPU takes minutes and a C++ compiler."""
     compiled = Golden(path)
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
-    compiled.network.compile_blocks()
+    compile_blocks(compiled.network)
     test_loss_and_gradient_norm_match(compiled, name)
 
 
@@ -116,7 +118,7 @@ def test_compiled_the_numbers_are_the_same(monkeypatch, path, name):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_fused_the_numbers_are_the_same(path):
     fused = Golden(path)
-    fused.network.fuse_operations()
+    fuse_operations(fused.network)
     test_raw_outputs_match(fused)
     for name in ("masked75", "unmasked"):
         test_loss_and_gradient_norm_match(fused, name)
@@ -128,7 +130,7 @@ def test_fused_the_numbers_are_the_same(path):
 def test_denoised_matches(golden):
     io, sigma = golden.io, golden.io["sigma"][:, None, None, None]
     assert_close(
-        denoise(golden.network, io["latents"] + sigma * io["eps"], sigma, io["y"], golden.sigma_data),
+        denoise(golden.network, io["latents"] + sigma * io["eps"], sigma, io["y"], golden.objective),
         io["denoised"],
         1e-5,
     )

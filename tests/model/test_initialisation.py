@@ -84,7 +84,7 @@ def test_the_blocks_deviation_can_be_chosen(small_network):
 
 
 def test_the_mixers_keys_can_start_out_like_its_queries_and_as_large(small_network):
-    network = small_network(fresh=True, dim=128, patch_mixer_dim=96, alike_queries_and_keys=0.9)
+    network = small_network(fresh=True, dim=128, patch_mixer_dim=96, mimetic_init=0.9)
     queries, keys, _ = network.patch_mixer[0].attn.qkv.weight.detach().chunk(3)
     correlation = torch.corrcoef(torch.stack([queries.flatten(), keys.flatten()]))[0, 1]
     assert correlation == pytest.approx(0.9, abs=0.02)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from microdit.checkpoints import checkpoint_metadata, checkpoints_of, network_weights
+from microdit.checkpoints.reading import checkpoint_metadata, network_weights
+from microdit.runs.folder import checkpoints_of
 from microdit.training.run import train
 
 DEATHS = 10
@@ -56,22 +57,22 @@ def end(ranks, how: str) -> None:
 
 
 @pytest.mark.parametrize("seed", [0])
-def test_ten_deaths_change_nothing(small_settings, start_ranks, logged, tmp_path, seed):
+def test_ten_deaths_change_nothing(run_settings, start_ranks, logged, tmp_path, seed):
     chance = random.Random(seed)
-    train(small_settings(*RUN, output=tmp_path / "undisturbed"), Console(quiet=True))
+    train(run_settings(*RUN, output=tmp_path / "undisturbed"), Console(quiet=True))
     run, deaths = tmp_path / "run", []
     while len(deaths) < DEATHS:
         world = chance.choice(["one", "ddp", "fsdp", "fsdp"])
         how = chance.choice(["machine", "scheduler", "scheduler, one rank only", "a rank is killed"])
         found = checkpoints_of(run)
-        ranks = start_ranks(small_settings(*RUN, *WORLDS[world], output=run), found[-1] if found else None)
+        ranks = start_ranks(run_settings(*RUN, *WORLDS[world], output=run), found[-1] if found else None)
         alive_at, target = time.monotonic(), chance.randint(0, 4 * (len(deaths) + 1))
         while rows(run) < target and all(rank.is_alive() for rank in ranks):
             assert time.monotonic() - alive_at < 120
             time.sleep(0.002)
         end(ranks, how)
         deaths.append((world, how, rows(run)))
-    ranks = start_ranks(small_settings(*RUN, *WORLDS["ddp"], output=run), checkpoints_of(run)[-1])
+    ranks = start_ranks(run_settings(*RUN, *WORLDS["ddp"], output=run), checkpoints_of(run)[-1])
     for rank in ranks:
         rank.join(120)
     assert [rank.exitcode for rank in ranks] == [0, 0], deaths
@@ -88,8 +89,8 @@ def test_ten_deaths_change_nothing(small_settings, start_ranks, logged, tmp_path
 
 
 @pytest.mark.parametrize("world", ["one", "ddp", "fsdp"])
-def test_a_signal_saves_the_step_it_comes_in(small_settings, start_ranks, tmp_path, world):
-    settings = small_settings(*RUN, "trainer.checkpoint_every_n_steps=1000", *WORLDS[world], output=tmp_path)
+def test_a_signal_saves_the_step_it_comes_in(run_settings, start_ranks, tmp_path, world):
+    settings = run_settings(*RUN, "trainer.checkpoint_every_n_steps=1000", *WORLDS[world], output=tmp_path)
     ranks = start_ranks(settings)
     while rows(tmp_path) < 5:
         assert ranks[0].is_alive()

@@ -9,14 +9,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from small_run import SMALL_SCALE
 
-import microdit.cli  # registers the resolvers that conf/ uses
-from microdit.build import SettingsError
+import microdit.commands.compose  # registers the resolvers that conf/ uses
 from microdit.training.run import train
 from microdit.training.settings import TrainingSettings, training_settings
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-NOT_ON_A_LAPTOP = {"latents_16": "PixelAutoencoder has no setting 'channels'"}
+NEEDS_WEIGHTS = {"latents_16"}  # of an autoencoder, which are not within reach of a test
 SMALL = [
     "name=test",
     *SMALL_SCALE,
@@ -32,7 +31,9 @@ SMALL = [
 def composed(data_root: Path, output: Path, *overrides: str) -> TrainingSettings:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("config", [*SMALL, f"paths.data_root={data_root}", "trainer.max_steps=2", *overrides])
-    return training_settings(microdit.cli.plain(config), output, {"autoencoder": "pixel", "text_encoder": "words"})
+    return training_settings(
+        microdit.commands.compose.plain(config), output, {"autoencoder": "pixel", "text_encoder": "words"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +44,11 @@ def masked_run(data_root, tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", sorted({*EXPERIMENTS} - NEEDS_WEIGHTS))
 def test_every_experiment_takes_two_steps_on_a_laptop(experiment, data_root, masked_run, tmp_path):
     starts_elsewhere = "init_from" in yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
     start = [f"init_from={masked_run}"] if starts_elsewhere else []
     settings = composed(data_root, tmp_path / "run", f"+experiment={experiment}", *start)
-    if experiment in NOT_ON_A_LAPTOP:
-        with pytest.raises(SettingsError, match=NOT_ON_A_LAPTOP[experiment]):
-            train(settings, Console(quiet=True))
-        return
     record = train(settings, Console(quiet=True))
     assert (record["status"], record["steps"]) == ("finished", 2)
     assert record["train/loss"] > 0

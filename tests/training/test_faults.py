@@ -8,13 +8,14 @@ import torch
 from rich.console import Console
 
 from microdit.build import SettingsError
-from microdit.checkpoints import CheckpointError, checkpoints_of, network_weights, read_checkpoint
-from microdit.training.checkpointing import StepCheckpoints
+from microdit.checkpoints.reading import CheckpointError, network_weights, read_checkpoint
+from microdit.commands.train import launch
+from microdit.runs.folder import checkpoints_of
+from microdit.training.callbacks.checkpoints import StepCheckpoints
+from microdit.training.callbacks.samples import SampleGrids
 from microdit.training.data import LatentData
-from microdit.training.launch import launch
 from microdit.training.module import NonFiniteLossError
 from microdit.training.run import train
-from microdit.training.samples import SampleGrids
 
 RUN = ["trainer.peak_tflops=0.1", "callbacks.samples.every_n_steps=100", "trainer.max_steps=8"]
 
@@ -31,11 +32,9 @@ def poison(monkeypatch, steps):
     monkeypatch.setattr(LatentData, "transfer_batch_to_device", poisoned)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_leaves_the_weights_alone(
-    small_settings, logged, tmp_path, monkeypatch
-):
+def test_a_step_that_is_not_finite_is_skipped_and_leaves_the_weights_alone(run_settings, logged, tmp_path, monkeypatch):
     poison(monkeypatch, {3, 4})
-    settings = small_settings(*RUN, "trainer.checkpoint_every_n_steps=1", "trainer.keep_checkpoints=9", output=tmp_path)
+    settings = run_settings(*RUN, "trainer.checkpoint_every_n_steps=1", "trainer.keep_checkpoints=9", output=tmp_path)
     record = train(settings, Console(quiet=True))
     assert (record["status"], record["train/skipped_steps"]) == ("finished", 2)
     assert list(logged(tmp_path, "train/skipped_steps").values()) == [0, 0, 0, 1, 2, 2, 2, 2]
@@ -46,7 +45,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_leaves_the_weights_alone(
     assert all(torch.isfinite(tensor).all() for tensor in network_weights(checkpoints_of(tmp_path)[-1], "raw").values())
 
 
-def test_skipped_steps_change_no_weight(small_settings, tmp_path, monkeypatch):
+def test_skipped_steps_change_no_weight(run_settings, tmp_path, monkeypatch):
     poison(monkeypatch, {1})
     before = {}
 
@@ -54,16 +53,14 @@ def test_skipped_steps_change_no_weight(small_settings, tmp_path, monkeypatch):
         before[trainer.global_step] = {name: value.clone() for name, value in task.network.state_dict().items()}
 
     monkeypatch.setattr(StepCheckpoints, "on_train_batch_end", remember)
-    train(small_settings(*RUN, "trainer.max_steps=3", output=tmp_path), Console(quiet=True))
+    train(run_settings(*RUN, "trainer.max_steps=3", output=tmp_path), Console(quiet=True))
     assert all(torch.equal(before[1][name], before[2][name]) for name in before[1])
     assert any(not torch.equal(before[2][name], before[3][name]) for name in before[1])
 
 
-def test_too_many_skipped_steps_stop_the_run_and_the_last_good_checkpoint_stays(small_settings, tmp_path, monkeypatch):
+def test_too_many_skipped_steps_stop_the_run_and_the_last_good_checkpoint_stays(run_settings, tmp_path, monkeypatch):
     poison(monkeypatch, set(range(3, 100)))
-    settings = small_settings(
-        *RUN, "trainer.max_skipped_steps=2", "trainer.checkpoint_every_n_steps=1", output=tmp_path
-    )
+    settings = run_settings(*RUN, "trainer.max_skipped_steps=2", "trainer.checkpoint_every_n_steps=1", output=tmp_path)
     with pytest.raises(NonFiniteLossError, match="in 3 steps in a row, the last at step 5"):
         train(settings, Console(quiet=True))
     assert checkpoints_of(tmp_path)[-1].name == "step_0000003.ckpt"
@@ -78,7 +75,7 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_costs_no_checkpoint_that_was_there(small_settings, tmp_path, monkeypatch, full_disk):
+def test_a_full_disk_costs_no_checkpoint_that_was_there(run_settings, tmp_path, monkeypatch, full_disk):
     save = StepCheckpoints.save
 
     def saved(self, trainer, last=False):
@@ -88,7 +85,7 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(small_settings, tmp_path
 
     monkeypatch.setattr(StepCheckpoints, "save", saved)
     console = Console(record=True, quiet=False, file=(tmp_path / "said.txt").open("w"), width=500)
-    settings = small_settings(*RUN, "trainer.checkpoint_every_n_steps=2", output=tmp_path / "run")
+    settings = run_settings(*RUN, "trainer.checkpoint_every_n_steps=2", output=tmp_path / "run")
     assert train(settings, console)["status"] == "finished"
     assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["step_0000002.ckpt", "step_0000008.ckpt"]
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
@@ -100,9 +97,9 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(small_settings, tmp_path
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="fills the disk of other processes")
-def test_a_full_disk_under_fsdp_leaves_the_checkpoint_before_and_no_rubbish(small_settings, start_ranks, tmp_path):
+def test_a_full_disk_under_fsdp_leaves_the_checkpoint_before_and_no_rubbish(run_settings, start_ranks, tmp_path):
     two = ("trainer.devices=2", "trainer.strategy=fsdp", "trainer.max_steps=20", "trainer.checkpoint_every_n_steps=5")
-    ranks = start_ranks(small_settings(*RUN, *two, output=tmp_path))
+    ranks = start_ranks(run_settings(*RUN, *two, output=tmp_path))
     while not checkpoints_of(tmp_path):
         assert all(rank.is_alive() for rank in ranks)
         time.sleep(0.002)
@@ -116,7 +113,7 @@ def test_a_full_disk_under_fsdp_leaves_the_checkpoint_before_and_no_rubbish(smal
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
-def test_a_last_checkpoint_that_cannot_be_written_is_an_error(small_settings, tmp_path, monkeypatch, full_disk):
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(run_settings, tmp_path, monkeypatch, full_disk):
     save = StepCheckpoints.save
 
     def saved(self, trainer, last=False):
@@ -127,7 +124,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(small_settings, tm
             full_disk(resource.RLIM_INFINITY)
 
     monkeypatch.setattr(StepCheckpoints, "save", saved)
-    settings = small_settings(*RUN, "trainer.checkpoint_every_n_steps=4", output=tmp_path)
+    settings = run_settings(*RUN, "trainer.checkpoint_every_n_steps=4", output=tmp_path)
     with pytest.raises(CheckpointError, match=r"step 8 could not be written .* newest one is .*step_0000004\.ckpt"):
         train(settings, Console(quiet=True))
     read_checkpoint(checkpoints_of(tmp_path)[-1])
@@ -135,7 +132,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(small_settings, tm
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread
 def test_a_disk_without_any_room_ends_no_training_and_the_error_names_the_checkpoint(
-    small_settings, tmp_path, monkeypatch, full_disk
+    run_settings, tmp_path, monkeypatch, full_disk
 ):
     begin = SampleGrids.on_train_batch_end
 
@@ -144,7 +141,7 @@ def test_a_disk_without_any_room_ends_no_training_and_the_error_names_the_checkp
         begin(self, trainer, *rest)
 
     monkeypatch.setattr(SampleGrids, "on_train_batch_end", on_train_batch_end)
-    settings = small_settings(
+    settings = run_settings(
         *RUN, "logger=tensorboard", "callbacks.samples.every_n_steps=6", "trainer.checkpoint_every_n_steps=4"
     )
     with pytest.raises(
@@ -156,28 +153,28 @@ def test_a_disk_without_any_room_ends_no_training_and_the_error_names_the_checkp
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
-def test_a_run_that_goes_on_no_longer_says_that_it_finished(small_settings, tmp_path, monkeypatch):
-    settings = small_settings(*RUN, output=tmp_path)
+def test_a_run_that_goes_on_no_longer_says_that_it_finished(run_settings, tmp_path, monkeypatch):
+    settings = run_settings(*RUN, output=tmp_path)
     assert train(settings, Console(quiet=True))["status"] == "finished"
     poison(monkeypatch, set(range(8, 100)))
-    longer = small_settings(*RUN, "trainer.max_steps=20", output=tmp_path)
+    longer = run_settings(*RUN, "trainer.max_steps=20", output=tmp_path)
     with pytest.raises(NonFiniteLossError):  # as a kill would: whoever ends it, nobody writes what came out
         train(longer, Console(quiet=True), checkpoints_of(tmp_path)[-1])
     assert not (tmp_path / "result.json").exists()
 
 
-def test_what_a_killed_run_had_begun_to_write_is_removed(small_settings, tmp_path):
+def test_what_a_killed_run_had_begun_to_write_is_removed(run_settings, tmp_path):
     left = [tmp_path / "checkpoints" / name for name in (".step_0000003.ckpt.partial", ".step_0000001.ckpt.discarded")]
     for folder in left:
         folder.mkdir(parents=True)
         (folder / "__0_0.distcp").touch()
-    train(small_settings(*RUN, "trainer.max_steps=1", output=tmp_path), Console(quiet=True))
+    train(run_settings(*RUN, "trainer.max_steps=1", output=tmp_path), Console(quiet=True))
     assert not any(folder.exists() for folder in left)
 
 
-def test_more_gpus_than_there_are_is_an_error_before_anything_starts(small_settings, tmp_path):
+def test_more_gpus_than_there_are_is_an_error_before_anything_starts(run_settings, tmp_path):
     asked = torch.cuda.device_count() + 2
-    settings = small_settings(
+    settings = run_settings(
         "trainer.accelerator=gpu", f"trainer.devices={asked}", f"resolution_stage.global_batch_size={asked}"
     )
     with pytest.raises(
@@ -187,8 +184,8 @@ def test_more_gpus_than_there_are_is_an_error_before_anything_starts(small_setti
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_offered(small_settings, tmp_path):
-    settings = small_settings(*RUN, output=tmp_path)
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_offered(run_settings, tmp_path):
+    settings = run_settings(*RUN, output=tmp_path)
     choices = {"autoencoder": "pixel", "text_encoder": "words"}
     launch(settings.config, choices, tmp_path, Console(quiet=True))
     *_, good, bad = checkpoints_of(tmp_path)
@@ -206,21 +203,21 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_offered(small_
     read_checkpoint(checkpoints_of(tmp_path)[-1])
 
 
-@pytest.mark.parametrize("override", ["resolution_stage.ema_decay=null", "optimizer.matrix_step=null"])
+@pytest.mark.parametrize("override", ["resolution_stage.ema_decay=null", "optimizer._target_=torch.optim.AdamW"])
 def test_a_change_that_the_checkpoints_do_not_fit_is_refused_and_leaves_the_run_as_it_was(
-    small_settings, tmp_path, override
+    run_settings, tmp_path, override
 ):
     choices = {"autoencoder": "pixel", "text_encoder": "words"}
-    launch(small_settings(*RUN, "trainer.max_steps=1").config, choices, tmp_path, Console(quiet=True))
+    launch(run_settings(*RUN, "trainer.max_steps=1").config, choices, tmp_path, Console(quiet=True))
     before = (tmp_path / "config.yaml").read_text()
-    changed = {**small_settings(*RUN, "trainer.max_steps=2", override).config, "resume": str(tmp_path)}
+    changed = {**run_settings(*RUN, "trainer.max_steps=2", override).config, "resume": str(tmp_path)}
     with pytest.raises(SettingsError, match=r"it cannot become .*init_from="):
         launch(changed, choices, tmp_path, Console(quiet=True))
     assert (tmp_path / "config.yaml").read_text() == before
 
 
-def test_a_folder_with_checkpoints_is_gone_on_with(small_settings, tmp_path, logged):
-    settings = small_settings(*RUN, output=tmp_path)
+def test_a_folder_with_checkpoints_is_gone_on_with(run_settings, tmp_path, logged):
+    settings = run_settings(*RUN, output=tmp_path)
     choices = {"autoencoder": "pixel", "text_encoder": "words"}
     launch(settings.config, choices, tmp_path, Console(quiet=True))
     losses = logged(tmp_path)

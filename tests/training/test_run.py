@@ -12,12 +12,13 @@ from compiler import needs_compiler
 from rich.console import Console
 
 from microdit.build import SettingsError
-from microdit.checkpoints import checkpoints_of, latest_checkpoint, network_weights
+from microdit.checkpoints.reading import latest_checkpoint, network_weights
+from microdit.distributed.ranks import PreemptedError
 from microdit.pipeline import LatentDiffusion
+from microdit.runs.folder import checkpoints_of
+from microdit.training.callbacks.samples import SampleGrids
 from microdit.training.module import NonFiniteLossError
 from microdit.training.run import train
-from microdit.training.samples import SampleGrids
-from microdit.training.stopping import PreemptedError
 
 
 def quiet_train(settings, checkpoint=None):
@@ -29,18 +30,18 @@ def losses(run) -> dict[int, str]:
         return {int(row["step"]): row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
 
 
-def test_the_same_seed_gives_identical_losses_and_another_seed_does_not(small_settings, tmp_path):
+def test_the_same_seed_gives_identical_losses_and_another_seed_does_not(run_settings, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        quiet_train(small_settings(f"seed={seed}", "trainer.max_steps=3", output=tmp_path / name))
+        quiet_train(run_settings(f"seed={seed}", "trainer.max_steps=3", output=tmp_path / name))
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
     assert len(losses(tmp_path / "a")) == 3
 
 
-def test_accumulating_micro_batches_and_reading_threads_change_no_loss(small_settings, tmp_path):
-    quiet_train(small_settings("trainer.max_steps=3", "reading.num_workers=0", output=tmp_path / "whole"))
+def test_accumulating_micro_batches_and_reading_threads_change_no_loss(run_settings, tmp_path):
+    quiet_train(run_settings("trainer.max_steps=3", "reading.num_workers=0", output=tmp_path / "whole"))
     quiet_train(
-        small_settings(
+        run_settings(
             "trainer.max_steps=3", "trainer.device_batch_size=2", "reading.num_workers=2", output=tmp_path / "parts"
         )
     )
@@ -51,20 +52,20 @@ def test_accumulating_micro_batches_and_reading_threads_change_no_loss(small_set
 
 
 @needs_compiler
-def test_a_compiled_run_has_the_losses_of_a_plain_one(small_settings, logged, tmp_path):
+def test_a_compiled_run_has_the_losses_of_a_plain_one(run_settings, logged, tmp_path):
     for name in ("true", "false"):
-        quiet_train(small_settings(f"trainer.compile={name}", "trainer.max_steps=4", output=tmp_path / name))
+        quiet_train(run_settings(f"trainer.compile={name}", "trainer.max_steps=4", output=tmp_path / name))
     plain, compiled = (list(logged(tmp_path / name, "train/loss").values()) for name in ("false", "true"))
     assert compiled == pytest.approx(plain, rel=1e-4)
     assert len(plain) == 4
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one(small_settings, tmp_path):
-    undisturbed = quiet_train(small_settings(output=tmp_path / "whole"))
-    quiet_train(small_settings(output=tmp_path / "cut"))
+def test_a_resumed_run_repeats_the_uninterrupted_one(run_settings, tmp_path):
+    undisturbed = quiet_train(run_settings(output=tmp_path / "whole"))
+    quiet_train(run_settings(output=tmp_path / "cut"))
     for late in checkpoints_of(tmp_path / "cut")[1:]:
         late.unlink()  # as if it had died after the first checkpoint
-    resumed = quiet_train(small_settings(output=tmp_path / "cut"), latest_checkpoint(tmp_path / "cut"))
+    resumed = quiet_train(run_settings(output=tmp_path / "cut"), latest_checkpoint(tmp_path / "cut"))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert resumed["validation/loss"] == undisturbed["validation/loss"]
     for weights in ("raw", "ema"):
@@ -73,15 +74,15 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(small_settings, tmp_path):
 
 
 @pytest.mark.parametrize(("interval", "validated"), [(3, [2, 5, 7]), (4, [3, 7]), (50, [7])])
-def test_a_run_ends_with_a_validation_whatever_the_interval(small_settings, logged, tmp_path, interval, validated):
-    record = quiet_train(small_settings(f"trainer.validate_every_n_steps={interval}", output=tmp_path))
+def test_a_run_ends_with_a_validation_whatever_the_interval(run_settings, logged, tmp_path, interval, validated):
+    record = quiet_train(run_settings(f"trainer.validate_every_n_steps={interval}", output=tmp_path))
     found = logged(tmp_path, "validation/loss")
     assert list(found) == validated
     assert (record["status"], record["steps"]) == ("finished", 8)
     assert record["validation/loss"] == pytest.approx(found[7])
 
 
-def test_a_signal_while_the_last_pictures_are_drawn_is_not_lost(small_settings, tmp_path, monkeypatch):
+def test_a_signal_while_the_last_pictures_are_drawn_is_not_lost(run_settings, tmp_path, monkeypatch):
     draw = SampleGrids.draw
 
     def draw_and_be_asked(*given):
@@ -90,14 +91,14 @@ def test_a_signal_while_the_last_pictures_are_drawn_is_not_lost(small_settings, 
 
     monkeypatch.setattr(SampleGrids, "draw", draw_and_be_asked)
     with pytest.raises(PreemptedError, match="stopped at step 8"):
-        quiet_train(small_settings(output=tmp_path))
+        quiet_train(run_settings(output=tmp_path))
     monkeypatch.undo()
-    resumed = quiet_train(small_settings(output=tmp_path), latest_checkpoint(tmp_path))
+    resumed = quiet_train(run_settings(output=tmp_path), latest_checkpoint(tmp_path))
     assert (resumed["status"], resumed["steps"], len(losses(tmp_path))) == ("finished", 8, 8)
 
 
-def test_a_finished_run_leaves_what_the_readme_promises(small_settings, tmp_path):
-    record = quiet_train(small_settings(output=tmp_path / "run"))
+def test_a_finished_run_leaves_what_the_readme_promises(run_settings, tmp_path):
+    record = quiet_train(run_settings(output=tmp_path / "run"))
     run = tmp_path / "run"
     assert json.loads((run / "result.json").read_text()) == record
     assert record["status"] == "finished"
@@ -116,64 +117,64 @@ def test_a_finished_run_leaves_what_the_readme_promises(small_settings, tmp_path
     assert images.shape == (1, 3, 16, 16)
 
 
-def test_only_the_newest_checkpoints_are_kept(small_settings, tmp_path):
-    quiet_train(small_settings("trainer.keep_checkpoints=1", output=tmp_path / "run"))
+def test_only_the_newest_checkpoints_are_kept(run_settings, tmp_path):
+    quiet_train(run_settings("trainer.keep_checkpoints=1", output=tmp_path / "run"))
     assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["step_0000008.ckpt"]
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
-def test_the_average_lags_behind_the_weights(small_settings, tmp_path):
-    quiet_train(small_settings(output=tmp_path / "run"))
+def test_the_average_lags_behind_the_weights(run_settings, tmp_path):
+    quiet_train(run_settings(output=tmp_path / "run"))
     newest = checkpoints_of(tmp_path / "run")[-1]
     raw, ema = network_weights(newest, "raw"), network_weights(newest, "ema")
     assert any(not torch.equal(raw[key], ema[key]) for key in raw)
 
 
-def test_training_lowers_the_validation_loss(small_settings, tmp_path):
+def test_training_lowers_the_validation_loss(run_settings, tmp_path):
     def validation(steps, name):
         # At noise levels where a picture's own pixels help: what hides under more of it, 24 scenes cannot teach.
         noise = ("resolution_stage.noise_mean=-0.6", "resolution_stage.noise_std=1.2")
         length = (f"trainer.max_steps={steps}", f"trainer.validate_every_n_steps={steps}")
-        return quiet_train(small_settings(*noise, *length, output=tmp_path / name))["validation/loss"]
+        return quiet_train(run_settings(*noise, *length, output=tmp_path / name))["validation/loss"]
 
     assert validation(150, "long") < 0.9 * validation(1, "short")
 
 
 @pytest.mark.parametrize("masking", ["masking=none", "masking=naive", "masking=deferred"])
-def test_every_masking_trains(small_settings, tmp_path, masking):
+def test_every_masking_trains(run_settings, tmp_path, masking):
     ratio = "mask_ratio=none" if masking == "masking=none" else "mask_ratio=p75"
-    record = quiet_train(small_settings(masking, ratio, "trainer.max_steps=2", output=tmp_path / "run"))
+    record = quiet_train(run_settings(masking, ratio, "trainer.max_steps=2", output=tmp_path / "run"))
     assert record["train/loss"] > 0
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(small_settings, tmp_path):
-    settings = small_settings("resolution_stage.learning_rate=1e30", output=tmp_path / "run")
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(run_settings, tmp_path):
+    settings = run_settings("resolution_stage.learning_rate=1e30", output=tmp_path / "run")
     with pytest.raises(NonFiniteLossError, match="at step"):
         quiet_train(settings)
 
 
-def test_a_mask_ratio_without_masking_is_refused_before_anything_runs(small_settings):
+def test_a_mask_ratio_without_masking_is_refused_before_anything_runs(run_settings):
     with pytest.raises(SettingsError, match="drops no patches"):
-        small_settings("masking=none", "mask_ratio=p75")
+        run_settings("masking=none", "mask_ratio=p75")
 
 
-def test_missing_data_names_the_command_that_makes_it(small_settings, tmp_path):
+def test_missing_data_names_the_command_that_makes_it(run_settings, tmp_path):
     elsewhere = f"data_mix.sources=[{{name: photos, folder: {tmp_path}/photos, weight: size}}]"
-    settings = small_settings(elsewhere, "data_mix.kinds=null", output=tmp_path / "run")
+    settings = run_settings(elsewhere, "data_mix.kinds=null", output=tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"python prepare\.py"):
         quiet_train(settings)
 
 
-def test_data_of_another_caption_width_is_refused(small_settings, tmp_path):
-    quiet_train(small_settings("trainer.max_steps=1", output=tmp_path / "first"))
-    settings = small_settings("text_encoder.channels=32", output=tmp_path / "run")
+def test_data_of_another_caption_width_is_refused(run_settings, tmp_path):
+    quiet_train(run_settings("trainer.max_steps=1", output=tmp_path / "first"))
+    settings = run_settings("text_encoder.channels=32", output=tmp_path / "run")
     settings = dataclasses.replace(settings, data_mix=dataclasses.replace(settings.data_mix, embedded=None))
     with pytest.raises(SettingsError, match="captions"):
         quiet_train(settings)
 
 
-def test_a_finished_run_that_is_resumed_keeps_what_it_had_found(small_settings, tmp_path):
-    settings = small_settings(output=tmp_path)
+def test_a_finished_run_that_is_resumed_keeps_what_it_had_found(run_settings, tmp_path):
+    settings = run_settings(output=tmp_path)
     record = quiet_train(settings)
     again = quiet_train(settings, latest_checkpoint(tmp_path))
     kept = [name for name in record if name.startswith(("train/", "validation/"))]
@@ -181,7 +182,7 @@ def test_a_finished_run_that_is_resumed_keeps_what_it_had_found(small_settings, 
     assert {name: again[name] for name in kept} == pytest.approx({name: record[name] for name in kept})
 
 
-def test_the_loss_on_the_terminal_is_that_of_the_whole_batch(small_settings, tmp_path):
+def test_the_loss_on_the_terminal_is_that_of_the_whole_batch(run_settings, tmp_path):
     console = Console(file=(tmp_path / "said.txt").open("w"), record=True, width=200)
-    record = train(small_settings("trainer.device_batch_size=1", output=tmp_path / "run"), console)
+    record = train(run_settings("trainer.device_batch_size=1", output=tmp_path / "run"), console)
     assert f"step 8/8  loss {record['train/loss']:.4f} " in console.export_text()

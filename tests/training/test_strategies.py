@@ -6,7 +6,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from microdit.checkpoints import checkpoint_metadata, checkpoints_of, network_weights, read_checkpoint
+from microdit.checkpoints.reading import checkpoint_metadata, network_weights, read_checkpoint
+from microdit.runs.folder import checkpoints_of
 from microdit.training.run import train
 
 STEPS = 20
@@ -49,9 +50,9 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def settings_of(small_settings, runs):
+def settings_of(run_settings, runs):
     data = f"paths.data_root={runs}/data"
-    return lambda how, output, *overrides: small_settings(*ALL, *HOW[how], data, *overrides, output=output)
+    return lambda how, output, *overrides: run_settings(*ALL, *HOW[how], data, *overrides, output=output)
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_bfloat16_is_the_same_sharded_or_not(settings_of, train_as, logged, tmp_
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_muon_takes_the_same_steps_on_whole_matrices_and_on_parts_of_them(settings_of, train_as, logged, tmp_path, how):
-    muon = ["optimizer.matrix_step=6", "trainer.max_steps=10"]
+    muon = ["optimizer=muon", "trainer.max_steps=10"]
     for run in ("one", how):
         train_as(settings_of(run, tmp_path / run, *muon))
     expected, found = logged(tmp_path / "one"), logged(tmp_path / how)

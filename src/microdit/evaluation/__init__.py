@@ -1,0 +1,1 @@
+"""Metrics of a trained pipeline: of shapes, of photographs."""

@@ -17,8 +17,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.multimodal.clip_score import CLIPScore
 
 from microdit.build import SettingsError, build
-from microdit.data.images import square_images
 from microdit.data.sources.captioned import CaptionedImage, Source
+from microdit.data.sources.images import square_images
 from microdit.evaluation.clip import clip_model_and_processor
 from microdit.evaluation.frechet import as_bytes, frechet_distances
 from microdit.evaluation.metric import Metric

@@ -17,10 +17,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from microdit.data.locking import write_whole
-from microdit.data.shards import image_fields, write_tar
 from microdit.data.sources.captioned import CaptionedImage
-from microdit.data.sources.tars import TarSource
+from microdit.data.sources.tars import TarSource, write_pictures
+from microdit.files import write_whole
 
 
 class PicturesError(ValueError):
@@ -90,14 +89,9 @@ def keep(tar: Path, making: Making, batches: Iterator[Float[Tensor, "n 3 h w"]])
     beside, partial = tar.with_suffix(".json"), tar.with_suffix(".tar.part")
     beside.unlink(missing_ok=True)  # a tar without its .json is not taken for whole
     with partial.open("wb") as file:
-        write_tar(
-            file,
-            (
-                image_fields(f"{i:06d}", "png", png(picture), [prompt])
-                for i, (picture, prompt) in enumerate(
-                    zip((one for batch in batches for one in batch), making.prompts, strict=True)
-                )
-            ),
+        drawn = zip((one for batch in batches for one in batch), making.prompts, strict=True)
+        write_pictures(
+            file, (CaptionedImage(f"{i:06d}", png(picture), [prompt]) for i, (picture, prompt) in enumerate(drawn))
         )
     partial.replace(tar)
     write_whole(beside, json.dumps(asdict(making), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The transformer blocks: one over caption tokens, and one over patches for patch-mixer and backbone alike."""
+"""The transformer blocks: over caption tokens, and over patches for patch-mixer and backbone alike; and the output."""
 
 import torch
 from jaxtyping import Float
@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from microdit.model.attention import CrossAttention, ReadCaptions, SelfAttention
-from microdit.model.layers import ConditioningLinear, SwiGLU
+from microdit.model.embeddings import in_full_precision
+from microdit.model.feed_forward import SwiGLU
 from microdit.model.operations import FORMULAS
 
 
@@ -24,6 +25,16 @@ class CaptionBlock(nn.Module):
         sums = captions.to(self.norm1.weight.dtype)  # under autocast they are to be more precise than what is added
         sums = sums + self.attn(self.norm1(sums))
         return (sums + self.mlp(self.norm2(sums))).to(captions.dtype)  # cast once, not by every block that reads them
+
+
+class ConditioningLinear(nn.Sequential):
+    """adaLN: the conditioning vector through GELU-tanh and one linear layer, whose outputs shift, scale and gate."""
+
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__(nn.GELU(approximate="tanh"), nn.Linear(dim, out_dim))
+
+    def forward(self, conditioning: Float[Tensor, "n d"]) -> Float[Tensor, "n _"]:
+        return in_full_precision(super().forward, conditioning, next(self.parameters()).dtype)
 
 
 class DiTBlock(nn.Module):
@@ -77,3 +88,19 @@ class DiTBlock(nn.Module):
         x = add_gated(x, gate_attn, self.attn(modulated_norm(x, self.norm1, shift_attn, scale_attn)))
         x = x + self.cross_attn(self.norm2(x), captions)
         return add_gated(x, gate_mlp, self.mlp(modulated_norm(x, self.norm3, shift_mlp, scale_mlp)))
+
+
+class FinalLayer(nn.Module):
+    """Maps a token to the p * p * C values of its patch, ordered (row in patch, column in patch, channel)."""
+
+    operations = FORMULAS
+
+    def __init__(self, dim: int, patch_values: int, norm_eps: float):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.linear = nn.Linear(dim, patch_values)
+        self.adaLN_modulation = ConditioningLinear(dim, 2 * dim)
+
+    def forward(self, x: Float[Tensor, "n t d"], conditioning: Float[Tensor, "n d"]) -> Float[Tensor, "n t v"]:
+        shift, scale = self.adaLN_modulation(conditioning).to(x.dtype).chunk(2, dim=-1)
+        return self.linear(self.operations.modulated_norm(x, self.norm_final, shift, scale))

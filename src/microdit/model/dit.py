@@ -1,32 +1,30 @@
 """The diffusion transformer of "Stretching Each Dollar", with the parameter names of the released checkpoints."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from microdit.masking.deferred import Deferred
+from microdit.masking.naive import Naive
+from microdit.masking.patches import KeptPatches, assemble_patches
+from microdit.masking.token_path import NetworkParts, TokenPath
 from microdit.model.attention import ReadCaptions
-from microdit.model.blocks import CaptionBlock, DiTBlock
-from microdit.model.fused_operations import load_fused_operations
-from microdit.model.initialisation import initialise
-from microdit.model.layers import (
+from microdit.model.blocks import CaptionBlock, DiTBlock, FinalLayer
+from microdit.model.embeddings import (
     CaptionEmbedding,
-    FinalLayer,
-    GELUFeedForward,
     NoiseEmbedding,
     NormedMLP,
     PatchEmbedding,
-    SwiGLU,
-    assemble_patches,
     change_width,
     in_full_precision,
     sincos_position_table,
 )
-from microdit.model.masking import KeptPatches
-from microdit.model.mixture_of_experts import ExpertChoice
-from microdit.model.token_path import Deferred, Naive, NetworkParts, TokenPath
+from microdit.model.feed_forward import ExpertChoice, GELUFeedForward, SwiGLU
+from microdit.model.initialisation import initialise_attention_and_mlp, initialise_block, liken_keys_to_queries
 
 DENSE_FEED_FORWARDS = {"swiglu": SwiGLU, "gelu": GELUFeedForward}
 
@@ -79,10 +77,11 @@ class DiT(nn.Module):
         feed_forward: "swiglu" for gated dense feed-forward layers in mixer and backbone, "gelu" for plain ones of the
             same cost. Captions go through SwiGLU in either case.
         initial_std: of most weights; the paper's 0.02 is right for widths around 1024, narrower networks learn
-            sooner with more. alike_queries_and_keys: correlation of the mixer's first query and key weights, 0..1:
-            with the paper's 0 attention starts at random, near 1 with patches that are near and look alike.
-        longest_position_wave: of the sine-cosine positions, in units of 2 pi patches; the paper's 10000 leaves most
-            channels all but constant over a small grid.
+            sooner with more. mimetic_init: correlation of the mixer's first query and key weights, 0..1 (mimetic
+            initialisation, Trockman & Kolter 2023): with the paper's 0 attention starts at random, near 1 with patches
+            that are near and look alike.
+        max_period: of the sine-cosine positions, in units of 2 pi patches; the paper's 10000 leaves most channels all
+            but constant over a small grid.
         token_path: how tokens travel under masking; Deferred with a patch-mixer and Naive without, if not given.
 
     Raises:
@@ -118,8 +117,8 @@ class DiT(nn.Module):
         experts_every_n: int,
         feed_forward: str = "swiglu",
         initial_std: float = 0.02,
-        alike_queries_and_keys: float = 0.0,
-        longest_position_wave: float = 10000.0,
+        mimetic_init: float = 0.0,
+        max_period: float = 10000.0,
         token_path: TokenPath | None = None,
     ):
         super().__init__()
@@ -155,7 +154,7 @@ class DiT(nn.Module):
 
         # Inputs: patches, noise level, caption
         self.x_embedder = PatchEmbedding(patch_size, in_channels, dim)
-        self.longest_position_wave = longest_position_wave
+        self.max_period = max_period
         self.register_buffer("pos_embed", self.position_table(self.trained_grid, dim))
         self.t_embedder = NoiseEmbedding(dim)
         self.y_embedder = CaptionEmbedding(caption_channels, dim, norm_eps)
@@ -191,7 +190,44 @@ class DiT(nn.Module):
         self.token_path.make_layers(
             NetworkParts(dim, depth, head_dim, self.trained_grid, self.position_table, light_block, to_width)
         )
-        initialise(self, depth_init, initial_std, alike_queries_and_keys)
+        self.initialise(depth_init, initial_std, mimetic_init)
+
+    def initialise(self, depth_init: bool, std: float, mimetic_init: float) -> None:
+        """Fills every parameter in place. The output is exactly zero afterwards.
+
+        `std` is that of the weights of blocks, captions and noise levels. With `depth_init` the layers that write into
+        the residual stream shrink with their depth, block by block; otherwise all of them by the backbone's depth.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        for mlp in (self.t_embedder.mlp, self.y_embedder.y_proj, self.pooled_y_emb_process):
+            for layer in mlp.children():
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=std)
+
+        depth = len(self.blocks)
+        backbone = [cast(DiTBlock, block) for block in self.blocks]
+        # Patch-mixer, and the blocks that a token path has of its own.
+        light = [module for module in self.modules() if isinstance(module, DiTBlock) and module not in backbone]
+        for i, block in enumerate(backbone):
+            initialise_block(block, std=std, residual_std=std / math.sqrt(2 * (i + 1 if depth_init else depth)))
+        for block in light:
+            initialise_block(block, std=std, residual_std=std / math.sqrt(2 * depth))
+        if mimetic_init:
+            for block in self.patch_mixer:
+                liken_keys_to_queries(cast(DiTBlock, block).attn.qkv.weight, mimetic_init)
+        initialise_attention_and_mlp(self.y_emb_preprocess, std, residual_std=std)
+
+        # Every block starts as the identity and the output as zero: the first steps learn scales before directions.
+        for modulated in (*backbone, *light, self.final_layer):
+            nn.init.zeros_(cast(nn.Linear, modulated.adaLN_modulation[1]).weight)
+        nn.init.zeros_(self.y_emb_preprocess.attn.proj.weight)
+        nn.init.zeros_(self.y_emb_preprocess.mlp.w3.weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(
         self,
@@ -226,7 +262,7 @@ class DiT(nn.Module):
 
     def position_table(self, grid: tuple[int, int], width: int) -> Float[Tensor, "1 t w"]:
         """What tells the patches of a grid of (rows, columns) apart, in tokens of that width."""
-        return sincos_position_table(*grid, width, self.pos_interp_scale, self.longest_position_wave)
+        return sincos_position_table(*grid, width, self.pos_interp_scale, self.max_period)
 
     def positions(self, grid: tuple[int, int], trained: Float[Tensor, "1 s d"]) -> Float[Tensor, "1 t d"]:
         """The positions of a grid of (rows, columns) patches: those of training if it is that grid, or made for it."""
@@ -292,33 +328,3 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, DiTBlock):
                 module.keeps_activations = False
-
-    def compile_for(self, device_type: str) -> None:
-        """Compiles what pays: the blocks' operations on a "cpu", whole blocks on any other kind of device.
-
-        Raises CompilerError where operations cannot be compiled.
-        """
-        if device_type == "cpu":
-            self.fuse_operations()
-        else:
-            self.compile_blocks()
-
-    def fuse_operations(self) -> None:
-        """Attention, modulated norms and gates on a CPU by functions that were compiled for it (fused_operations.py).
-
-        Raises CompilerError where they cannot be compiled.
-        """
-        fused = load_fused_operations()
-        for module in self.modules():
-            if hasattr(module, "operations"):
-                cast(Any, module).operations = fused
-
-    def compile_blocks(self) -> None:
-        """Compiles each block by itself: quick to compile, any number of patches, the same state-dict keys."""
-        blocks = [module for module in self.modules() if isinstance(module, DiTBlock)]
-        # Layer-wise scaling makes most blocks' graphs their own, for training and for sampling; beyond dynamo's limit,
-        # 8 for all of them together, blocks would run uncompiled.
-        limit = 4 * len(blocks)
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
-        for block in blocks:
-            block.compile(dynamic=True)

@@ -1,12 +1,92 @@
-"""Training's and validation's batches: latents by position, from the step that training is at."""
+"""A run's data: opening it, batches of latents by position with their chance, and a word when it is waited for."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from threading import Event, Thread
+from typing import Any
 
 import lightning as L
 
-from microdit.data.loader import LatentLoader
-from microdit.data.positions import GlobalBatches
-from microdit.data.stream import LatentStream
-from microdit.training.chance import TRAINING, VALIDATION, Samples
-from microdit.training.waiting import WatchedLoader
+from microdit.build import SettingsError
+from microdit.data.prepare.embedded import EmbeddedShapes, ensure_shapes
+from microdit.data.prepare.encoding import Encoders
+from microdit.data.prepare.plan import Recipe
+from microdit.data.stream.batches import GlobalBatches, LatentLoader
+from microdit.data.stream.opening import open_mix
+from microdit.data.stream.stream import LatentStream
+from microdit.pipeline import LatentDiffusion
+from microdit.progress import progress_bar
+from microdit.training.draws import TRAINING, VALIDATION, Samples
+from microdit.training.settings import TrainingSettings, bind
+
+log = logging.getLogger(__name__)
+SHARDS_NAMED = 4
+
+
+class WatchedLoader:
+    """Iterates over `loader`, whose batches are those of `positions`, and adds up in `seconds` how long each was
+    waited for.
+
+    A batch that does not come within `stall_seconds` is reported with the rank and its shards, which `shards_of`
+    names, and again each time the wait has doubled.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        positions: Iterable[list[int]],
+        shards_of: Callable[[list[int]], list[str]],
+        rank: int,
+        stall_seconds: float,
+    ):
+        self.loader, self.positions, self.shards_of = loader, positions, shards_of
+        self.rank, self.stall_seconds = rank, stall_seconds
+        self.seconds = 0.0
+        self.waiting: tuple[float, list[int]] | None = None  # since when, and for which positions
+
+    def __iter__(self) -> Iterator[Any]:
+        closed = Event()
+        Thread(target=self.watch, args=(closed,), name="watch", daemon=True).start()
+        batches = iter(self.loader)
+        try:
+            for positions in self.positions:
+                began = time.monotonic()
+                self.waiting = began, positions
+                batch = next(batches, None)
+                self.waiting = None
+                self.seconds += time.monotonic() - began
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            closed.set()
+
+    def watch(self, closed: Event) -> None:
+        told_at, told_about = 0.0, None
+        while not closed.wait(min(1.0, self.stall_seconds / 4)):
+            waiting = self.waiting
+            if waiting is None:
+                continue
+            waited = time.monotonic() - waiting[0]
+            if waiting is not told_about:
+                told_at = self.stall_seconds / 2
+            if waited > 2 * told_at:
+                told_at, told_about = waited, waiting
+                self.report(waited, waiting[1])
+
+    def report(self, waited: float, positions: list[int]) -> None:
+        shards = self.shards_of(positions)
+        more = f" and {len(shards) - SHARDS_NAMED} more" if len(shards) > SHARDS_NAMED else ""
+        log.warning(
+            "rank %d has waited %.0f s for its data: samples %d to %d, from %s%s. Is their storage out of reach?",
+            self.rank,
+            waited,
+            positions[0],
+            positions[-1],
+            ", ".join(shards[:SHARDS_NAMED]),
+            more,
+        )
 
 
 class LatentData(L.LightningDataModule):
@@ -78,3 +158,52 @@ def validation_batches(samples: int, batch_size: int, rank: int, world_size: int
     batches = [list(positions[i : i + batch_size]) for i in range(0, len(positions), batch_size)]
     most = -(-len(range(0, samples, world_size)) // batch_size)
     return batches + [[0]] * (most - len(batches))
+
+
+def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[LatentStream, LatentStream]:
+    """Streams for training and validation; the embedded shapes are made first if the mix has them and they are missing.
+
+    Raises DataMissingError naming the command that makes what is missing, SettingsError when the data was encoded at
+    another width or length than the run's encoders have.
+    """
+    names = settings.choices["autoencoder"], settings.choices["text_encoder"]
+    resolution_px, mix, reading = settings.resolution_stage.resolution_px, settings.data_mix, settings.reading
+    if mix.embedded is not None:
+        parts = settings.autoencoder, settings.text_encoder
+        encoders = Encoders(pipeline.autoencoder, pipeline.text_encoder, *names, "cpu", *parts)
+        with progress_bar("shapes") as report:
+            ensure_shapes(
+                settings.data_root,
+                bind(EmbeddedShapes, mix.embedded, "data_mix.embedded"),
+                encoders,
+                Recipe([resolution_px]),
+                report,
+            )
+
+    def opened(sources: list[dict[str, Any]], shuffle: bool) -> LatentStream:
+        return open_mix(
+            sources,
+            resolution_px=resolution_px,
+            seed=settings.seed,
+            autoencoder=names[0],
+            text_encoder=names[1],
+            shuffle=shuffle,
+            on_corrupt=reading.on_corrupt,  # type: ignore[arg-type]
+            max_corrupt_share=reading.max_corrupt_share,
+            cache_folder=reading.cache_folder,
+            cache_gigabytes=reading.cache_gigabytes,
+            pin_memory=settings.trainer.accelerator == "gpu",
+        )
+
+    train_stream, validation_stream = opened(mix.sources, True), opened(mix.validation, False)
+    expected = {
+        "latents": (train_stream.latent_shape, pipeline.latent_shape()),
+        "captions": (train_stream.caption_shape, (pipeline.text_encoder.length, pipeline.text_encoder.channels)),
+    }
+    for what, (found, wanted) in expected.items():
+        if tuple(found) != wanted:
+            raise SettingsError(
+                f"the {what} of this data_mix have shape {tuple(found)}, the run's encoders give {wanted}: "
+                f"choose the autoencoder and text_encoder the data was prepared with, or prepare it anew"
+            )
+    return train_stream, validation_stream

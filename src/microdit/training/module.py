@@ -1,21 +1,24 @@
 """One step of training as Lightning wants it: loss, optimizer, moving average, validation."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
-from microdit.analysis.cost import on_meta
-from microdit.diffusion.edm import Draws, LossTerms, NoiseDistribution, training_loss
+from microdit.checkpoints.starting import OptimizerStates
+from microdit.cost.flops import on_meta
+from microdit.distributed.sharding import gathered, is_sharded, local_part, optimizer_state, shard, summed, whole_tensor
+from microdit.masking.ratio import MaskRatio
 from microdit.model.dit import DiT
+from microdit.objectives.objective import Draws, LossTerms, Objective, training_loss
 from microdit.training.optimizers import make_optimizer
-from microdit.training.schedules import MaskRatio, learning_rate_factor
-from microdit.training.settings import OptimizerSettings, StageSettings
-from microdit.training.sharding import gathered, is_sharded, local_part, optimizer_state, shard, summed, whole_tensor
-from microdit.training.starting import OptimizerStates
+from microdit.training.schedules import Schedule
+from microdit.training.settings import StageSettings
 
 
 class NonFiniteLossError(RuntimeError):
@@ -32,10 +35,11 @@ class DenoisingTask(L.LightningModule):
         self,
         network: DiT,
         *,
-        sigma_data: float,
+        objective: Objective,
         mask_ratio: MaskRatio,
         stage: StageSettings,
-        optimizer: OptimizerSettings,
+        optimizer: Mapping[str, Any],
+        schedule: Schedule,
         max_steps: int,
         max_skipped_steps: int,
         initial_optimizer: OptimizerStates | None = None,
@@ -43,9 +47,8 @@ class DenoisingTask(L.LightningModule):
         super().__init__()
         self.network = network
         self.ema = copy.deepcopy(network).requires_grad_(False) if stage.ema_decay is not None else None
-        self.sigma_data, self.mask_ratio = sigma_data, mask_ratio
-        self.stage, self.optimizer, self.max_steps = stage, optimizer, max_steps
-        self.noise = NoiseDistribution(stage.noise_mean, stage.noise_std)
+        self.objective, self.mask_ratio = objective, mask_ratio
+        self.stage, self.optimizer, self.schedule, self.max_steps = stage, optimizer, schedule, max_steps
         self.max_skipped_steps, self.initial_optimizer = max_skipped_steps, initial_optimizer
         self.skipped_in_a_row = self.skipped_steps = 0
         self.micro_batches: list[LossTerms] = []  # of the step that is being made; whoever reports it empties it
@@ -83,8 +86,7 @@ class DenoisingTask(L.LightningModule):
             captions,
             Draws(*batch["draws"]),
             token_path=network.token_path,
-            noise=self.noise,
-            sigma_data=self.sigma_data,
+            objective=self.objective,
             mask_ratio=mask_ratio,
             patch_size=network.patch_size,
         )
@@ -116,18 +118,13 @@ class DenoisingTask(L.LightningModule):
         self.validation_loss = total / samples
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = make_optimizer(self.network, self.optimizer, self.stage.learning_rate)
+        optimizer = make_optimizer(self.network, self.optimizer)
         if self.initial_optimizer is not None:
             for name, parameter in self.named_parameters():
                 if name in self.initial_optimizer:
                     optimizer.state[parameter] = optimizer_state(parameter, self.initial_optimizer[name])
             self.initial_optimizer = None
-        stage = self.stage
-
-        def factor(step: int) -> float:
-            return learning_rate_factor(step, self.max_steps, stage.warmup_steps, stage.schedule, stage.final_factor)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = LambdaLR(optimizer, lambda step: self.schedule.factor(step, self.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(

@@ -1,29 +1,177 @@
-"""The optimizer of a run."""
+"""Optimizers: any of torch's by its name, which parameters are of which kind, and Muon for those that are matrices."""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from microdit.build import SettingsError, build, check_names, checked
+from microdit.distributed.sharding import part_like, whole_tensor
+from microdit.model.attention import CrossAttention, SelfAttention
 from microdit.model.dit import DiT
-from microdit.training.muon import MuonWithAdamW, weight_matrices
-from microdit.training.settings import OptimizerSettings
+from microdit.model.feed_forward import ExpertChoice, GELUFeedForward, SwiGLU
+
+KINDS = {
+    "matrices": "of attention and feed-forward layers in all blocks, each expert's included",
+    "modulation": "what the conditioning vector shifts, scales and gates with",
+    "vectors": "weights of norms, and biases",
+    "others": "embeddings, experts' gates, the output layer: rows that mean something one by one",
+}
+BLOCK_LAYERS = SelfAttention | CrossAttention | SwiGLU | GELUFeedForward | ExpertChoice
 
 
-def make_optimizer(network: DiT, settings: OptimizerSettings, learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW for all weights, as in the paper, or Muon for the blocks' matrices and AdamW for the rest."""
-    adamw = {
-        "lr": learning_rate,
-        "betas": (settings.beta1, settings.beta2),
-        "eps": settings.eps,
-        "weight_decay": settings.weight_decay,
-        "fused": True,
+def parameter_kinds(network: DiT) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each of KINDS, in the network's order."""
+    in_blocks = {
+        id(parameter)
+        for module in network.modules()
+        if isinstance(module, BLOCK_LAYERS)
+        for name, parameter in module.named_parameters()
+        if not name.startswith("gate")
     }
-    if settings.matrix_step is None:
-        return torch.optim.AdamW(network.parameters(), **adamw)
-    matrices = weight_matrices(network)
-    taken = set(map(id, matrices))
-    return MuonWithAdamW(
-        [parameter for parameter in network.parameters() if id(parameter) not in taken],
-        matrices,
-        matrix_learning_rate=settings.matrix_step * learning_rate,
-        matrix_momentum=settings.matrix_momentum,
-        **adamw,
-    )
+    found: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
+    for name, parameter in network.named_parameters():
+        if parameter.ndim < 2:
+            found["vectors"].append(parameter)
+        elif id(parameter) in in_blocks:
+            found["matrices"].append(parameter)
+        else:
+            found["modulation" if "adaLN_modulation" in name else "others"].append(parameter)
+    return found
+
+
+def make_optimizer(network: DiT, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer that `settings` name in `_target_`, with the other keys as its arguments.
+
+    `kinds` in them says what is different for parameters of some of KINDS, which then are groups of their own; the rest
+    is the first group, in the network's order.
+    """
+    kinds = settings.get("kinds") or {}
+    of_kind = parameter_kinds(network)
+    taken = {id(parameter) for kind in kinds for parameter in of_kind[kind]}
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in taken]
+    groups = [{"params": rest}, *({"params": of_kind[kind], **plain(changed)} for kind, changed in kinds.items())]
+    return build(plain(settings), torch.optim.Optimizer, params=groups)
+
+
+def check_optimizer(settings: Mapping[str, Any]) -> None:
+    """Raises SettingsError for an optimizer that is none, an argument it does not take, or a kind that is none."""
+    checked(plain(settings), torch.optim.Optimizer, "params")
+    kinds = settings.get("kinds") or {}
+    check_names(kinds, KINDS, where="optimizer.kinds")
+    for kind, changed in kinds.items():
+        if not isinstance(changed, Mapping):
+            raise SettingsError(f"optimizer.kinds.{kind} holds arguments of the optimizer, such as lr: 1e-3")
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of an optimizer as torch has them: pairs of betas are tuples, kinds are not among them."""
+    kept = {name: value for name, value in settings.items() if name != "kinds"}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+
+
+def scaled_rates(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The same settings with every learning rate times `factor`."""
+    changed = {**settings, "lr": settings["lr"] * factor} if "lr" in settings else dict(settings)
+    if settings.get("kinds"):
+        changed["kinds"] = {kind: scaled_rates(of_kind, factor) for kind, of_kind in settings["kinds"].items()}
+    return changed
+
+
+# a s + b s^3 + c s^5 brings singular values s in (0, 1] quickly near 1, then keeps them in about 0.7 to 1.2 (Jordan et
+# al. 2024). Their five iterations serve matrices of thousands of rows; three reach whatever is above a twentieth.
+A, B, C = 3.4445, -4.7750, 2.0315
+ITERATIONS = 3
+
+
+def orthogonalised(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"]:
+    """Nearly U V^T of a matrix U S V^T, by products alone: same directions, singular values near 1.
+
+    In bfloat16 on a GPU, where that is enough and many times faster; the result has the matrix's type.
+    """
+    is_tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if is_tall else matrix
+    # Singular values are at most the Frobenius norm; a little more than it, so that rounding never leaves [0, 1].
+    x = x / (1.01 * torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    if x.is_cuda:
+        x = x.bfloat16()
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = A * x + (B * gram + C * gram @ gram) @ x
+    return (x.mT if is_tall else x).to(matrix.dtype)
+
+
+class MuonWithAdamW(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024) for the groups of `params` that have a `momentum`, AdamW for the others.
+
+    Muon's updates turn all directions of a weight matrix alike. Its `lr` is the length of a step in spectral norm for a
+    square matrix; stacks [experts, m, n] are matrices each by itself. torch.optim.Muon takes single matrices only, and
+    a LightningModule takes one optimizer only; hence this one. A part of a matrix cannot be orthogonalised: of sharded
+    weights every rank gathers whole directions one after the other, and takes its part.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        fused: bool | None = None,
+    ):
+        groups = [{"momentum": None, **group} for group in params]
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step. Matrices lose their gradients in it, so that what remains is AdamW's."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["momentum"] is None:
+                continue
+            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
+            for alike in turned_together(matrices):
+                self.step_matrices(alike, group["lr"], group["momentum"], group["weight_decay"])
+        super().step()
+        return loss
+
+    def step_matrices(self, matrices: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+        """Moves matrices of one shape, whose directions are orthogonalised in one call."""
+        ahead = [whole_tensor(self.nesterov(matrix, momentum)) for matrix in matrices]
+        directions = [orthogonalised(ahead[0])] if len(ahead) == 1 else orthogonalised(torch.stack(ahead)).unbind()
+        for matrix, direction in zip(matrices, directions, strict=True):
+            # A step that changes outputs of any width by as much, entry by entry. Experts multiply from the right.
+            outputs, inputs = matrix.shape[-2:] if matrix.ndim == 2 else matrix.shape[:-3:-1]
+            matrix.mul_(1 - lr * weight_decay)
+            matrix.add_(part_like(matrix, direction), alpha=-lr * max(1.0, outputs / inputs) ** 0.5)
+            matrix.grad = None
+
+    def nesterov(self, matrix: nn.Parameter, momentum: float) -> Tensor:
+        """Where the momentum leads, looked at from one step ahead."""
+        assert matrix.grad is not None
+        state = self.state[matrix]
+        if not state:
+            state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
+            state["momentum"] = torch.zeros_like(matrix)
+        state["step"] += 1
+        state["momentum"].lerp_(matrix.grad, 1 - momentum)
+        return matrix.grad.lerp(state["momentum"], momentum)
+
+
+def turned_together(matrices: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Matrices of one shape together on a GPU, where few large products are faster than many small ones; on a CPU, and
+    of sharded weights, each by itself, which keeps the memory of one."""
+    by_shape = sorted(matrices, key=lambda matrix: tuple(matrix.shape))
+    groups = [list(alike) for _, alike in groupby(by_shape, key=lambda matrix: tuple(matrix.shape))]
+    return [
+        part
+        for group in groups
+        for part in ([group] if group[0].is_cuda and not isinstance(group[0], DTensor) else [[one] for one in group])
+    ]

@@ -1,59 +1,32 @@
-"""One of the processes that train together: `python -m microdit.training.rank FOLDER`, started by `ranks.py`."""
+"""One of the processes that train together: `python -m microdit.training.rank FOLDER LAUNCHER [CHECKPOINT]`.
 
-import argparse
-import json
+Started by distributed/ranks.py, whose process number is LAUNCHER.
+"""
+
+import ctypes
 import os
+import signal
 import sys
-import time
-import traceback
-from pathlib import Path
 from threading import Thread
+from time import sleep
 
-import torch
-import yaml
-from rich.console import Console
-
-from microdit.training.run import train
-from microdit.training.settings import training_settings
-from microdit.training.stopping import REQUEUE_CODE, PreemptedError
-
-CONFIG_FILE = "config.yaml"
-EXPECTED = (ValueError, OSError, RuntimeError)  # what our errors derive from: the launcher prints their message
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--checkpoint", type=Path)
-    arguments = parser.parse_args()
-    Thread(target=end_with_the_launcher, daemon=True).start()
-    rank, folder = int(os.environ["RANK"]), arguments.folder
-    config = yaml.safe_load((folder / CONFIG_FILE).read_text())
-    choices = config.pop("choices")
-    try:
-        train(training_settings(config, folder, choices), Console(soft_wrap=True, quiet=rank > 0), arguments.checkpoint)
-    except PreemptedError as error:
-        leave_word(folder, rank, error)
-        leave(REQUEUE_CODE)
-    except Exception as error:
-        leave_word(folder, rank, error)
-        if rank or not type(error).__module__.startswith("microdit"):
-            traceback.print_exc()
-        leave(1)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+def end_with(launcher: int) -> None:
+    """From here on this process ends when the launcher does, also in the seconds in which libraries are loaded."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        Thread(target=watch, args=(launcher,), daemon=True).start()
+    if os.getppid() != launcher:
+        os._exit(1)
 
 
-def leave_word(folder: Path, rank: int, error: Exception) -> None:
-    """Where the launcher looks for the first error; on a full disk only the terminal or the log has it."""
-    named = "" if isinstance(error, PreemptedError) else f"{type(error).__name__}: "
-    word = {"rank": rank, "time": time.time(), "error": f"{named}{error}"}
-    path = folder / "logs" / f"rank_{rank}_error.json"
-    try:
-        path.write_text(json.dumps(word))
-    except OSError:
-        path.unlink(missing_ok=True)
-        print(word["error"], file=sys.stderr)
+def watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        sleep(0.5)
+    os._exit(1)
 
 
 def leave(code: int) -> None:
@@ -63,11 +36,37 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def end_with_the_launcher() -> None:
-    """The launcher holds the other end of standard input and never writes: its end is the launcher's."""
-    os.read(0, 1)
-    os._exit(1)
+def main(folder: str, launcher: str, checkpoint: str | None = None) -> None:
+    """Trains the run in `folder`. A rank that was asked to stop ends well, after leaving word of it."""
+    end_with(int(launcher))
+
+    import traceback
+    from pathlib import Path
+
+    import torch
+    from rich.console import Console
+
+    from microdit.distributed.ranks import PreemptedError, leave_word
+    from microdit.runs.folder import read_config
+    from microdit.training.run import train
+    from microdit.training.settings import training_settings
+
+    rank, config = int(os.environ["RANK"]), read_config(Path(folder))
+    choices = config.pop("choices")
+    try:
+        settings = training_settings(config, Path(folder), choices)
+        train(settings, Console(soft_wrap=True, quiet=rank > 0), None if checkpoint is None else Path(checkpoint))
+    except PreemptedError as error:
+        leave_word(rank, error)
+        leave(0)
+    except Exception as error:
+        leave_word(rank, error)
+        if rank or not type(error).__module__.startswith("microdit"):
+            traceback.print_exc()
+        leave(1)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -1,6 +1,5 @@
 """One run of training, from settings to result.json."""
 
-import json
 import logging
 import subprocess
 import warnings
@@ -17,28 +16,27 @@ from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
 
 from microdit.build import build
-from microdit.checkpoints import checkpoint_step
-from microdit.evaluation.measure import measure
+from microdit.checkpoints.starting import initial_optimizer, load_initial_weights
+from microdit.cost.budget import step_costs, total_cost
+from microdit.cost.variation import inputs_of, varied_model
+from microdit.distributed.hardware import check_hardware, divide_batch, is_rank_zero, trainer_options
+from microdit.evaluation.metric import measure
 from microdit.evaluation.subject import Subject
-from microdit.host_memory import keep_freed_memory
+from microdit.kernels.compile import compile_network
+from microdit.kernels.cpu.host_memory import keep_freed_memory
 from microdit.pipeline import LatentDiffusion, build_pipeline, write_settings
-from microdit.training.batches import divide_batch
-from microdit.training.budget import step_costs, total_cost
-from microdit.training.checkpointing import Keeping, StepCheckpoints
-from microdit.training.data import LatentData
-from microdit.training.hardware import check_hardware, is_rank_zero, trainer_options
-from microdit.training.metrics_file import MetricsFile
+from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoint_step
+from microdit.runs.record import write_record
+from microdit.training.callbacks.checkpoints import Keeping, StepCheckpoints
+from microdit.training.callbacks.loggers import MetricsFile
+from microdit.training.callbacks.progress import TrainingProgress
+from microdit.training.callbacks.samples import SampleGrids
+from microdit.training.callbacks.stopping import StopWhenAsked
+from microdit.training.callbacks.telemetry import Telemetry
+from microdit.training.data import LatentData, open_data
 from microdit.training.module import DenoisingTask
-from microdit.training.progress import TrainingProgress
-from microdit.training.samples import SampleGrids
 from microdit.training.settings import TrainingSettings
-from microdit.training.starting import initial_optimizer, load_initial_weights
-from microdit.training.stopping import StopWhenAsked
-from microdit.training.streams import open_data
 from microdit.training.summary import device_name, show_summary
-from microdit.training.telemetry import Telemetry
-
-RESULT_FILE = "result.json"
 
 
 def train(settings: TrainingSettings, console: Console, checkpoint: Path | None = None) -> dict[str, Any]:
@@ -53,29 +51,33 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     check_hardware(hardware)
     if hardware.accelerator == "cpu":
         keep_freed_memory()
-    division = divide_batch(stage, hardware)
+    division = divide_batch(stage.global_batch_size, hardware)
     L.seed_everything(settings.seed, verbose=False)
-    pipeline = build_pipeline(network_settings(settings))
+    network = network_settings(settings)
+    pipeline = build_pipeline(network)
     train_stream, validation_stream = open_data(settings, pipeline)
     costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size)
     max_steps = costs.steps(hardware.max_steps, hardware.max_flops)
-    if checkpoint is None:
-        load_initial_weights(pipeline.dit, settings)
+    optimizer_state = None
+    if checkpoint is None and settings.init_from is not None:
+        load_initial_weights(pipeline.dit, settings.init_from, settings.init_weights)
+        optimizer_state = initial_optimizer(settings.init_from) if settings.init_optimizer else None
     if hardware.activation_checkpointing:
         pipeline.dit.checkpoint_activations()
     if hardware.accelerator == "gpu" and hardware.precision == "bf16-mixed":
         torch.set_float32_matmul_precision("high")  # of the few products that are not in bfloat16
     if hardware.compiles:
-        pipeline.dit.compile_for(hardware.accelerator)
+        compile_network(pipeline.dit, hardware.accelerator)
     task = DenoisingTask(
         pipeline.dit,
-        sigma_data=pipeline.sigma_data,
+        objective=pipeline.objective,
         mask_ratio=settings.mask_ratio,
         stage=stage,
         optimizer=settings.optimizer,
+        schedule=settings.schedule,
         max_steps=max_steps,
         max_skipped_steps=hardware.max_skipped_steps,
-        initial_optimizer=initial_optimizer(settings) if checkpoint is None else None,
+        initial_optimizer=optimizer_state,
     )
     data = LatentData(
         train_stream,
@@ -89,7 +91,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         num_workers=settings.reading.num_workers,
         stall_seconds=settings.reading.stall_seconds,
     )
-    metrics_file = MetricsFile(run / "metrics.csv")
+    metrics_file = MetricsFile(run / METRICS_FILE)
     seconds = metrics_file.newest().get("train/seconds", 0.0)
     metrics_file.forget_after(-1 if checkpoint is None else checkpoint_step(checkpoint) - 1)
     telemetry = Telemetry(costs, hardware, train_stream.source_counts, seconds, metrics_file.newest())
@@ -98,7 +100,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     cost = total_cost(costs, max_steps, pipeline)
     if is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)
-        write_settings(network_settings(settings), run)
+        write_settings(network, run)
         show_summary(console, settings, cost, max_steps, len(train_stream), checkpoint)
     with loggers(settings) as chosen:
         trainer = L.Trainer(
@@ -148,15 +150,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         assert trained is not None
         sampler = LatentDiffusion(trained, pipeline.autoencoder, pipeline.text_encoder)
         record |= evaluate(sampler.to(trainer.strategy.root_device), settings, console)
-        write_record(record, run)
+        write_record(run, record)
     return record
-
-
-def write_record(record: dict[str, Any], run: Path) -> None:
-    """Writes the run's result.json, whole or not at all."""
-    partial = run / f".{RESULT_FILE}.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(run / RESULT_FILE)
 
 
 @contextmanager
@@ -173,15 +168,29 @@ def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
 
 
 def network_settings(settings: TrainingSettings) -> dict[str, Any]:
-    """Pipeline settings with the network's input size, which the stage and the autoencoder decide together."""
-    pipeline = settings.pipeline
-    downscale = pipeline["autoencoder"].get("downscale", 1)
-    size, remainder = divmod(settings.resolution_stage.resolution_px, downscale)
+    """What build_pipeline needs for the network that is meant: `model`, varied, at this stage's resolution.
+
+    Raises SettingsError or ValueError where the variation makes no network.
+    """
+    stage, downscale = settings.resolution_stage, settings.autoencoder.get("downscale", 1)
+    size, remainder = divmod(stage.resolution_px, downscale)
     if remainder:
-        raise ValueError(
-            f"{settings.resolution_stage.resolution_px} px does not divide by the autoencoder's downscale {downscale}"
-        )
-    return {**pipeline, "model": {**pipeline["model"], "input_size": size}}
+        raise ValueError(f"{stage.resolution_px} px does not divide by the autoencoder's downscale {downscale}")
+    model = varied_model(
+        settings.model,
+        settings.moe,
+        settings.masking,
+        settings.mask_ratio.ratio(0.0),
+        lambda: inputs_of(settings.autoencoder, settings.text_encoder, stage.resolution_px),
+        settings.variation,
+    )
+    return {
+        "model": {**model, **settings.moe, "pos_interp_scale": stage.pos_interp_scale, "input_size": size},
+        "token_path": settings.masking,
+        "objective": settings.objective,
+        "autoencoder": settings.autoencoder,
+        "text_encoder": settings.text_encoder,
+    }
 
 
 def evaluate(pipeline: LatentDiffusion, settings: TrainingSettings, console: Console) -> dict[str, float]:
@@ -191,7 +200,7 @@ def evaluate(pipeline: LatentDiffusion, settings: TrainingSettings, console: Con
         if picture is not None:
             console.print(f"{name}: what was judged is in {picture}", highlight=False)
 
-    return measure(Subject(pipeline, settings.output / "evaluation"), settings.metrics, measured)
+    return measure(Subject(pipeline, settings.output / EVALUATION), settings.metrics, measured)
 
 
 def commit() -> str:

@@ -1,4 +1,4 @@
-"""What changes during training, each as a function of the step: mask ratio, learning rate."""
+"""The learning rate over a run: linear warm-up to its peak, then as the schedule says."""
 
 import math
 from abc import ABC, abstractmethod
@@ -7,63 +7,52 @@ from dataclasses import dataclass
 from microdit.build import SettingsError
 
 
-class MaskRatio(ABC):
-    """The share of patches dropped, as a function of how far training is."""
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """What the peak learning rate is multiplied with at each step. Chosen by one file in `conf/schedule/`."""
+
+    warmup_steps: int
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """Linear warm-up, then what the schedule says of the steps that remain."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return self.after_warmup(min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)))
 
     @abstractmethod
-    def ratio(self, progress: float) -> float:
-        """The mask ratio, in [0, 1), when `progress` (0 to 1) of the steps are done."""
+    def after_warmup(self, progress: float) -> float:
+        """The factor when `progress` (0 to 1) of the steps after the warm-up are done."""
 
 
 @dataclass(frozen=True)
-class ConstantMaskRatio(MaskRatio):
-    """The same mask ratio at every step. Raises SettingsError outside [0, 1)."""
+class Constant(Schedule):
+    """The peak, to the end."""
 
-    share: float
-
-    def __post_init__(self) -> None:
-        check_share(self.share, "mask_ratio.share")
-
-    def ratio(self, progress: float) -> float:
-        return self.share
-
-
-@dataclass(frozen=True)
-class FallingMaskRatio(MaskRatio):
-    """A mask ratio that falls from `first` to `last` in `levels` equal stretches (an open question of the paper).
-
-    It falls in levels because each new number of patches costs a compilation where the network is compiled.
-    """
-
-    first: float
-    last: float
-    levels: int
-
-    def __post_init__(self) -> None:
-        check_share(self.first, "mask_ratio.first")
-        check_share(self.last, "mask_ratio.last")
-        if self.levels < 2:
-            raise SettingsError(f"mask_ratio.levels must be at least 2 for a ratio that falls, got {self.levels}")
-
-    def ratio(self, progress: float) -> float:
-        level = min(int(progress * self.levels), self.levels - 1)
-        return self.first + (self.last - self.first) * level / (self.levels - 1)
-
-
-def check_share(share: float, name: str) -> None:
-    """Raises SettingsError when a mask ratio is not in [0, 1)."""
-    if not 0 <= share < 1:
-        raise SettingsError(f"{name} is the share of patches dropped and must be in [0, 1), got {share}")
-
-
-def learning_rate_factor(step: int, max_steps: int, warmup_steps: int, schedule: str, final_factor: float) -> float:
-    """What the peak learning rate is multiplied with at `step`: linear warm-up, then "constant" or "cosine".
-
-    Cosine falls to `final_factor` at `max_steps` (0.33 in the paper's first stage).
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "constant":
+    def after_warmup(self, progress: float) -> float:
         return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
-    return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Half a cosine from the peak to `final_factor` of it at the last step."""
+
+    final_factor: float
+
+    def after_warmup(self, progress: float) -> float:
+        return self.final_factor + (1 - self.final_factor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class WarmupStableDecay(Schedule):
+    """The peak, and in the last `decay_share` of the steps linearly to `final_factor` of it (Hu et al. 2024)."""
+
+    decay_share: float
+    final_factor: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay_share <= 1:
+            raise SettingsError(f"schedule.decay_share is a share of the steps, in (0, 1]; got {self.decay_share}")
+
+    def after_warmup(self, progress: float) -> float:
+        decayed = max(0.0, (progress - (1 - self.decay_share)) / self.decay_share)
+        return 1 - (1 - self.final_factor) * decayed

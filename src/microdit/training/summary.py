@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from microdit.training.batches import divide_batch
-from microdit.training.progress import clock
+from microdit.distributed.hardware import divide_batch
+from microdit.runs.folder import SAMPLES
+from microdit.training.callbacks.progress import clock
 from microdit.training.settings import TrainingSettings
 
 
@@ -34,7 +35,7 @@ def show_summary(
         "results": str(settings.output),
     }
     if hardware.world_size > 1:
-        division = divide_batch(stage, hardware)
+        division = divide_batch(stage.global_batch_size, hardware)
         rows["devices"] = (
             f"{hardware.nodes} x {hardware.devices}, {hardware.strategy}; each computes {division.micro_batches} x "
             f"{division.device_batch_size} images a step"
@@ -64,7 +65,7 @@ def show_result(console: Console, record: dict[str, Any], run: Path) -> None:
     if record["dollars"]:
         table.add_row("dollars", f"{record['dollars']:.2f}")
     console.print(table, highlight=False)
-    pictures = sorted((run / "samples").glob("step_*.png"))
+    pictures = sorted((run / SAMPLES).glob("step_*.png"))
     if pictures:
         console.print(f"newest sample grid: {pictures[-1]}", highlight=False, soft_wrap=True)
     console.print(f"everything else:    {run}", highlight=False, soft_wrap=True)

@@ -3,15 +3,16 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from braceexpand import braceexpand
 
-from microdit.data.remote import RemoteFileError, is_remote, local_copy
+from microdit.data.shards.remote import RemoteFileError, is_remote, local_copy
+from microdit.data.shards.tars import TarError, TarMember, json_bytes, tar_members, write_tar
 from microdit.data.sources.captioned import CaptionedImage, NoCaptionError, Source, Unreadable, captions_beside
-from microdit.data.tar_members import TarError, TarMember, tar_members
 
 PART = re.compile(r"\.(jpg|jpeg|jfif|png|webp|gif|bmp|tif|tiff|avif|heic|heif|txt|json)$", re.IGNORECASE)
 CAPTION_PARTS = ("txt", "json")
@@ -117,3 +118,14 @@ class TarSource(Source):
 def content(descriptor: int, member: TarMember) -> bytes:
     """The bytes of a file in an open tar."""
     return os.pread(descriptor, member.length, member.offset)
+
+
+def write_pictures(file: BinaryIO, pictures: Iterable[CaptionedImage]) -> int:
+    """Writes PNG pictures with their captions as a tar that TarSource reads, as img2dataset would; several captions go
+    to the `.json`. Returns their number."""
+
+    def fields(item: CaptionedImage) -> dict[str, str | bytes]:
+        found: dict[str, str | bytes] = {"__key__": item.key, "png": item.image, "txt": item.captions[0].encode()}
+        return found if len(item.captions) == 1 else found | {"json": json_bytes({"caption": list(item.captions)})}
+
+    return write_tar(file, map(fields, pictures))

@@ -1,0 +1,125 @@
+"""Reading checkpoints, safely and with errors that list what does not fit.
+
+A checkpoint is one file (one process, or DDP) or a folder that many processes wrote (FSDP); both are read the same way.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microdit.checkpoints.sharded import (
+    METADATA_FILE,
+    as_lightning_states,
+    damaged_files,
+    read_tensors,
+)
+from microdit.runs.folder import CHECKPOINTS, SHARDED_MARK, checkpoint_step, checkpoints_of
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, unreadable, or of another network."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, tensors and plain values only: nothing in it can run code.
+
+    Raises CheckpointError for one that is missing or damaged, which names the one before it.
+    """
+    verify_checkpoint(path)
+    try:
+        if not path.is_dir():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        rest = torch.load(path / SHARDED_MARK, map_location="cpu", weights_only=True)
+        groups = rest.pop("optimizer_groups")
+        module, optimizer = as_lightning_states(read_tensors(path), rest["parameter_names"], groups)
+        return {**rest, "state_dict": module, "optimizer_states": [optimizer]}
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for what it cannot read
+        raise unreadable(path, error) from error
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Raises CheckpointError when a byte is not what was written, which names the checkpoint and the one before it."""
+    try:
+        if path.is_dir():
+            damaged = damaged_files(path)
+        else:
+            with zipfile.ZipFile(path) as archive:  # torch's files are zip archives with a CRC-32 of every member
+                damaged = [name] if (name := archive.testzip()) else []
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except Exception as error:  # what zipfile raises for a damaged header depends on which byte it is
+        raise unreadable(path, error) from error
+    if damaged:
+        raise unreadable(path, f"the checksum of {', '.join(damaged)} is not what was written")
+
+
+def unreadable(path: Path, reason: object) -> CheckpointError:
+    """The error for a damaged checkpoint: names the one before it, and how to go on from there."""
+    earlier = [other for other in checkpoints_of(path.parent.parent) if checkpoint_step(other) < checkpoint_step(path)]
+    advice = f"the one before it is {earlier[-1]}: resume={earlier[-1]}" if earlier else "use an earlier checkpoint"
+    return CheckpointError(f"{path} cannot be read ({reason}); {advice}")
+
+
+def checkpoint_metadata(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: config, step, samples seen, where its data goes on, library versions."""
+    if not path.is_dir():
+        return read_checkpoint(path).get("metadata", {})
+    try:
+        return json.loads((path / METADATA_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def latest_checkpoint(run: Path) -> Path:
+    """A run's newest checkpoint. Raises CheckpointError when it has none."""
+    found = checkpoints_of(run)
+    if found:
+        return found[-1]
+    if not run.is_dir():
+        raise CheckpointError(f"there is no {run}: name the folder of a run, or one of its checkpoints")
+    if below := sorted({path.parent.parent for path in run.glob(f"*/{CHECKPOINTS}/step_*.ckpt")}):
+        raise CheckpointError(f"{run} holds several runs, name one of them: {', '.join(map(str, below))}")
+    raise CheckpointError(f"{run} has no {CHECKPOINTS}/step_*.ckpt yet: it ended before its first checkpoint")
+
+
+def network_weights(path: Path, weights: str) -> dict[str, Tensor]:
+    """The network's state dict from a checkpoint of training.
+
+    `weights`: "ema" for the moving average where the checkpoint has one, "raw" for the trained weights.
+    """
+    if weights not in ("ema", "raw"):
+        raise CheckpointError(f'weights must be "ema" or "raw", got "{weights}"')
+    if path.is_dir():
+        verify_checkpoint(path)
+        state, _ = as_lightning_states(read_tensors(path, lambda name: name.startswith("state_dict.")), [], [])
+    else:
+        content = read_checkpoint(path)
+        if "state_dict" not in content:
+            raise CheckpointError(
+                f"{path} is no checkpoint of training: it has no state_dict. Released weights are for generate.py and "
+                f"LatentDiffusion.from_released"
+            )
+        state = content["state_dict"]
+    prefixes = {key.partition(".")[0] for key in state}
+    prefix = "ema." if weights == "ema" and "ema" in prefixes else "network."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Fills the network strictly. Raises CheckpointError listing every key that does not fit, and how."""
+    own = network.state_dict()
+    problems = [f"missing {key}" for key in sorted(own.keys() - state.keys())]
+    problems += [f"unexpected {key}" for key in sorted(state.keys() - own.keys())]
+    problems += [
+        f"{key} is {list(state[key].shape)}, the network's is {list(own[key].shape)}"
+        for key in sorted(own.keys() & state.keys())
+        if own[key].shape != state[key].shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise CheckpointError(f"{source} does not fit this network:\n  {shown}")
+    network.load_state_dict(state, strict=True)

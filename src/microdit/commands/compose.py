@@ -1,0 +1,278 @@
+"""Composing the configuration with Hydra: of a new run, of a resumed one, of every stage of a chain."""
+
+import inspect
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.markup import escape
+
+from microdit.build import SettingsError, check_names
+from microdit.commands.messages import errors, failed_jobs, is_ours, run_told, tell_and_exit
+from microdit.runs.folder import RESULT_FILE, STAGES_FILE, read_config, run_to_resume
+from microdit.runs.older import todays_config
+
+# Groups that say where and how a run is made, not what it makes; how long it is stays with the run.
+EXCHANGEABLE = ("trainer", "logger")
+HOW_LONG = ("max_steps", "max_flops")
+DATA_ORDER = ("seed", "resolution_stage.global_batch_size", "resolution_stage.resolution_px")
+# Groups of conf/ that decide what the network is, which a resumed run keeps.
+NETWORK_GROUPS = ("model", "variation", "moe", "masking", "autoencoder", "text_encoder")
+# Bundles, of which a later one has the last word whatever the order they are typed in: what is compared (experiment)
+# holds at every size (scale), also where both choose a group.
+BUNDLES = ("recipe", "scale", "experiment")
+UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
+
+
+def run_folder(resume: str | None, output_root: str, new: str) -> str:
+    """Where a run writes: into the run it resumes, else into a new folder. All processes of torchrun get the same
+    answer. Raises SettingsError when there is nothing to resume."""
+    return agreed(str(Path(output_root) / new if resume is None else run_to_resume(resume, output_root)))
+
+
+@cache
+def agreed(folder: str) -> str:
+    """Rank zero's folder where torchrun started this process, because every process has a clock of its own."""
+    if "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+        return folder
+    import torch
+
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore(*place, is_master=False)  # pyright: ignore[reportPrivateImportUsage]
+    key = f"microdit/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if os.environ["RANK"] == "0":
+        store.set(key, folder)
+    return store.get(key).decode()
+
+
+def share_of(share: float, whole: int) -> int:
+    """A share of a number of steps, at least one."""
+    return max(1, round(share * whole))
+
+
+def ask(question: str) -> str:
+    """For a value that a file of conf/ cannot know: reading it raises SettingsError, with the question."""
+    raise SettingsError(question)
+
+
+def times(*factors: float) -> float:
+    """A product, such as a multiple of the stage's learning rate."""
+    return math.prod(factors)
+
+
+OmegaConf.register_new_resolver("ask", ask, replace=True)
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+OmegaConf.register_new_resolver("share_of", share_of, replace=True)
+OmegaConf.register_new_resolver("times", times, replace=True)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain dictionaries, every interpolation resolved."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def choices() -> dict[str, str]:
+    """Which file of `conf/` was chosen in each group."""
+    chosen = HydraConfig.get().runtime.choices
+    return {str(k): str(v) for k, v in chosen.items() if not str(k).startswith("hydra/") and v is not None}
+
+
+def changed_values(
+    saved: dict[str, Any], overrides: list[str], now: DictConfig, where: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The configuration and choices that a run was started with (what its config.yaml holds), changed as this command
+    line asks: in values, and in the groups of EXCHANGEABLE, of which `now` has what is chosen now.
+
+    Raises SettingsError for an override that would make it another model or another run.
+    """
+    config = OmegaConf.create(saved)
+    chosen = {str(group): str(choice) for group, choice in config.pop("choices").items()}
+    parsed = [o for o in OverridesParser.create().parse_overrides(overrides) if o.key_or_group != "resume"]
+    for override in (o for o in parsed if o.key_or_group in EXCHANGEABLE):
+        group = override.key_or_group
+        kept = {name: config.trainer[name] for name in HOW_LONG} if group == "trainer" else {}
+        config[group] = {**OmegaConf.to_container(now[group], resolve=False), **kept}  # type: ignore[dict-item]
+        chosen[group] = str(override.value())
+    for override in (o for o in parsed if o.key_or_group not in EXCHANGEABLE):
+        key, value = override.key_or_group, override.value()
+        was = OmegaConf.select(config, key)
+        if override.is_delete() or override.is_add() or (was is None and not key_exists(config, key)):
+            raise SettingsError(
+                f"{override.input_line}: {where} has no such setting, and a resumed run gets no new ones"
+            )
+        if OmegaConf.is_dict(was):
+            raise SettingsError(
+                f"{override.input_line}: a resumed run keeps its {key}; other groups than {', '.join(EXCHANGEABLE)} "
+                f"cannot be exchanged, only values in them"
+            )
+        if (key.partition(".")[0] in NETWORK_GROUPS or key in DATA_ORDER) and was != value:
+            what = "model" if key.partition(".")[0] in NETWORK_GROUPS else "samples and their order"
+            raise SettingsError(f"{key} is {was} in {where}: a resumed run keeps its {what}, it cannot become {value}")
+        OmegaConf.update(config, key, value)
+    return plain(config), chosen
+
+
+def key_exists(config: DictConfig, key: str) -> bool:
+    above, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, above) if above else config
+    return OmegaConf.is_dict(node) and name in node
+
+
+def composed(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """The configuration and the choices behind it: those of the command line, or of the run it resumes."""
+    if config.resume is None:
+        return plain(config), choices()
+    folder = output_folder()
+    resumed, chosen = changed_values(read_config(folder), list(HydraConfig.get().overrides.task), config, folder)
+    return {**resumed, "resume": config.resume}, chosen
+
+
+def is_chain(config: DictConfig) -> bool:
+    """Whether several stages are asked for, or a chain of them is resumed."""
+    return "stages" in config or (output_folder() / STAGES_FILE).is_file()
+
+
+def composed_stages(config: DictConfig) -> tuple[list[tuple[str, dict[str, Any], dict[str, str]]], float]:
+    """(name, configuration, choices) of every stage, and the MFU to plan with: of this command line, or of the chain
+    that it resumes."""
+    folder = output_folder()
+    if config.resume is None:
+        of_scales, stages = config.stages, []
+        for changed in of_scales[choices().get("scale", "laptop")]:
+            stage, chosen = with_choices("stages", {**changed, "name": changed.resolution_stage})
+            own = {key: value for key, value in stage.items() if key not in ("stages", "expected_mfu")}
+            stages.append((changed.resolution_stage, own, {k: v for k, v in chosen.items() if k in choices()}))
+        return stages, config.expected_mfu
+    content = OmegaConf.to_container(OmegaConf.load(folder / STAGES_FILE))
+    assert isinstance(content, dict)
+    overrides = list(HydraConfig.get().overrides.task)
+    stages = []
+    for stage in content["stages"]:
+        saved = todays_config({**stage["config"], "choices": stage["choices"]})
+        stages.append((stage["name"], *changed_values(saved, overrides, config, folder)))
+    return stages, content["expected_mfu"]
+
+
+def with_choices(config_name: str, changed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The configuration of this command line with other choices of some groups, and all the choices behind it.
+
+    Raises SettingsError where this command line chose something else in one of these groups: it would have no effect.
+    """
+    refuse_other_choices(config_name, changed)
+    overrides = [*HydraConfig.get().overrides.task, *(f"{group}={choice}" for group, choice in changed.items())]
+    config = hydra.compose(config_name, overrides)
+    return plain(config), {**choices(), **changed}
+
+
+def refuse_other_choices(config_name: str, changed: Mapping[str, str]) -> None:
+    """Raises SettingsError where one of `changed` replaces what this command line, or a file it names, chose."""
+    given = list(HydraConfig.get().overrides.task)
+    parsed = OverridesParser.create().parse_overrides(given)
+    scale = [text for text, override in zip(given, parsed, strict=True) if override.key_or_group == "scale"]
+    usual = hydra.compose(config_name, scale, return_hydra_config=True).hydra.runtime.choices
+    for group, choice in changed.items():
+        chosen = choices().get(group)
+        if group in usual and chosen not in (usual[group], choice):
+            name = choices().get("scale", "laptop")
+            raise SettingsError(
+                f"{group}={chosen} has no effect here: the stages of scale {name} choose {group} themselves (one of "
+                f"them {choice}). Change the stage, such as stages.{name}.0.{group}={chosen} for the first, or run one "
+                "stage alone with train.py"
+            )
+
+
+def output_folder() -> Path:
+    """The folder of this run."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+@contextmanager
+def told_in_a_sweep(config: DictConfig, write_failure: Callable[..., None]) -> Iterator[None]:
+    """Around a job: in a sweep its failure is told at once, because the other jobs still run before the sweep ends, and
+    is in its result.json, by `write_failure`, also if its configuration cannot be resolved."""
+    try:
+        yield
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if not (output_folder() / RESULT_FILE).exists():
+                write_failure(error, {"seed": OmegaConf.select(config, "seed")}, choices(), output_folder())
+            failed_jobs.append(output_folder().name)
+            errors.print(f"[red]failed:[/red] {output_folder().name}: {escape(str(error))}")
+        raise
+
+
+def run_entry_point(main: Callable[[], None], config_name: str) -> None:
+    """Calls a Hydra main, whose file lies beside conf/. A mistake of the user ends the process with one message and
+    exit code 1; Ctrl-C with 130."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing: the message is ours to write
+    sys.argv[1:] = bundles_in_order(sys.argv[1:])
+
+    def told() -> None:
+        try:
+            main()
+        except (HydraException, OmegaConfBaseException) as error:
+            conf = Path(inspect.unwrap(main).__code__.co_filename).resolve().parent / "conf"
+            tell_and_exit(composition_message(error, lambda: default_config(conf, config_name)), error)
+
+    run_told(told)
+
+
+def bundles_in_order(arguments: Sequence[str]) -> list[str]:
+    """A command line whose bundles stand in the order of BUNDLES, because of two that choose the same group the last
+    one counts."""
+
+    def place(argument: str) -> int | None:
+        return next((n for n, name in enumerate(BUNDLES) if argument.startswith(f"+{name}=")), None)
+
+    bundles = iter(sorted((a for a in arguments if place(a) is not None), key=lambda a: place(a) or 0))
+    return [argument if place(argument) is None else next(bundles) for argument in arguments]
+
+
+def default_config(conf: Path, config_name: str) -> DictConfig:
+    """The configuration without overrides, to list the keys there are."""
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        return hydra.compose(config_name)
+
+
+def composition_message(error: Exception, default_config: Callable[[], DictConfig]) -> str:
+    """What is wrong with the command line; for a key that does not exist, also which keys there are: with the choices
+    that Hydra had made when it met the key, else with the defaults."""
+    behind: BaseException | None = error
+    while behind is not None:  # what one of our resolvers raised, OmegaConf tells in its own words
+        if is_ours(behind):
+            return str(behind)
+        behind = behind.__cause__ or behind.__context__
+    found = UNKNOWN_KEY.search(str(error))
+    if found is None:
+        return str(error)
+    key = found.group(1)
+    at_fault = getattr(error.__cause__, "parent_node", None)
+    # Hydra has emptied a single value that was taken for a group: there the defaults know more.
+    node: Any = at_fault._get_root() if at_fault else default_config()
+    path = key.split(".")
+    for depth, name in enumerate(path):
+        try:
+            check_names(
+                [name], [str(k) for k in node if k != "hydra"], where=".".join(path[:depth]) or "the configuration"
+            )
+        except SettingsError as unknown:
+            return str(unknown)
+        node = node[name]
+        if not isinstance(node, DictConfig):
+            return f"{'.'.join(path[: depth + 1])} is a single value, it has no setting below it ({key})"
+    return str(error)

@@ -1,0 +1,170 @@
+"""What `evaluate.py` does: metrics of a checkpoint, or of pictures that were kept, into the run's result.json."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from microdit.build import SettingsError, build
+from microdit.checkpoints.reading import CheckpointError
+from microdit.commands.compose import plain
+from microdit.commands.messages import check_device, console
+from microdit.evaluation.metric import Metric, measure
+from microdit.evaluation.subject import KeptSubject, Subject, checked_sampling, differing
+from microdit.pipeline import LatentDiffusion
+from microdit.runs.folder import EVALUATION, PIPELINE_FILE, RESULT_FILE, checkpoints_of, is_checkpoint, run_of
+from microdit.runs.record import add_to_record, usual_settings
+
+CHECKPOINT_SUFFIX = ".ckpt"
+
+
+def evaluate(
+    checkpoint: str | None,
+    pictures: str | None,
+    weights: str | Sequence[str],
+    metrics: Mapping[str, Mapping[str, Any]],
+    sampling: Mapping[str, Any],
+    batch_size: int,
+    device: str,
+    console: Console,
+) -> dict[str, float]:
+    """Measures and returns all numbers, by the names they have in result.json.
+
+    `checkpoint`: a run's folder (its newest checkpoint), a file in its checkpoints/, or a folder that
+    LatentDiffusion.save wrote (with one set of weights); each of `weights` ("ema", "raw") is measured. `pictures`:
+    instead, a folder of kept pictures, such as RUN/evaluation. `sampling`: arguments of generate() that replace the
+    metrics' own; None: as the metric says.
+
+    Names say what differs from the default: `compositional/overall@raw,guidance_scale=2`, and where a metric's settings
+    are not those that the run was measured with before: `frechet_1/distance@count=512`.
+
+    Raises SettingsError for settings that cannot be meant, CheckpointError and PicturesError for what cannot be read.
+    """
+    check_device(device)
+    built = {name: build(settings, Metric) for name, settings in metrics.items()}
+    chosen = {name: value for name, value in sampling.items() if value is not None}
+    if (checkpoint is None) == (pictures is None):
+        raise SettingsError("name what to evaluate: either checkpoint=RUN or pictures=RUN/evaluation")
+    if not built:
+        raise SettingsError("metrics=none measures nothing: choose such as metrics=shapes_full")
+    if pictures is not None:
+        if chosen:
+            raise SettingsError(f"pictures={pictures} are drawn already: sampling.{next(iter(chosen))} cannot change")
+        return evaluate_kept(Path(pictures), built, metrics, device, console)
+    assert checkpoint is not None
+    weights = [weights] if isinstance(weights, str) else weights
+    return evaluate_checkpoint(Path(checkpoint), weights, built, metrics, chosen, batch_size, device, console)
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    weights: Sequence[str],
+    metrics: Mapping[str, Metric],
+    settings: Mapping[str, Mapping[str, Any]],
+    sampling: Mapping[str, Any],
+    batch_size: int,
+    device: str,
+    console: Console,
+) -> dict[str, float]:
+    """Measures each of `weights` of a checkpoint with `sampling` in place of the metrics' own.
+
+    `settings` are those that `metrics` were built from.
+    """
+    if not weights:
+        raise SettingsError("weights is empty: choose weights=[ema], weights=[raw] or weights=[ema,raw]")
+    checked_sampling({"seed": 0, **sampling})
+    if checkpoint.suffix == CHECKPOINT_SUFFIX and not is_checkpoint(checkpoint):
+        there = ", ".join(path.name for path in checkpoints_of(checkpoint.parent.parent)) or "none"
+        raise CheckpointError(f"there is no checkpoint {checkpoint}; that run has: {there}")
+    run = run_of(checkpoint)
+    if checkpoint != run and not checkpoints_of(run):
+        raise CheckpointError(f"{checkpoint} is no checkpoint of a run: name a run, or a file in its checkpoints/")
+    older = checkpoint != run and checkpoint.resolve() != checkpoints_of(run)[-1].resolve()
+    unusual = unusual_settings(run, settings)
+    numbers: dict[str, float] = {}
+    for which in weights:
+        pipeline = LatentDiffusion.load(checkpoint, which).to(device)
+        label = [*(["raw"] if which == "raw" else []), *([f"checkpoint={checkpoint.stem}"] if older else [])]
+        subject = Subject(pipeline, run / EVALUATION, label, sampling, batch_size)
+        console.print(f"{which} weights of {checkpoint}", highlight=False)
+        recorder = Recorder(run, {"checkpoint": str(checkpoint), "weights": which}, settings, console)
+        numbers |= measure(subject, metrics, recorder, unusual)
+    show_numbers(console, numbers, run)
+    return numbers
+
+
+def evaluate_kept(
+    folder: Path,
+    metrics: Mapping[str, Metric],
+    settings: Mapping[str, Mapping[str, Any]],
+    device: str,
+    console: Console,
+) -> dict[str, float]:
+    """Measures the pictures kept in `folder`; the run they belong to is the nearest folder above that is one."""
+    if not folder.is_dir():
+        raise SettingsError(
+            f"pictures={folder} is no folder; evaluate.py checkpoint=RUN keeps them in RUN/{EVALUATION}"
+        )
+    run = next((above for above in folder.resolve().parents if (above / PIPELINE_FILE).is_file()), None)
+    if run is None:
+        raise SettingsError(
+            f"{folder} lies in no run (a folder with {PIPELINE_FILE}) whose result.json could be added to"
+        )
+    recorder = Recorder(run, {"pictures": str(folder)}, settings, console)
+    numbers = measure(KeptSubject(folder, device), metrics, recorder, unusual_settings(run, settings))
+    show_numbers(console, numbers, run)
+    return numbers
+
+
+def unusual_settings(run: Path, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What of each metric's settings is not as the run was measured before, as "name=value": numbers of other settings
+    are other numbers, and must not replace these."""
+    unusual = {}
+    for metric, now in settings.items():
+        usual = usual_settings(run, metric)
+        if usual is not None:
+            was = dict(flat(usual))
+            unusual[metric] = differing({name: value for name, value in flat(now) if name in was}, was)
+    return unusual
+
+
+def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value below nested dictionaries, under its dotted name; tuples as the lists that files hold."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", list(value) if isinstance(value, tuple) else value
+
+
+class Recorder:
+    """Puts each metric's numbers into the run's result.json as soon as they are there, and says what it replaced."""
+
+    def __init__(self, run: Path, making: dict[str, Any], settings: Mapping[str, Mapping[str, Any]], console: Console):
+        self.run, self.making, self.settings, self.console = run, making, settings, console
+
+    def __call__(self, metric: str, numbers: dict[str, float], picture: Path | None) -> None:
+        making = {**self.making, "metric": metric, "settings": self.settings[metric]}
+        replaced = add_to_record(self.run, numbers, making)
+        for name, old in replaced.items():
+            self.console.print(f"{name} was {old:.6g}, is now {numbers[name]:.6g}", highlight=False)
+        if picture is not None:
+            self.console.print(f"{metric}: what was judged is in {picture}", highlight=False)
+
+
+def show_numbers(console: Console, numbers: Mapping[str, float], run: Path) -> None:
+    """The closing table."""
+    table = Table(title=f"added to {run / RESULT_FILE}", title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for name, value in numbers.items():
+        table.add_row(name, f"{value:.4g}")
+    console.print(table, highlight=False)
+
+
+def evaluate_command(config: DictConfig) -> None:
+    """Measures what the command line asks for."""
+    evaluate(**plain(config), console=console)

@@ -1,0 +1,61 @@
+"""What the user is told: consoles, and mistakes as one message that says what to do."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.markup import escape
+
+from microdit.build import SettingsError
+
+console = Console(soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+DEBUG = "MICRODIT_DEBUG"
+# Mistakes whose message is all there is to say, as a rule; anything else keeps its traceback.
+TOLD_PLAINLY = (OSError, ValueError)
+failed_jobs: list[str] = []
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error is of a kind that this project defines: each of these says what to do."""
+    return type(error).__module__.partition(".")[0] == "microdit"
+
+
+def tell_and_exit(message: str, error: BaseException) -> None:
+    """Prints what is wrong and ends with exit code 1. With MICRODIT_DEBUG=1 the traceback comes first."""
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error)
+    errors.print(f"[red]error:[/red] {escape(message)}")  # a message may hold [square brackets]
+    if failed_jobs:
+        errors.print(f"{len(failed_jobs)} jobs of the sweep failed, the others ran: {', '.join(failed_jobs)}")
+    if not os.environ.get(DEBUG):
+        errors.print(f"({DEBUG}=1 before the command shows where it came from)", style="dim")
+    sys.exit(1)
+
+
+def run_told(main: Callable[[], None]) -> None:
+    """Calls `main`. A mistake of the user ends the process with one message and exit code 1; Ctrl-C with 130."""
+    try:
+        main()
+    except Exception as error:
+        if not isinstance(error, TOLD_PLAINLY) and not is_ours(error):
+            raise
+        tell_and_exit(str(error), error)
+    except KeyboardInterrupt:
+        errors.print("stopped by Ctrl-C; finished checkpoints are kept and resume=RUN continues from the newest")
+        sys.exit(130)
+
+
+def check_device(device: str) -> None:
+    """Raises SettingsError for a device that this machine, or this build of torch, does not have."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # as torch says it: the driver, the build, or the name
+        raise SettingsError(
+            f"device={device} cannot be used here ({str(error).splitlines()[0]}); device=cpu always can"
+        ) from error

@@ -1,0 +1,187 @@
+"""What `plan.py` does: what training will cost, before anything runs. FLOPs are counted on the real network, days and
+dollars follow from them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from microdit.build import SettingsError
+from microdit.commands.compose import choices, plain, with_choices
+from microdit.commands.messages import console
+from microdit.cost.budget import step_costs, total_cost
+from microdit.cost.memory import DeviceMemory, training_memory
+from microdit.distributed.hardware import divide_batch
+from microdit.pipeline import build_pipeline
+from microdit.training.run import network_settings
+from microdit.training.settings import TrainingSettings, bind, training_settings
+
+# Tables that fit on 80 columns: what a terminal has, and what is taken for it where there is none.
+PADDING = (0, 1, 0, 0)
+IN_A_COLUMN = {
+    "parameters": "weights",
+    "gradients": "gradi-\nents",
+    "optimizer": "opti-\nmizer",
+    "moving_average": "EMA",
+    "activations": "acti-\nvations",
+}
+
+
+@dataclass(frozen=True)
+class PlannedHardware:
+    """Devices that reach `mfu`, a share in (0, 1], of `peak_tflops` each, and what an hour of one costs."""
+
+    devices: int
+    peak_tflops: float
+    mfu: float
+    dollars_per_device_hour: float
+
+    def __post_init__(self) -> None:
+        if self.devices < 1 or not self.peak_tflops > 0:
+            raise SettingsError("hardware.devices must be at least 1 and hardware.peak_tflops above 0")
+        if not 0 < self.mfu <= 1:
+            raise SettingsError(f"hardware.mfu is a share of the peak, in (0, 1]; got {self.mfu}")
+
+    def hours(self, flops: float) -> float:
+        """How long these FLOPs take."""
+        return flops / (self.devices * self.peak_tflops * 1e12 * self.mfu) / 3600
+
+    def dollars(self, flops: float) -> float:
+        return self.hours(flops) * self.devices * self.dollars_per_device_hour
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of training: its steps, and FLOPs of an image (the mean, where the mask ratio changes) and in all."""
+
+    name: str
+    parameters: int
+    steps: int
+    images: int
+    flops_per_image: int
+    flops: int
+
+
+def planned_stage(name: str, settings: TrainingSettings) -> PlannedStage:
+    """What a run of these settings costs. The network is built on the meta device, so any size can be planned."""
+    pipeline = build_pipeline(network_settings(settings), device="meta")
+    batch, steps = settings.resolution_stage.global_batch_size, settings.trainer.max_steps
+    costs = step_costs(pipeline, settings.mask_ratio, batch)
+    steps = costs.steps(steps, settings.trainer.max_flops)
+    cost = total_cost(costs, steps, pipeline)
+    return PlannedStage(name, cost["parameters"], steps, steps * batch, cost["flops_per_image"], cost["total_flops"])
+
+
+def plan_table(stages: Sequence[PlannedStage], hardware: PlannedHardware) -> Table:
+    """One row a stage, and their sum."""
+    used = f"{hardware.devices} devices of {hardware.peak_tflops:g} TFLOP/s, used at {hardware.mfu:.1%}"
+    title = f"{stages[0].parameters / 1e6:,.4g} M parameters, {used}"
+    table = Table(title=title, title_justify="left", padding=PADDING)
+    table.add_column("stage", min_width=longest_word(stage.name for stage in stages))
+    for column in ("steps", "M images", "GFLOP an\nimage", "FLOP", "days", "dollars"):
+        table.add_column(column, justify="right")
+    for stage in stages:
+        table.add_row(stage.name, *columns([stage], hardware))
+    if len(stages) > 1:
+        table.add_section()
+        table.add_row("in all", *columns(stages, hardware))
+    return table
+
+
+def longest_word(texts: Iterable[str]) -> int:
+    """The characters of the longest word, which a column must be wide enough for."""
+    return max(len(word) for text in texts for word in text.split())
+
+
+def columns(stages: Sequence[PlannedStage], hardware: PlannedHardware) -> list[str]:
+    """The numbers of one stage, or of several together."""
+    steps, images, flops = (sum(getattr(stage, part) for stage in stages) for part in ("steps", "images", "flops"))
+    return [
+        f"{steps:,}",
+        f"{images / 1e6:,.4g}",
+        f"{flops / images / 1e9:,.4g}",
+        f"{flops:.3g}",
+        f"{hardware.hours(flops) / 24:.3g}",
+        f"{hardware.dollars(flops):,.2f}",
+    ]
+
+
+def planned_memory(settings: TrainingSettings) -> DeviceMemory:
+    """What each device of a run holds, at the micro-batch that its global batch is divided into."""
+    pipeline = build_pipeline(network_settings(settings), device="meta")
+    hardware = settings.trainer
+    return training_memory(
+        pipeline.dit,
+        ranks=hardware.world_size,
+        sharded=hardware.sharded,
+        bf16=hardware.precision == "bf16-mixed",
+        ema=settings.resolution_stage.ema_decay is not None,
+        images=divide_batch(settings.resolution_stage.global_batch_size, hardware).device_batch_size,
+        mask_ratio=settings.mask_ratio.ratio(0.0),
+        caption_length=pipeline.text_encoder.length,
+    )
+
+
+def memory_table(stages: Sequence[tuple[str, TrainingSettings]]) -> Table:
+    """GiB that each device holds, one row a stage; activations are those without activation checkpointing."""
+    hardware = stages[0][1].trainer
+    title = f"GiB on each of {hardware.world_size} devices, {hardware.strategy} (trainer=...)"
+    if hardware.activation_checkpointing:
+        title += "; activations without activation_checkpointing"
+    parts = [field.name for field in fields(DeviceMemory)]
+    table = Table(title=title, title_justify="left", padding=PADDING)
+    table.add_column("stage", min_width=longest_word(name for name, _ in stages))
+    for column in ("images\nat once", *(IN_A_COLUMN.get(part, part) for part in parts), "in all"):
+        table.add_column(column, justify="right")
+    for name, settings in stages:
+        memory = planned_memory(settings)
+        images = divide_batch(settings.resolution_stage.global_batch_size, settings.trainer).device_batch_size
+        numbers = [*(getattr(memory, part) for part in parts), memory.total]
+        table.add_row(name, str(images), *(gibibytes(number) for number in numbers))
+    return table
+
+
+def gibibytes(number: int) -> str:
+    """Three digits, and "<0.01" for what makes no difference."""
+    return "<0.01" if 0 < number < 0.01 * 2**30 else f"{number / 2**30:.3g}"
+
+
+def show_plan(
+    stages: Sequence[tuple[dict[str, Any], dict[str, str]]], hardware: Mapping[str, Any], console: Console
+) -> list[PlannedStage]:
+    """Prints what stages cost, each a composed configuration with its choices; returns their costs.
+
+    Raises SettingsError for settings that cannot be meant.
+    """
+    known = bind(PlannedHardware, hardware, where="hardware")
+    planned, composed = [], []
+    for config, chosen in stages:
+        settings = training_settings(config, Path("runs"), chosen)
+        name = ", ".join(chosen[group] for group in ("resolution_stage", "masking", "mask_ratio"))
+        planned.append(planned_stage(name, settings))
+        composed.append((name, settings))
+    console.print(plan_table(planned, known), highlight=False)
+    console.print(memory_table(composed), highlight=False)
+    return planned
+
+
+def plan_command(config: DictConfig) -> None:
+    """Shows the plan that the command line asks for: each stage is this configuration with other choices."""
+    own = plain(config)
+    hardware, stages = own["hardware"], own["stages"][choices().get("scale", "laptop")]
+    composed = [with_choices("plan", decisive(changed)) for changed in stages]
+    show_plan([(without_own(plan), chosen) for plan, chosen in composed], hardware, console)
+
+
+def decisive(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a stage decides its cost: not where its weights come from."""
+    return {key: value for key, value in stage.items() if not key.startswith("init_")}
+
+
+def without_own(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What train.py would be told: without the settings that are the plan's."""
+    return {key: value for key, value in config.items() if key not in ("hardware", "stages", "expected_mfu")}

@@ -1,0 +1,233 @@
+"""What `train.py` does: from a composed configuration to a finished run, or a chain of stages; new, or gone on with."""
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from omegaconf import DictConfig
+from rich.console import Console
+
+from microdit.build import SettingsError
+from microdit.commands.compose import composed, composed_stages, is_chain, output_folder, told_in_a_sweep
+from microdit.commands.messages import console
+from microdit.commands.plan import show_plan
+from microdit.cost.peak import matmul_flops_per_second
+from microdit.distributed.hardware import check_hardware, divide_batch, is_rank, is_rank_zero, peak_dtype
+from microdit.distributed.ranks import REQUEUE_CODE, PreemptedError, run_ranks
+from microdit.runs.differences import differences, settings_of
+from microdit.runs.folder import (
+    CONFIG_FILE,
+    RESULT_FILE,
+    STAGES_FILE,
+    checkpoint_step,
+    checkpoints_of,
+    is_checkpoint,
+    read_config,
+    write_config,
+)
+from microdit.runs.record import finished_record, write_record
+from microdit.training.run import train
+from microdit.training.settings import training_settings
+from microdit.training.summary import show_result
+
+log = logging.getLogger(__name__)
+
+
+def train_command(config: DictConfig) -> None:
+    """Trains what the command line asks for: one run, or the stages of a chain."""
+    with told_in_a_sweep(config, write_failure):
+        if is_chain(config):
+            stages, expected_mfu = composed_stages(config)
+            run_chain([Stage(*stage) for stage in stages], output_folder(), expected_mfu, console)
+        else:
+            launch_unless_finished(*composed(config), output_folder(), console)
+
+
+def launch_unless_finished(
+    config: dict[str, Any], choices: dict[str, str], folder: Path, console: Console
+) -> dict[str, Any]:
+    """Runs training in `folder` as `launch` does, unless a run with the same settings has finished there: then its
+    record is returned, and a line says so. A run that resume= names always goes on.
+
+    Raises SettingsError where the folder holds a run with other settings, which is left as it is: its checkpoints
+    would be gone on with under the wrong name.
+    """
+    if config["resume"] is not None or not (folder / CONFIG_FILE).is_file():
+        return launch(config, choices, folder, console)
+    was = settings_of(read_config(folder))
+    now = settings_of({**config, "choices": choices})
+    record = finished_record(folder)
+    if record is not None and was == now:
+        if is_rank_zero():
+            console.print(f"skipped, finished before with the same settings: {folder}", highlight=False, soft_wrap=True)
+        return record
+    # Other metrics judge the same network: the run is evaluated again.
+    changed = [one for one in differences(was, now) if not one.startswith("metrics.")]
+    if changed and (record is not None or checkpoints_of(folder)):
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise SettingsError(
+            f"{folder} holds a run with other settings ({'; '.join(changed[:3])}{more}): choose another folder, "
+            f"or go on with that run as it was started, resume={folder}"
+        )
+    return launch(config, choices, folder, console)
+
+
+def launch(config: dict[str, Any], choices: dict[str, str], folder: Path, console: Console) -> dict[str, Any]:
+    """Runs training in `folder`, on all its devices, and shows what came out; returns the record of result.json.
+
+    The configuration is written first, so that the run can be resumed from the moment it exists. A folder that has
+    checkpoints is gone on with: a scheduler started the same job again. A run that fails leaves a result.json that
+    says so, then raises; one that was asked to stop ends the process with REQUEUE_CODE.
+    """
+    try:
+        settings = training_settings(config, folder, choices)
+        divide_batch(settings.resolution_stage.global_batch_size, settings.trainer)
+        check_hardware(settings.trainer)
+        checkpoint = checkpoint_to_resume(config["resume"], folder)
+        if checkpoint is not None:
+            check_it_fits(config, folder)
+    except Exception as error:
+        if config["resume"] is None:  # a mistake in how a run is resumed does not make that run a failed one
+            write_failure(error, config, choices, folder)
+        raise
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_rank_zero() or not is_rank():  # every machine's ranks read it
+            write_config(folder, config, choices)
+        if settings.trainer.world_size > 1 and not is_rank():
+            run_ranks(folder.resolve(), settings.trainer, checkpoint, console)
+            record = json.loads((folder / RESULT_FILE).read_text()) if is_rank_zero() else {}
+        else:
+            record = train(settings, console, checkpoint)
+    except PreemptedError as error:
+        if is_rank_zero():
+            console.print(str(error), highlight=False)
+        pass_on(error.signal_number)
+        raise SystemExit(REQUEUE_CODE) from error
+    except Exception as error:
+        write_failure(error, config, choices, folder)
+        raise
+    if is_rank_zero():
+        show_result(console, record, folder)
+    return record
+
+
+def check_it_fits(config: dict[str, Any], folder: Path) -> None:
+    """Raises SettingsError where a value was changed without which the run's checkpoints cannot be loaded."""
+    if not (folder / CONFIG_FILE).is_file():
+        return
+    before = read_config(folder)
+    held = {
+        "resolution_stage.ema_decay": lambda c: c["resolution_stage"]["ema_decay"] is not None,
+        "optimizer._target_": lambda c: c["optimizer"]["_target_"],
+        "optimizer.kinds": lambda c: sorted(c["optimizer"].get("kinds") or {}),
+    }
+    for name, of in held.items():
+        if of(before) != of(config):
+            group, _, key = name.partition(".")
+            raise SettingsError(
+                f"{name} is {before[group].get(key)} in {folder}, it cannot become {config[group].get(key)}: its "
+                f"checkpoints hold the state of that. Resume without that change, or start a new run from its weights: "
+                f"init_from={folder}"
+            )
+
+
+def write_failure(error: Exception, config: dict[str, Any], choices: dict[str, str], folder: Path) -> None:
+    """A result.json that says why there is no other. Where there is no room for it, `error` itself is what matters."""
+    if not is_rank_zero():
+        return
+    failure = {"status": "failed", "error": f"{type(error).__name__}: {error}", "seed": config["seed"]}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(folder, failure | {f"choice/{group}": choice for group, choice in choices.items()})
+    except OSError as unwritten:
+        log.warning("%s cannot be written (%s)", folder / RESULT_FILE, unwritten)
+
+
+def checkpoint_to_resume(resume: str | None, folder: Path) -> Path | None:
+    """The checkpoint to go on from: the one that `resume` names, else the newest in the folder; None if it has none.
+
+    Those after a named one are set aside under another name: they are of a course that is not followed any more.
+    """
+    found = checkpoints_of(folder)
+    if resume is None or not is_checkpoint(Path(resume)):
+        return found[-1] if found else None
+    chosen = Path(resume)
+    if is_rank_zero():
+        for later in found:
+            if checkpoint_step(later) > checkpoint_step(chosen):
+                later.rename(later.with_name(f"set_aside_{later.name}"))
+    return chosen
+
+
+def pass_on(signal_number: int | None) -> None:
+    """Gives a signal to the handler that was there before training's, if any: submitit's puts the job back in line."""
+    if signal_number is not None and callable(signal.getsignal(signal_number)):
+        os.kill(os.getpid(), signal_number)
+
+
+class Stage(NamedTuple):
+    """A run's configuration and choices, and the name of its folder."""
+
+    name: str
+    config: dict[str, Any]
+    choices: dict[str, str]
+
+
+def run_chain(stages: Sequence[Stage], folder: Path, expected_mfu: float, console: Console) -> list[dict[str, Any]]:
+    """Prints the plan and its cost, then runs the stages in folders below `folder`; returns the record of each.
+
+    A stage that has finished is not run again, and one that has begun goes on. Raises what a run raises; the chain
+    then goes on with resume=FOLDER.
+    """
+    runs = [folder / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
+    stages = [stages[0], *(after(stage, run) for stage, run in zip(stages[1:], runs, strict=False))]
+    for stage in stages:
+        training_settings(stage.config, folder, stage.choices)  # any mistake shows before anything runs
+    if is_rank_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_stages(stages, expected_mfu, folder)
+        composed = [(stage.config, stage.choices) for stage in stages]
+        show_plan(composed, planned_hardware(stages[0], expected_mfu), console)
+    records = []
+    for number, (stage, run) in enumerate(zip(stages, runs, strict=True), start=1):
+        record = finished_record(run)
+        told = "finished before" if record else f"in {run}"
+        if is_rank_zero():
+            console.print(f"\nstage {number} of {len(stages)}, {stage.name}: {told}", highlight=False)
+        records.append(record or launch({**stage.config, "resume": None}, stage.choices, run, console))
+    return records
+
+
+def after(stage: Stage, run: Path) -> Stage:
+    """The stage, starting from the weights of another's run."""
+    return stage._replace(config={**stage.config, "init_from": str(run)})
+
+
+def planned_hardware(stage: Stage, expected_mfu: float) -> dict[str, Any]:
+    """What the plan counts with: the run's devices at the configured peak, or at the one this machine shows now."""
+    hardware = training_settings(stage.config, Path(), stage.choices).trainer
+    peak = hardware.peak_tflops
+    if peak is None:
+        device = torch.device("cuda" if hardware.accelerator == "gpu" and torch.cuda.is_available() else "cpu")
+        peak = matmul_flops_per_second(device, peak_dtype(hardware.precision)) / 1e12
+    return {
+        "devices": hardware.world_size,
+        "peak_tflops": peak,
+        "mfu": expected_mfu,
+        "dollars_per_device_hour": hardware.dollars_per_device_hour,
+    }
+
+
+def write_stages(stages: Sequence[Stage], expected_mfu: float, folder: Path) -> None:
+    """Writes stages.yaml, from which the chain goes on."""
+    content = {"expected_mfu": expected_mfu, "stages": [stage._asdict() for stage in stages]}
+    partial = folder / f".{STAGES_FILE}.partial"
+    partial.write_text(yaml.safe_dump(content, sort_keys=False))
+    partial.replace(folder / STAGES_FILE)

@@ -1,0 +1,1 @@
+"""Captioned pictures to latent shards, by input shard, restartable anywhere."""

@@ -1,0 +1,178 @@
+"""Preparing: captioned pictures from any source -> latent shards with their index, by input shard, restartable
+anywhere.
+
+Output shard i depends on input shard i alone and appears whole or not at all; what is there already is not made again.
+So killing it costs the shards in flight, and any number of jobs may share the work without speaking to each other.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from microdit.data.prepare.encoding import Encoders, encode_captions, encode_images
+from microdit.data.prepare.plan import Recipe, keep_plan, latents_folder, share_of
+from microdit.data.prepare.report import ShardReport, Summary, finish, write_report
+from microdit.data.shards.index import index_shard, write_part
+from microdit.data.shards.tars import LatentSample, latent_fields, write_tar
+from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable
+from microdit.data.sources.images import BrokenImageError, FilteredImageError, square_images
+from microdit.files import claim
+from microdit.progress import Report, silent
+
+Squares = dict[int, np.ndarray]
+
+
+def prepare(
+    source: Source,
+    split_folder: Path,
+    encoders: Encoders,
+    recipe: Recipe,
+    shard_of: str = "1/1",
+    progress: Report = silent,
+) -> Summary:
+    """Write the latent shards of `source` below `split_folder`, or this job's share of them; the job that finds all of
+    them there writes the index and the description. Returns what was written, filtered and broken, as far as it is
+    known.
+
+    ValueError where the autoencoder cannot take a resolution, FileNotFoundError where the source is empty, NoRoomError
+    where the disk is full (run it again), PlanChangedError where the folder was begun with other settings.
+    """
+    downscale = encoders.autoencoder.downscale
+    uneven = [px for px in recipe.resolutions_px if px % downscale]
+    if uneven:
+        raise ValueError(
+            f"resolutions_px {uneven} must be multiples of {downscale}, by which the autoencoder "
+            f"{encoders.autoencoder_name} divides the sides of a picture"
+        )
+    names = source.shards()
+    folder = latents_folder(split_folder, encoders, recipe.resolutions_px)
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_plan(folder, source, encoders, recipe)
+    mine = share_of(len(names), shard_of)
+    started, images = time.monotonic(), 0
+    with ThreadPoolExecutor(recipe.decode_threads, "decode") as pool:
+        for done, number in enumerate(mine):
+
+            def report(read: int, done: int = done, number: int = number, before: int = images) -> None:
+                seconds = max(time.monotonic() - started, 1e-9)
+                progress(done, len(mine), f"{before + read} images, {(before + read) / seconds:.0f} images/s")
+
+            report(0)
+            images += prepare_shard(source, number, folder / f"{number:05d}.tar", encoders, recipe, pool, report)
+    progress(len(mine), len(mine), f"{images} images")
+    return finish(folder, len(names), encoders, recipe, images, time.monotonic() - started)
+
+
+def prepare_shard(
+    source: Source,
+    number: int,
+    target: Path,
+    encoders: Encoders,
+    recipe: Recipe,
+    pool: ThreadPoolExecutor,
+    report: Callable[[int], None],
+) -> int:
+    """Make one output shard with its index and report, unless it is there; returns how many pictures were read."""
+    with claim(target) as partial:
+        if partial is None:
+            return 0
+        outcome = ShardReport(source.shards()[number])
+        with partial.open("r+b") as file:
+            rows = latent_rows(source, number, encoders, recipe, outcome, pool, report)
+            outcome.written = write_tar(file, map(latent_fields, rows))
+        # The tar gets its name last: where it is, so are its index and its report.
+        write_part(target, index_shard(partial, name=target.name))
+        write_report(target, outcome)
+    return outcome.read
+
+
+def latent_rows(
+    source: Source,
+    number: int,
+    encoders: Encoders,
+    recipe: Recipe,
+    outcome: ShardReport,
+    pool: ThreadPoolExecutor,
+    report: Callable[[int], None],
+) -> Iterator[LatentSample]:
+    """The rows of one output shard; what does not become one is entered in `outcome`."""
+    for batch in decoded(source.read(number), recipe, pool):
+        sound: list[tuple[int, CaptionedImage, Squares]] = []
+        for place, item, squares in batch:
+            if isinstance(squares, dict) and isinstance(item, CaptionedImage):
+                sound.append((place, item, squares))
+            elif isinstance(squares, Exception):
+                outcome.reject(item.key, squares)
+        yield from encode_batch(number, sound, source, encoders, recipe, outcome)
+        outcome.read += len(batch)
+        report(outcome.read)
+
+
+def encode_batch(
+    number: int,
+    sound: list[tuple[int, CaptionedImage, Squares]],
+    source: Source,
+    encoders: Encoders,
+    recipe: Recipe,
+    outcome: ShardReport,
+) -> Iterator[LatentSample]:
+    """Latent samples of decoded pictures, without those whose encoding is not finite."""
+    if not sound:
+        return
+    latents = {
+        side: encode_images(encoders, np.stack([squares[side] for _, _, squares in sound]))
+        for side in recipe.resolutions_px
+    }
+    texts = [caption for _, item, _ in sound for caption in item.captions]
+    rows, lengths = encode_captions(encoders, texts, recipe.caption_storage)
+    embeddings, ends = iter(rows), iter(lengths)
+    for row, (place, item, _) in enumerate(sound):
+        captions, positions = list(islice(embeddings, len(item.captions))), sum(islice(ends, len(item.captions)))
+        arrays = [*(latents[side][row] for side in recipe.resolutions_px), *captions]
+        if not all(np.isfinite(array).all() for array in arrays):
+            outcome.reject(
+                item.key, BrokenImageError("its latents or its caption's embedding are not finite in half precision")
+            )
+            continue
+        record: dict[str, object] = {
+            "caption": item.captions[0],
+            "key": item.key,
+            "source": str(source.identity["kind"]),
+        }
+        if len(item.captions) > 1:
+            record["captions"] = list(item.captions)
+        outcome.captions += len(captions)
+        outcome.caption_positions += positions
+        # Keys are numbers: a dot or a folder in the source's key would mean something else in a WebDataset.
+        yield LatentSample(
+            f"{number:05d}{place:06d}", {side: latents[side][row] for side in recipe.resolutions_px}, captions, record
+        )
+
+
+def decoded(
+    items: Iterator[CaptionedImage | Unreadable], recipe: Recipe, pool: ThreadPoolExecutor
+) -> Iterator[list[tuple[int, CaptionedImage | Unreadable, Squares | Exception]]]:
+    """Batches of (place in the shard, item, its squares or why there are none), each decoded while the one before is
+    used."""
+
+    def decode(item: CaptionedImage | Unreadable) -> Squares | Exception:
+        if isinstance(item, Unreadable):
+            return BrokenImageError(item.reason)
+        try:
+            return square_images(item.image, recipe.resolutions_px, recipe.smallest_side)
+        except (BrokenImageError, FilteredImageError) as error:
+            return error
+
+    numbered = enumerate(items)
+    waiting: list[tuple[int, CaptionedImage | Unreadable, Future]] = []
+    while True:
+        coming = [(place, item, pool.submit(decode, item)) for place, item in islice(numbered, recipe.batch_size)]
+        if waiting:
+            yield [(place, item, future.result()) for place, item, future in waiting]
+        if not coming:
+            return
+        waiting = coming

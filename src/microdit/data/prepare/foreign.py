@@ -1,0 +1,67 @@
+"""Latent shards from elsewhere: index them, and describe them as far as they describe themselves."""
+
+from pathlib import Path
+
+from microdit.data.shards.description import DESCRIPTION_NAME, LatentDescription, read_description, write_description
+from microdit.data.shards.index import INDEX_NAME, ShardIndex, index_folder
+from microdit.files import alone_in
+from microdit.progress import Report, silent
+
+
+class NoLatentsError(ValueError):
+    """A folder of tars holds no latents and captions that training could read; the message says what is in it."""
+
+
+def index_foreign(folder: Path, on_corrupt: str = "error", progress: Report = silent) -> str:
+    """Index a folder of tars and, where there is none, write its `dataset.json`; returns what was found, as text.
+
+    TarError for a damaged tar unless `on_corrupt` is "skip"; FileNotFoundError, NoLatentsError where there is nothing
+    to read.
+    """
+    folder = folder.expanduser()
+    samples, notes = index_folder(folder, on_corrupt, progress)
+    index = ShardIndex(folder / INDEX_NAME)
+    with alone_in(folder):
+        if not (folder / DESCRIPTION_NAME).exists():
+            write_description(folder, describe(folder, index))
+    found = read_description(folder / DESCRIPTION_NAME)
+    lines = [f"{folder}: {samples} samples in {len(index.shards)} shards, fields {', '.join(index.fields)}"]
+    lines.append(f"latents at {found.resolutions_px} px, captions {found.caption_length} x {found.caption_width}")
+    return "\n".join([*lines, *(f"damaged: {note}" for note in notes)])
+
+
+def describe(folder: Path, index: ShardIndex) -> LatentDescription:
+    """What an index alone tells. NoLatentsError without latents or captions."""
+    latents = [name for name in index.fields if name.startswith("latents_")]
+    if not latents or "caption.npy" not in index.fields:
+        raise NoLatentsError(
+            f"{folder} holds {', '.join(index.fields) or 'no known fields'}: training reads "
+            "KEY.latents_RESOLUTION.npy and "
+            "KEY.caption.npy (half precision). For pictures, use: python prepare.py source=webdataset "
+            f"source.path={folder}"
+        )
+    latent_shape, caption_shape = index.usual_shape(latents[0]), index.usual_shape("caption.npy")
+    if len(latent_shape) != 3 or len(caption_shape) != 2:
+        raise NoLatentsError(
+            f"{folder}: {latents[0]} must be [channels, height, width] and caption.npy [length, width], both half "
+            "precision "
+            f"(<f2); found {latent_shape or 'none of that type'} and {caption_shape or 'none of that type'}"
+        )
+    lengths = index.column("caption.npy", "shape")[:, :2]
+    lengths = lengths[lengths[:, 1] == caption_shape[1], 0]
+    length = int(lengths.max())
+    return LatentDescription(
+        name=folder.parent.parent.name,
+        split=folder.parent.name,
+        autoencoder=None,
+        text_encoder=None,
+        latent_channels=latent_shape[0],
+        downscale=None,
+        resolutions_px=sorted(int(name.removeprefix("latents_").removesuffix(".npy")) for name in latents),
+        caption_length=length,
+        caption_width=caption_shape[1],
+        caption_storage="full" if (lengths == length).all() else "trimmed",
+        samples=index.rows,
+        shards=len(index.shards),
+        source={"kind": "elsewhere"},
+    )

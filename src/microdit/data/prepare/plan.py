@@ -1,0 +1,110 @@
+"""What a preparation sets out to do: kept in the folder it writes, so that nobody goes on with other settings."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from microdit.data.prepare.encoding import CaptionStorage, Encoders
+from microdit.data.sources.captioned import Source
+from microdit.files import alone_in, write_whole
+
+PLAN_NAME = "plan.json"
+
+
+class PlanChangedError(ValueError):
+    """A folder was begun with other settings; the message lists them, and the way out."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pictures become latents. `min_side_px`: smaller pictures are left out; None means the largest resolution.
+
+    `caption_storage`: "full" keeps all positions, as the paper does, "trimmed" those up to the end of the text.
+    `batch_size` pictures are decoded by `decode_threads` while the batch before is encoded.
+    """
+
+    resolutions_px: Sequence[int]
+    min_side_px: int | None = None
+    caption_storage: CaptionStorage = "full"
+    batch_size: int = 64
+    decode_threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.caption_storage not in ("full", "trimmed"):
+            raise ValueError(f"caption_storage must be full or trimmed, got {self.caption_storage!r}")
+        sizes = self.resolutions_px if isinstance(self.resolutions_px, Sequence) else []
+        if not sizes or len(set(sizes)) < len(sizes) or not all(isinstance(px, int) and px > 0 for px in sizes):
+            raise ValueError(
+                "resolutions_px must be a list of different sizes in pixels, such as [256,512], got "
+                f"{self.resolutions_px}"
+            )
+        for name, number in (("batch_size", self.batch_size), ("decode_threads", self.decode_threads)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+
+    @property
+    def smallest_side(self) -> int:
+        """The shorter side, in pixels, that a picture must have."""
+        return max(self.resolutions_px) if self.min_side_px is None else self.min_side_px
+
+
+def latents_folder(split_folder: Path, encoders: Encoders, resolutions_px: Sequence[int]) -> Path:
+    """Where the latents of a data split lie: ROOT/NAME/SPLIT/latents-AUTOENCODER-TEXT_ENCODER-RESOLUTIONSpx."""
+    sizes = "-".join(map(str, sorted(resolutions_px)))
+    return split_folder / f"latents-{encoders.autoencoder_name}-{encoders.text_encoder_name}-{sizes}px"
+
+
+def share_of(shards: int, shard_of: str) -> range:
+    """The input shards of job "3/8": the third of eight. ValueError where it is no such thing."""
+    try:
+        job, jobs = (int(number) for number in str(shard_of).split("/"))
+    except ValueError:
+        job = jobs = 0
+    if not 1 <= job <= jobs:
+        raise ValueError(f'shard_of must be JOB/JOBS with 1 <= JOB <= JOBS, such as "3/8", got {shard_of!r}')
+    return range(job - 1, shards, jobs)
+
+
+def keep_plan(folder: Path, source: Source, encoders: Encoders, recipe: Recipe) -> None:
+    """Write the plan into an empty folder, or check that it is the one there. PlanChangedError listing what differs."""
+    plan = {
+        "source": dict(source.identity),
+        "input_shards": source.shards(),
+        "autoencoder": encoders.autoencoder_name,
+        "text_encoder": encoders.text_encoder_name,
+        "autoencoder_settings": dict(encoders.autoencoder_settings),
+        "text_encoder_settings": dict(encoders.text_encoder_settings),
+        "recipe": {
+            name: value for name, value in asdict(recipe).items() if name not in ("batch_size", "decode_threads")
+        }
+        | {"resolutions_px": list(recipe.resolutions_px)},
+    }
+    path = folder / PLAN_NAME
+    with alone_in(folder):
+        if not path.exists():
+            write_whole(path, json.dumps(plan, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+            return
+    kept, now = flat(json.loads(path.read_text(encoding="utf-8"))), flat(json.loads(json.dumps(plan)))
+    changed = [
+        f"{name} was {brief(kept.get(name))}, is now {brief(now.get(name))}"
+        for name in dict.fromkeys([*now, *kept])
+        if kept.get(name) != now.get(name)
+    ]
+    if changed:
+        raise PlanChangedError(
+            f"{folder} was begun with other settings ({'; '.join(changed)}). Give the data another name, or delete "
+            "that folder to make it anew"
+        )
+
+
+def flat(plan: dict[str, object]) -> dict[str, object]:
+    """A plan with the settings of each part beside the others, so that only those that differ need be told."""
+    parts = {name: value if isinstance(value, dict) else {"": value} for name, value in plan.items()}
+    return {f"{part}.{name}".rstrip("."): value for part, values in parts.items() for name, value in values.items()}
+
+
+def brief(value: object) -> str:
+    """A value in a sentence."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -1,0 +1,93 @@
+"""The checksum by which a read finds bytes that are not those the index was made from."""
+
+import io
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from microdit.files import room_for
+
+WORD = 8
+MODULUS = (1 << 64) - 1
+
+
+def word_sum(buffer: bytes | memoryview | UInt8[np.ndarray, " n"]) -> int:
+    """Sum of the little-endian 64-bit words (mod 2^64), the last one padded with zeros.
+
+    It runs at the speed of memory. Any one changed byte changes it, as does a block of zeros or a shifted file unless
+    by a chance of 2^-64; words that change places do not, and it is no defence against a forger.
+    """
+    data = buffer if isinstance(buffer, np.ndarray) else np.frombuffer(buffer, np.uint8)
+    tail = data.size % WORD
+    if not tail:
+        return int(np.add.reduce(data.view("<u8"))) if data.size else 0
+    return (word_sum(data[:-tail]) + int.from_bytes(data[-tail:].tobytes(), "little")) & MODULUS
+
+
+LOCAL_HEADER = 30  # bytes of a zip local file header before its name
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class ColumnsError(ValueError):
+    """A file of columns is no such file; the message names it."""
+
+
+def write_columns(path: Path, columns: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write uncompressed `.npz`, one column in memory at a time; it appears under its name whole or not at all.
+
+    The same columns give the same bytes. Two processes must not write the same file at once.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    with room_for(path), zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for name, column in columns:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, column, allow_pickle=False)
+    partial.replace(path)
+
+
+def open_columns(path: Path) -> dict[str, np.ndarray]:
+    """Read-only memory maps of all columns of an uncompressed `.npz`: the cost does not grow with their length.
+
+    ColumnsError when the file is damaged, compressed, or holds anything but plain arrays.
+    """
+    columns = {}
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise ColumnsError(f"{path}: column {member.filename} is compressed; columns are read in place")
+                file.seek(member.header_offset)
+                header = file.read(LOCAL_HEADER)
+                start = member.header_offset + LOCAL_HEADER
+                start += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+                file.seek(start)
+                columns[member.filename.removesuffix(".npy")] = map_array(
+                    path, file, min(size, start + member.file_size)
+                )
+    except ColumnsError:
+        raise
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # what zipfile and numpy's parser of headers raise on damaged files is not foreseen
+        raise ColumnsError(f"{path} is no readable file of columns ({error})") from error
+    return columns
+
+
+def map_array(path: Path, file: io.BufferedReader, end: int) -> np.ndarray:
+    """The `.npy` array that starts where `file` stands and ends at byte `end`, memory-mapped read-only."""
+    version = np.lib.format.read_magic(file)
+    if version not in NPY_HEADERS:
+        raise ColumnsError(f"{path}: npy version {version} is not read")
+    shape, fortran, dtype = NPY_HEADERS[version](file)
+    if (fortran and len(shape) > 1) or dtype.hasobject:
+        raise ColumnsError(f"{path}: holds an array that is not plain rows of numbers")
+    if file.tell() + dtype.itemsize * int(np.prod(shape)) > end:
+        raise ColumnsError(f"{path}: is cut short")
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    # As a plain array over the map: every lookup in a memmap object itself costs several times as much.
+    return np.asarray(np.memmap(path, dtype, "r", offset=file.tell(), shape=shape))

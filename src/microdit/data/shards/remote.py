@@ -1,0 +1,206 @@
+"""Files that live elsewhere (http, s3, ... through fsspec), through a bounded local cache that several processes
+share."""
+
+import logging
+import os
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from io import FileIO
+from pathlib import Path
+
+import fsspec
+
+from microdit.files import locked
+
+ATTEMPTS = 8
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 30.0
+SILENCE_S = 60.0
+FETCH_THREADS = 4
+KEPT_BYTES = 1 << 62
+log = logging.getLogger(__name__)
+
+
+class RemoteFileError(OSError):
+    """A remote file could not be had; the message names it, the cause, and how often it was tried."""
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is a URL rather than a local path."""
+    return "://" in location and not location.startswith("file://")
+
+
+def join(folder: str, name: str) -> str:
+    """The location of a file in a folder, local or remote."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def options_for(url: str) -> dict[str, object]:
+    """What fsspec is told beyond the URL: over http, to give up on silence but not on size."""
+    if not url.startswith(("http://", "https://")):
+        return {}
+    from aiohttp import ClientTimeout  # of the extra `remote`; nothing else needs it
+
+    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)}}
+
+
+def fetch(url: str, target: Path, expected_bytes: int | None = None) -> None:
+    """Copy a remote file to `target`, trying again with growing waits. A file of another size than expected is a
+    failure.
+
+    RemoteFileError at once where the file does not exist, else after the last attempt. `target` may be left half
+    written.
+    """
+    wait, cause = FIRST_WAIT_S, "never tried"
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            filesystem, path = fsspec.core.url_to_fs(url, **options_for(url))
+            filesystem.get_file(path, str(target))
+            size = target.stat().st_size
+            if expected_bytes in (None, size):
+                return
+            cause = f"got {size} bytes where {expected_bytes} were expected"
+        except FileNotFoundError as error:
+            raise RemoteFileError(f"{url} does not exist") from error
+        except ImportError as error:
+            raise RemoteFileError(
+                f"{url} needs a library that is not installed ({error}): install the extra `remote`"
+            ) from error
+        except Exception as error:  # every filesystem has errors of its own; all that may pass are tried again
+            cause = f"{type(error).__name__}: {error}"
+        if attempt < ATTEMPTS:
+            time.sleep(wait * (0.5 + random.random()))  # so that many readers do not come back all at once
+            wait = min(2 * wait, LONGEST_WAIT_S)
+    raise RemoteFileError(f"{url} could not be fetched in {ATTEMPTS} attempts; the last: {cause}")
+
+
+@contextmanager
+def local_copy(location: str, folder: Path) -> Iterator[Path]:
+    """A file under a local path for as long as the block runs; a remote one is fetched into `folder` and then
+    removed."""
+    if not is_remote(location):
+        yield Path(location.removeprefix("file://"))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f".{blake2b(location.encode(), digest_size=8).hexdigest()}.{os.getpid()}.fetched"
+    try:
+        fetch(location, target)
+        yield target
+    finally:
+        target.unlink(missing_ok=True)
+
+
+class FileCache:
+    """Remote files in a local folder of at most `max_bytes`, the least recently used out first.
+
+    Any number of processes may share the folder: each file is fetched by one of them, under a temporary name, while the
+    others wait. A file that is open stays readable when it is thrown out.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self._ahead: dict[str, Future[None]] = {}
+        self._threads: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
+
+    def local(self, url: str, expected_bytes: int | None = None) -> Path:
+        """The local path of a remote file, fetched if it is not there. RemoteFileError where it cannot be had."""
+        path = self._path(url)
+        if self._present(path, expected_bytes):
+            return path
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.part")
+        with (self.folder / f".{path.name}.lock").open("w") as lock, locked(lock.fileno()):
+            if not self._present(path, expected_bytes):
+                self._make_room(expected_bytes or 0)
+                fetch(url, partial, expected_bytes)
+                os.replace(partial, path)
+        self._make_room(0, keep=path)
+        return path
+
+    def kept(self, url: str) -> Path:
+        """The local path of a small file that is never thrown out, such as an index."""
+        return FileCache(self.folder / "kept", KEPT_BYTES).local(url)
+
+    def fetch_ahead(self, urls: Iterable[tuple[str, int | None]]) -> None:
+        """Start fetching (url, bytes) in the background, in this order; what is under way already is not started
+        twice."""
+        if self._process != os.getpid():  # threads do not live on in a forked process
+            self._ahead, self._threads, self._process = {}, None, os.getpid()
+        wanted = dict(urls)
+        for url in [url for url, future in self._ahead.items() if url not in wanted]:
+            self._ahead.pop(url).cancel()
+        for url, expected_bytes in wanted.items():
+            if url not in self._ahead:
+                self._threads = self._threads or ThreadPoolExecutor(FETCH_THREADS, "fetch-ahead")
+                self._ahead[url] = self._threads.submit(self._try, url, expected_bytes)
+
+    def _try(self, url: str, expected_bytes: int | None) -> None:
+        # Whoever needs the file will meet the error, with all its attempts, and say so.
+        with suppress(RemoteFileError):
+            self.local(url, expected_bytes)
+
+    def _path(self, url: str) -> Path:
+        name = url.rpartition("/")[2].partition("?")[0]
+        return self.folder / f"{blake2b(url.encode(), digest_size=8).hexdigest()}-{name}"
+
+    def _present(self, path: Path, expected_bytes: int | None) -> bool:
+        try:
+            if expected_bytes not in (None, path.stat().st_size):
+                return False
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _make_room(self, incoming: int, keep: Path | None = None) -> None:
+        """Throw out the least recently used files until `incoming` bytes fit."""
+        files = []
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                if not path.name.startswith(".") and path.is_file():
+                    status = path.stat()
+                    files.append((status.st_mtime_ns, status.st_size, path))
+        total = incoming + sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self.max_bytes:
+                break
+            if path != keep:
+                path.unlink(missing_ok=True)
+                total -= size
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_ahead": {}, "_threads": None}
+
+
+class RemoteShards:
+    """Shards in a remote folder, by way of a cache."""
+
+    distant = True
+
+    def __init__(self, folder: str, names: Sequence[str], sizes: Sequence[int], cache: FileCache) -> None:
+        self.folder, self.names, self.sizes, self.cache = folder, names, sizes, cache
+
+    def open(self, shard: int) -> FileIO:
+        """A shard by its number, open for reading, fetched if need be. RemoteFileError where it cannot be had."""
+        url = join(self.folder, self.names[shard])
+        for _ in range(ATTEMPTS):
+            # Another process or thread may throw the file out before it is open; once open, it stays readable.
+            with suppress(FileNotFoundError):
+                return FileIO(self.cache.local(url, self.sizes[shard]))
+        raise RemoteFileError(
+            f"{url} is thrown out of the cache {self.cache.folder} before it is read: make that larger"
+        )
+
+    def ahead(self, shards: Sequence[int]) -> None:
+        """Fetch these shards in the background, as far as they fit into the cache together."""
+        room, wanted = self.cache.max_bytes, []
+        for shard in shards:
+            room -= self.sizes[shard]
+            if room >= 0:
+                wanted.append((join(self.folder, self.names[shard]), self.sizes[shard]))
+        self.cache.fetch_ahead(wanted)

@@ -1,0 +1,100 @@
+"""Tars: finding the members of any, and writing plain WebDataset ones, byte for byte the same for the same samples."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from jaxtyping import Float16
+from webdataset.writer import TarWriter
+
+BLOCK = 512
+
+
+class TarError(ValueError):
+    """A tar cannot be read to its end; the message names the file, the byte and the cause."""
+
+
+class TarMember(NamedTuple):
+    """A regular file in a tar: its name without leading `./`, where its bytes start, and how many they are."""
+
+    name: str
+    offset: int
+    length: int
+
+
+def tar_members(path: Path) -> Iterator[TarMember]:
+    """Every regular file of an uncompressed tar in order (ustar, GNU long names, PAX). TarError at the first damage."""
+    end = path.stat().st_size
+    position = 0
+    try:
+        # Not "r:*": a compressed tar has no positions to read at.
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                if tar.offset <= position or member.offset_data + member.size > end:
+                    raise TarError(f"{path}: cut short or damaged in {member.name!r} at byte {member.offset}")
+                position = tar.offset
+                if member.isreg() and not member.issparse():
+                    yield TarMember(member.name.removeprefix("./"), member.offset_data, member.size)
+            # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
+            file.seek(tar.offset)
+            if file.read(BLOCK) != bytes(BLOCK):
+                raise TarError(f"{path}: cut short, or a damaged header at byte {tar.offset}")
+    except TarError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, IndexError) as error:
+        raise TarError(f"{path}: no readable uncompressed tar after byte {position} ({error})") from error
+
+
+@dataclass(frozen=True)
+class LatentSample:
+    """One row of a latent shard: `latents` by resolution in pixels (already scaled), one embedding for each caption."""
+
+    key: str
+    latents: Mapping[int, Float16[np.ndarray, "c h w"]]
+    captions: Sequence[Float16[np.ndarray, "l d"]]
+    record: Mapping[str, object]
+
+
+def caption_field(number: int) -> str:
+    """The field of an image's caption: `caption.npy`, then `caption_1.npy`, ..."""
+    return f"caption_{number}.npy" if number else "caption.npy"
+
+
+def latents_field(resolution_px: int) -> str:
+    """The field of an image's latents at a resolution in pixels."""
+    return f"latents_{resolution_px}.npy"
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """An array as a `.npy` file."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return file.getvalue()
+
+
+def latent_fields(sample: LatentSample) -> dict[str, str | bytes]:
+    """A latent sample as WebDataset fields."""
+    fields: dict[str, str | bytes] = {"__key__": sample.key, "json": json_bytes(sample.record)}
+    fields |= {latents_field(resolution): npy_bytes(latents) for resolution, latents in sample.latents.items()}
+    fields |= {caption_field(number): npy_bytes(caption) for number, caption in enumerate(sample.captions)}
+    return fields
+
+
+def json_bytes(record: Mapping[str, object]) -> bytes:
+    """A record as JSON in UTF-8; what is no UTF-8, as in the name of a file, as JSON's own escapes."""
+    return json.dumps(record, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
+
+
+def write_tar(file: BinaryIO, samples: Iterable[Mapping[str, str | bytes]]) -> int:
+    """Write samples as a tar without times or owners of this machine; returns their number."""
+    count = 0
+    with TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
+        for sample in samples:
+            writer.write(dict(sample))
+            count += 1
+    return count

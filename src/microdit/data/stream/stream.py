@@ -1,0 +1,272 @@
+"""The stream of training samples: the k-th one is a function of (seed, mix, k), whoever asks for it, and when."""
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float16, Int64
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from microdit.data.shards.corruption import CorruptionPolicy, CorruptSampleError, OnCorrupt
+from microdit.data.shards.description import LatentDescription, MismatchError
+from microdit.data.shards.reader import Failures, ShardReader
+from microdit.data.shards.tars import caption_field, latents_field
+from microdit.data.stream.order import EachOnce, Interleave, SourceOrder, draws, seed_of
+
+ATTEMPTS = 40  # the last replacement tried lies 2^40 samples ahead
+
+
+class Batch(TypedDict):
+    """`source` is the number of the source in the stream's `names`; `replaced` marks samples that stand in for broken
+    ones."""
+
+    latents: Float16[Tensor, "n c h w"]
+    captions: Float16[Tensor, "n l d"]
+    source: Int64[Tensor, " n"]
+    position: Int64[Tensor, " n"]
+    replaced: Bool[Tensor, " n"]
+
+
+@dataclass
+class LatentSource:
+    """One folder of latent shards in a mix, opened. `weight`: its share, in whatever unit the mix uses."""
+
+    name: str
+    reader: ShardReader
+    description: LatentDescription
+    weight: float
+
+    @property
+    def samples(self) -> int:
+        return self.reader.index.rows
+
+
+class LatentStream(Dataset[Batch]):
+    """Latents at `resolution_px` and caption embeddings, by position.
+
+    `shuffle`: endless, mixed by weight, each source in an order of its own that is new in every epoch. Without: every
+    sample of every source once, in a fixed order, the first caption of each; then the stream has a length.
+    `pin_memory`: batches in page-locked memory (only where no worker process makes them; workers leave it to the
+    DataLoader). MismatchError where the sources do not fit together or lack the resolution.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[LatentSource],
+        resolution_px: int,
+        seed: int,
+        shuffle: bool = True,
+        on_corrupt: OnCorrupt = "error",
+        max_corrupt_share: float = 0.01,
+        pin_memory: bool = False,
+    ) -> None:
+        self.sources, self.resolution_px, self.seed, self.shuffle = list(sources), resolution_px, seed, shuffle
+        self.names = [source.name for source in sources]
+        self.caption_shape = one_shape(
+            "caption", {s.name: (s.description.caption_length, s.description.caption_width) for s in sources}
+        )
+        self.latent_shape = one_shape("latent", {s.name: latent_shape(s.reader, resolution_px) for s in sources})
+        self.policy = CorruptionPolicy(on_corrupt, max_corrupt_share)
+        self.buffers, self._lock, self._process = BatchBuffers(), Lock(), os.getpid()
+        self.pin_memory = pin_memory and torch.cuda.is_available()
+        self._mix = Interleave([s.weight for s in sources]) if shuffle else EachOnce([s.samples for s in sources])
+        self._orders = [SourceOrder(s.reader.index.shard_rows, seed_of(seed, s.name)) for s in sources]
+
+    def __len__(self) -> int:
+        """Samples in all sources together; a shuffled stream goes on for ever."""
+        return sum(source.samples for source in self.sources)
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        """The batch of these positions, in their order. CorruptSampleError, TooCorruptError: see `on_corrupt`."""
+        where = np.asarray(positions, dtype=np.int64)
+        sources, numbers = self._mix.locate(where)
+        latents = self._allocate((len(where), *self.latent_shape))
+        captions = self._allocate((len(where), *self.caption_shape))
+        if any(source.description.caption_storage != "full" for source in self.sources):
+            captions.zero_()
+        replaced = torch.zeros(len(where), dtype=torch.bool)
+        failures = self._read(sources, numbers, np.arange(len(where)), latents.numpy(), captions.numpy())
+        self.policy.count_read(len(where))
+        for slot, error in sorted(failures.items()):
+            self.policy.handle(error)
+            self._replace(int(sources[slot]), int(numbers[slot]), slot, latents.numpy(), captions.numpy())
+            replaced[slot] = True
+        return Batch(
+            latents=latents,
+            captions=captions,
+            source=torch.from_numpy(sources.astype(np.int64)),
+            position=torch.from_numpy(where.copy()),
+            replaced=replaced,
+        )
+
+    def __getitem__(self, position: int) -> Batch:
+        """The batch of one position."""
+        return self.__getitems__([position])
+
+    def caption_texts(self, positions: Sequence[int]) -> list[str]:
+        """The words behind the caption embeddings at these positions. CorruptSampleError where there are none."""
+        sources, numbers = self._mix.locate(np.asarray(positions, dtype=np.int64))
+        texts = []
+        for source, number in zip(sources, numbers, strict=True):
+            reader = self.sources[source].reader
+            rows, choices = self._locate(int(source), np.array([number]))
+            record = reader.record(int(rows[0]))
+            captions = record.get("captions") or [record.get("caption")]
+            if (
+                not isinstance(captions, list)
+                or len(captions) <= choices[0]
+                or not isinstance(captions[choices[0]], str)
+            ):
+                raise reader.failure(int(rows[0]), "json", f"it holds no text for caption {choices[0]}")
+            texts.append(captions[choices[0]])
+        return texts
+
+    def source_counts(self, positions: int) -> dict[str, int]:
+        """How many of the first `positions` samples of a shuffled stream come from each source."""
+        assert isinstance(self._mix, Interleave)
+        return dict(zip(self.names, self._mix.counts(positions).tolist(), strict=True))
+
+    def shards_of(self, positions: Sequence[int]) -> list[str]:
+        """The shards that hold the samples at these positions, with their folders."""
+        sources, numbers = self._mix.locate(np.asarray(positions, dtype=np.int64))
+        found = set()
+        for source in np.unique(sources):
+            reader = self.sources[source].reader
+            rows, _ = self._locate(int(source), numbers[sources == source])
+            found |= {f"{reader.shards.folder}/{reader.index.shards[shard]}" for shard in reader.shards_of(rows)}
+        return sorted(found)
+
+    def _locate(self, source: int, numbers: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
+        """The row of each running number of a source, and which of its captions it takes this time."""
+        reader = self.sources[source].reader
+        if not self.shuffle:
+            rows = numbers % reader.index.rows
+            return rows, np.zeros_like(rows)
+        with self._own_lock():  # threads share what is remembered of the order
+            epochs, shards, within = self._orders[source].locate(numbers)
+        rows = reader.index.row_starts[shards] + within
+        fields = [name for name in reader.index.fields if name.startswith("caption")]
+        if len(fields) < 2:
+            return rows, np.zeros_like(rows)
+        present = sum((reader.index.column(name, "offset")[rows] >= 0).astype(np.int64) for name in fields)
+        chance = draws(seed_of(self.seed, self.names[source], "caption"), epochs * reader.index.rows + rows)
+        return rows, (chance % np.maximum(present, 1).astype(np.uint64)).astype(np.int64)
+
+    def _read(
+        self, sources: np.ndarray, numbers: np.ndarray, slots: np.ndarray, latents: np.ndarray, captions: np.ndarray
+    ) -> Failures:
+        """Fill latents[slots] and captions[slots]; returns what failed, by slot."""
+        failures: Failures = {}
+        for source in np.unique(sources):
+            mine = np.flatnonzero(sources == source)
+            reader = self.sources[source].reader
+            if self.shuffle and reader.shards.distant:
+                self._fetch_ahead(int(source), int(numbers[mine].min()))
+            rows, choices = self._locate(int(source), numbers[mine])
+            for choice in np.unique(choices):
+                chosen = np.flatnonzero(choices == choice)
+                fields = {latents_field(self.resolution_px): latents, caption_field(int(choice)): captions}
+                failures |= reader.read(fields, rows[chosen], slots[mine][chosen])
+        return failures
+
+    def _fetch_ahead(self, source: int, number: int) -> None:
+        """Tell where the shards are which of them are read from this number on."""
+        with self._own_lock():
+            shards = self._orders[source].window_shards(number, windows_ahead=1)
+        self.sources[source].reader.shards.ahead(shards.tolist())
+
+    def _replace(self, source: int, number: int, slot: int, latents: np.ndarray, captions: np.ndarray) -> None:
+        """Put the nearest readable sample further on in the source's order into a slot, in strides that double."""
+        failure: CorruptSampleError | None = None
+        for attempt in range(1, ATTEMPTS + 1):
+            captions[slot] = 0
+            found = self._read(
+                np.array([source]), np.array([number + 2**attempt - 1]), np.array([slot]), latents, captions
+            )
+            if not found:
+                return
+            failure = found[slot]
+        raise CorruptSampleError(
+            f"found no readable sample of {self.names[source]} to take the place of a broken one; the last: {failure}"
+        )
+
+    def _allocate(self, shape: tuple[int, ...]) -> Float16[Tensor, "*shape"]:
+        """Room for a batch; in a worker process, room that the main process sees without a copy."""
+        if get_worker_info() is None:
+            # Page-locked memory is kept by torch itself, which knows when a copy to the GPU has ended.
+            return (
+                torch.empty(shape, dtype=torch.float16, pin_memory=True)
+                if self.pin_memory
+                else self.buffers.take(shape)
+            )
+        storage = torch.UntypedStorage._new_shared(2 * int(np.prod(shape)))
+        return torch.empty(0, dtype=torch.float16).set_(storage, 0, torch.Size(shape))  # pyright: ignore[reportCallIssue]
+
+    def _own_lock(self) -> Lock:
+        """The lock of this process: one that was forked may have been born while a thread held the other."""
+        if self._process != os.getpid():
+            self._lock, self._process = Lock(), os.getpid()
+        return self._lock
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__ |= state | {"_lock": Lock(), "_process": os.getpid()}
+
+
+def latent_shape(reader: ShardReader, resolution_px: int) -> tuple[int, ...]:
+    """The shape of the latents at a resolution. MismatchError where there are none."""
+    field = latents_field(resolution_px)
+    if field not in reader.index.fields:
+        found = [name for name in reader.index.fields if name.startswith("latents_")]
+        raise MismatchError(
+            f"{reader.index.path.parent} has no latents at {resolution_px} px, only {', '.join(found) or 'none'}. "
+            f"Prepare them with resolutions_px=[{resolution_px}], or train at a resolution that is there"
+        )
+    return reader.index.usual_shape(field)
+
+
+def one_shape(what: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that all sources share. MismatchError naming them where they differ."""
+    if len(set(shapes.values())) != 1:
+        listed = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
+        raise MismatchError(
+            f"the {what}s of the mix differ in shape ({listed}): prepare all sources with the same encoders"
+        )
+    return next(iter(shapes.values()))
+
+
+FREE_BUFFERS = 16
+
+
+class BatchBuffers:
+    """Hands out half-precision tensors whose memory comes back when nothing refers to it any more."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[np.ndarray]] = {}
+
+    def take(self, shape: tuple[int, ...]) -> Float16[Tensor, "*shape"]:
+        """A tensor of any content."""
+        size = int(np.prod(shape))
+        free = self._free.setdefault(size, [])
+        buffer = free.pop() if free else np.empty(size, np.float16)
+        # torch keeps `lent` for as long as any tensor shares its storage.
+        lent = buffer[:]
+        weakref.finalize(lent, give_back, free, buffer).atexit = False
+        return torch.from_numpy(lent).view(shape)
+
+    def __reduce__(self) -> tuple[Callable[[], "BatchBuffers"], tuple[()]]:
+        return BatchBuffers, ()
+
+
+def give_back(free: list[np.ndarray], buffer: np.ndarray) -> None:
+    """Keep a buffer for the next batch, unless many lie there already."""
+    if len(free) < FREE_BUFFERS:
+        free.append(buffer)

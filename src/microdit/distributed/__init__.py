@@ -1,0 +1,1 @@
+"""Processes that train together: starting them, strategies, sharding."""

@@ -1,0 +1,189 @@
+"""Where and how training runs: devices, processes, precision, how a batch is divided among them, and Lightning's
+strategy for all of it."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from microdit.build import SettingsError
+from microdit.checkpoints.writing import CheckpointFiles
+from microdit.distributed.sharded_strategy import ShardedStrategy
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Where and how it runs, and when it ends: after `max_steps` or `max_flops`, whichever comes first.
+
+    `strategy` says how several devices share the work: "ddp" (each holds the whole network) or "fsdp" (each holds a
+    part of it). `device_batch_size` is the most a device computes at once. `dollars_per_device_hour` turns seconds into
+    the cost that result.json reports; `peak_tflops` is what MFU is a share of, measured on the spot if null.
+    `activation_checkpointing` saves memory for time: blocks are computed again in the backward pass.
+    """
+
+    accelerator: str
+    nodes: int
+    devices: int
+    strategy: str
+    precision: str
+    max_steps: int
+    max_flops: float | None
+    device_batch_size: int | None
+    compile: bool | None
+    gradient_compression: str | None
+    max_skipped_steps: int
+    collective_timeout_minutes: float
+    log_every_n_steps: int
+    validate_every_n_steps: int
+    validation_batch_size: int
+    checkpoint_every_n_steps: int
+    keep_checkpoints: int
+    keep_every_n_steps: int | None
+    peak_tflops: float | None
+    dollars_per_device_hour: float
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        at_least_one = ("nodes", "devices", "max_steps", "log_every_n_steps", "validate_every_n_steps")
+        for name in (*at_least_one, "checkpoint_every_n_steps", "validation_batch_size"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_flops", "device_batch_size", "keep_every_n_steps", "peak_tflops"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingsError(f"trainer.{name} must be above 0 or null, got {value}")
+        if self.keep_checkpoints < 1:
+            raise SettingsError("trainer.keep_checkpoints must be at least 1: a run without checkpoints cannot resume")
+        if self.max_skipped_steps < 0:
+            raise SettingsError(f"trainer.max_skipped_steps must not be negative, got {self.max_skipped_steps}")
+        if self.strategy not in ("ddp", "fsdp"):
+            raise SettingsError(f'trainer.strategy must be "ddp" or "fsdp", got "{self.strategy}"')
+        if self.gradient_compression not in (None, "bf16"):
+            raise SettingsError(f'trainer.gradient_compression must be "bf16" or null, got {self.gradient_compression}')
+        if self.gradient_compression and (self.strategy != "ddp" or self.world_size == 1):
+            raise SettingsError(
+                "trainer.gradient_compression works between several devices with trainer.strategy=ddp; set it to null"
+            )
+
+    @property
+    def world_size(self) -> int:
+        """Devices of all nodes together: one process each."""
+        return self.nodes * self.devices
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the network is compiled: by default on GPUs, where it pays."""
+        return self.accelerator == "gpu" if self.compile is None else self.compile
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each device holds only a part of the network."""
+        return self.strategy == "fsdp" and self.world_size > 1
+
+
+class BatchDivision(NamedTuple):
+    """`micro_batches` of `device_batch_size` images on each device make one step."""
+
+    device_batch_size: int
+    micro_batches: int
+
+
+def divide_batch(global_batch_size: int, hardware: TrainerSettings) -> BatchDivision:
+    """The division of the global batch. Raises SettingsError listing the divisions that are possible."""
+    images, devices = global_batch_size, hardware.world_size
+    share, remainder = divmod(images, devices)
+    if remainder or not share:
+        batches = sorted({max(devices, images - images % devices), images - images % devices + devices})
+        raise SettingsError(
+            f"a global batch of {images} images does not divide among {devices} devices. Possible: "
+            f"{listed(divisors(images))} devices (trainer.devices times trainer.nodes), or a global batch of "
+            f"{' or '.join(map(str, batches))} (resolution_stage.global_batch_size)"
+        )
+    device_batch_size = min(hardware.device_batch_size or share, share)
+    if share % device_batch_size:
+        raise SettingsError(
+            f"a device's {share} images of the global batch ({images} on {devices} devices) do not divide into "
+            f"micro-batches of {device_batch_size}. Possible: trainer.device_batch_size={listed(divisors(share))}"
+        )
+    return BatchDivision(device_batch_size, share // device_batch_size)
+
+
+def divisors(number: int) -> list[int]:
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+class CompressedDDP(DDPStrategy):
+    """DDP whose gradients travel in bfloat16, on any device; Lightning's own option works on GPUs alone."""
+
+    def configure_ddp(self) -> None:
+        super().configure_ddp()
+        assert isinstance(self.model, DistributedDataParallel)
+        self.model.register_comm_hook(None, bf16_compress_hook)
+
+
+def is_rank() -> bool:
+    """Whether somebody (our own launcher, torchrun) made this process one of several that train together."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is alone, or the first of several ranks or machines: the one that writes and tells."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_NODEID", "0"))) == 0
+
+
+def check_hardware(hardware: TrainerSettings) -> None:
+    """Raises SettingsError when the devices asked for are not there, or not as many processes."""
+    if hardware.accelerator == "gpu":
+        there = torch.cuda.device_count()
+        if there < hardware.devices:
+            instead = f"trainer.devices={there}" if there else "trainer.accelerator=cpu for processes without GPUs"
+            raise SettingsError(
+                f"trainer.devices={hardware.devices} GPUs are asked for, torch finds {there} here. "
+                f"Choose trainer=cpu, or {instead}"
+            )
+    if is_rank() and int(os.environ["WORLD_SIZE"]) != hardware.world_size:
+        raise SettingsError(
+            f"{os.environ['WORLD_SIZE']} processes were started, the settings ask for {hardware.nodes} x "
+            f"{hardware.devices} (trainer.nodes x trainer.devices): make the two equal"
+        )
+
+
+def trainer_options(hardware: TrainerSettings, static_graph: bool) -> dict[str, Any]:
+    """Lightning's arguments for devices, precision and strategy."""
+    environment = TorchElasticEnvironment() if is_rank() else LightningEnvironment()
+    plugins: list[Any] = [environment]
+    strategy: Strategy | str = "auto"
+    timeout = timedelta(minutes=hardware.collective_timeout_minutes)
+    if hardware.sharded:
+        strategy = ShardedStrategy(hardware.world_size, timeout)
+    else:
+        plugins.append(CheckpointFiles())
+        if hardware.world_size > 1:
+            kind = CompressedDDP if hardware.gradient_compression else DDPStrategy
+            strategy = kind(
+                timeout=timeout, static_graph=static_graph, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
+    return {
+        "accelerator": hardware.accelerator,
+        "devices": hardware.devices,
+        "num_nodes": hardware.nodes,
+        "precision": hardware.precision,
+        "strategy": strategy,
+        "plugins": plugins,
+    }
+
+
+def peak_dtype(precision: str) -> torch.dtype:
+    """The type that large products are computed in at a precision of Lightning's."""
+    return torch.bfloat16 if precision.startswith("bf16") else torch.float32

@@ -1,0 +1,1 @@
+"""Metrics of the embedded shapes, whose pictures can be read back by measuring."""

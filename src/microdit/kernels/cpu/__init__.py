@@ -1,0 +1,1 @@
+"""Operations of a block compiled for this computer's processor."""

@@ -1,0 +1,55 @@
+"""How many patches are dropped, as a function of how far training is."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from microdit.build import SettingsError
+
+
+class MaskRatio(ABC):
+    """The share of patches dropped, as a function of how far training is."""
+
+    @abstractmethod
+    def ratio(self, progress: float) -> float:
+        """The mask ratio, in [0, 1), when `progress` (0 to 1) of the steps are done."""
+
+
+@dataclass(frozen=True)
+class ConstantMaskRatio(MaskRatio):
+    """The same mask ratio at every step. Raises SettingsError outside [0, 1)."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        check_share(self.share, "mask_ratio.share")
+
+    def ratio(self, progress: float) -> float:
+        return self.share
+
+
+@dataclass(frozen=True)
+class FallingMaskRatio(MaskRatio):
+    """A mask ratio that falls from `first` to `last` in `levels` equal stretches (an open question of the paper).
+
+    It falls in levels because each new number of patches costs a compilation where the network is compiled.
+    """
+
+    first: float
+    last: float
+    levels: int
+
+    def __post_init__(self) -> None:
+        check_share(self.first, "mask_ratio.first")
+        check_share(self.last, "mask_ratio.last")
+        if self.levels < 2:
+            raise SettingsError(f"mask_ratio.levels must be at least 2 for a ratio that falls, got {self.levels}")
+
+    def ratio(self, progress: float) -> float:
+        level = min(int(progress * self.levels), self.levels - 1)
+        return self.first + (self.last - self.first) * level / (self.levels - 1)
+
+
+def check_share(share: float, name: str) -> None:
+    """Raises SettingsError when a mask ratio is not in [0, 1)."""
+    if not 0 <= share < 1:
+        raise SettingsError(f"{name} is the share of patches dropped and must be in [0, 1), got {share}")

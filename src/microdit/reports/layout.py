@@ -1,0 +1,216 @@
+"""What a report shows: a small report.yaml beside the results, or the same worked out from how the runs differ."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from microdit.build import SettingsError, check_names
+from microdit.reports.results import FINISHED, SETTING, Rows, differ, number
+
+LAYOUT_FILE = "report.yaml"
+CHOICE = "choice/"
+ASIDE = ("metrics", "logger", "callbacks")
+"""Choices that do not change what is trained, and so make no row of their own."""
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """A column of the results whose values tell rows apart, written as one or more columns of the table.
+
+    `titles` head these; `labels` say how a value is written, one text for each title, in the order of the rows.
+    """
+
+    column: str
+    titles: tuple[str, ...]
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def label(self, value: str) -> tuple[str, ...]:
+        """How a value is written; one without a label stands for itself."""
+        return self.labels.get(value, (value or "–", *["–"] * (len(self.titles) - 1)))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number to show, mean and spread over seeds: `scale` times it, in Python's format language.
+
+    `spread`: false for what does not depend on chance, such as counted FLOPs.
+    """
+
+    column: str
+    title: str
+    format: str = ".3g"
+    scale: float = 1.0
+    spread: bool = True
+
+    def __post_init__(self) -> None:
+        try:
+            format(1.0, self.format)
+        except ValueError as error:
+            raise SettingsError(f"{self.title}: no format '{self.format}' ({error}); use such as .3f or .3g") from error
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table and its figures. `expected`: rows that should be there, each the values of the row keys, shown as missing
+    where no run has them; `expected_runs`: seeds each row should have. `figure`: numbers drawn against `cost`, one line
+    for each text in the table's first column. `reference`: a row that all others are compared with, seed by seed."""
+
+    title: str
+    rows: list[RowKey]
+    columns: list[Column]
+    figure: list[Column]
+    cost: Column
+    expected: list[tuple[str, ...]] = field(default_factory=list)
+    expected_runs: int | None = None
+    reference: tuple[str, ...] | None = None
+
+    def labels_of(self, key: Sequence[str]) -> tuple[str, ...]:
+        """How the values of a row's key are written."""
+        return tuple(text for part, value in zip(self.rows, key, strict=True) for text in part.label(value))
+
+
+# What tables show unless told otherwise, where the runs have it.
+QUALITIES = [
+    Column("validation/loss", "validation loss", ".4f"),
+    Column("denoising_loss/mean", "loss over noise levels", ".4f"),
+    Column("frechet_v1/distance", "Frechet distance", ".2f"),
+    Column("compositional/overall", "compositional accuracy", ".3f"),
+    Column("compositional/single_object_colour", "colour right", ".3f"),
+    Column("fid/inception", "FID", ".2f"),
+    Column("clip_score", "CLIP score", ".2f"),
+]
+COST = Column("total_flops", "training TFLOP", ".3g", 1e-12, spread=False)
+COSTS = [
+    Column("flops_per_image", "GFLOP an image", ".3g", 1e-9, spread=False),
+    COST,
+    Column("seconds", "seconds", ".0f"),
+]
+FIGURE_COLUMNS = ["validation/loss", "frechet_v1/distance", "compositional/overall", "fid/inception", "clip_score"]
+
+
+def read_layout(folder: Path, results: Rows) -> Layout:
+    """The layout in FOLDER/report.yaml; what it leaves out, or all of it, is inferred from the results.
+
+    Raises SettingsError for a key it does not know, or a column that no run has.
+    """
+    path = folder / LAYOUT_FILE
+    given = read_yaml(path) if path.is_file() else {}
+    check_names(given, [f.name for f in fields(Layout)], str(path))
+    rows = [row_key(one, path) for one in given["rows"]] if "rows" in given else inferred_rows(results)
+    columns = (
+        [column(one, path) for one in given["columns"]] if "columns" in given else present(QUALITIES + COSTS, results)
+    )
+    if "figure" in given:
+        figure = [column(one, path) for one in given["figure"]]
+    else:
+        known = {one.column: one for one in (*columns, *QUALITIES)}
+        figure = [known[name] for name in FIGURE_COLUMNS if name in known and has(results, name)]
+    layout = Layout(
+        title=given.get("title", folder.resolve().name.replace("_", " ")),
+        rows=rows,
+        columns=columns,
+        figure=figure,
+        cost=column(given["cost"], path) if "cost" in given else COST,
+        expected=[texts(row) for row in given.get("expected", [])],
+        expected_runs=given.get("expected_runs"),
+        reference=texts(given["reference"]) if "reference" in given else None,
+    )
+    for part in (*layout.rows, *layout.columns, *layout.figure):
+        if part.column not in results[0]:
+            raise SettingsError(f"{path}: no run has '{part.column}'. There are: {', '.join(results[0])}")
+    named = {"expected": layout.expected, "reference": [layout.reference] if layout.reference else []}
+    for what, row in ((what, row) for what, rows in named.items() for row in rows):
+        if len(row) != len(layout.rows):
+            raise SettingsError(f"{path}: the {what} row {list(row)} needs {len(layout.rows)} values, one a row key")
+    if layout.expected and layout.reference not in (None, *layout.expected):
+        raise SettingsError(f"{path}: the reference {list(layout.reference or ())} is none of the expected rows")
+    return layout
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is no YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise SettingsError(f"{path} holds no settings: begin with such as `title: ...`")
+    return given
+
+
+def row_key(given: Mapping[str, Any] | str, path: Path) -> RowKey:
+    """A row key from YAML: a column's name, or a mapping with `title` and `labels`, each one text or a list of them."""
+    settings: dict[str, Any] = {"column": given} if isinstance(given, str) else dict(given)
+    check_names(settings, ["column", "title", "labels"], str(path))
+    name = named_column(settings, path)
+    titles = texts(settings.get("title", plain_title(name)))
+    labels = {str(value): texts(label) for value, label in settings.get("labels", {}).items()}
+    for value, label in labels.items():
+        if len(label) != len(titles):
+            raise SettingsError(f"{path}: the label of {value} has {len(label)} texts, {name} has {len(titles)} titles")
+    return RowKey(name, titles, labels)
+
+
+def column(given: Mapping[str, Any] | str, path: Path) -> Column:
+    """A column from YAML: its name, or a mapping with the fields of Column."""
+    settings: dict[str, Any] = {"column": given} if isinstance(given, str) else dict(given)
+    check_names(settings, [f.name for f in fields(Column)], str(path))
+    return Column(**{"title": plain_title(named_column(settings, path)), **settings})
+
+
+def named_column(settings: Mapping[str, Any], path: Path) -> str:
+    if "column" not in settings:
+        raise SettingsError(f"{path}: {dict(settings)} does not name its column")
+    return str(settings["column"])
+
+
+def plain_title(name: str) -> str:
+    """A choice or number in words; a setting as it is typed."""
+    return name.removeprefix(SETTING) if name.startswith(SETTING) else name.removeprefix(CHOICE).replace("_", " ")
+
+
+def texts(given: Any) -> tuple[str, ...]:
+    return tuple(map(str, given if isinstance(given, list) else [given]))
+
+
+def inferred_rows(results: Rows) -> list[RowKey]:
+    """The choices that tell the runs apart: `masking`, `mask_ratio` and as many others as it takes; `experiment` where
+    that is shorter, or where experiments differ in what is no choice; then the settings that these leave open."""
+    choices = [name for name in results[0] if name.startswith(CHOICE) and name.removeprefix(CHOICE) not in ASIDE]
+    differing = [name for name in choices if len({row[name] for row in results}) > 1]
+    experiment, masking, ratio = (f"{CHOICE}{group}" for group in ("experiment", "masking", "mask_ratio"))
+    others = sorted(
+        (name for name in differing if name != experiment), key=lambda name: (name != masking, name != ratio, name)
+    )
+    keys = fewest(others, results)
+    if experiment in differing and (len(keys) > 2 or groups(keys, results) < groups(differing, results)):
+        keys = fewest([experiment, *others], results)
+    settings = [name for name in results[0] if name.startswith(SETTING) and differ(row[name] for row in results)]
+    keys = fewest([*keys, *settings], results)
+    return [row_key(name, Path(LAYOUT_FILE)) for name in keys or [masking]]
+
+
+def fewest(candidates: Sequence[str], results: Rows) -> list[str]:
+    """The columns, in this order, that each tell some runs apart which those before do not."""
+    keys: list[str] = []
+    for name in candidates:
+        if groups([*keys, name], results) > groups(keys, results):
+            keys.append(name)
+    return keys
+
+
+def groups(columns: Sequence[str], results: Rows) -> int:
+    """How many different rows the columns make."""
+    return len({tuple(row[name] for name in columns) for row in results})
+
+
+def present(columns: Sequence[Column], results: Rows) -> list[Column]:
+    """Those that some finished run has a number for."""
+    return [one for one in columns if has(results, one.column)]
+
+
+def has(results: Rows, name: str) -> bool:
+    """Whether some finished run has this number."""
+    return any(number(row, name) is not None for row in results if row["status"] == FINISHED)

@@ -1,0 +1,106 @@
+"""What `report.py` does: runs, or the results.csv made from them, to tables and figures in one folder."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from microdit.build import SettingsError
+from microdit.reports.figures import loss_curves, quality_against_cost
+from microdit.reports.layout import read_layout
+from microdit.reports.results import collect, curves, read_csv, write_csv
+from microdit.reports.sample_grid import side_by_side
+from microdit.reports.tables import OF_PAIRS, as_csv, differences, latex, markdown, summarise
+from microdit.runs.folder import find_runs, runs_below
+
+RESULTS_FILE, CURVES_FILE = "results.csv", "curves.csv"
+README_TABLE = re.compile(r"(<!-- table -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[Path]:
+    """Writes FOLDER's tables and figures and returns what was written.
+
+    With `run_folders` (runs, or sweeps of runs) results.csv and curves.csv are made anew from these runs, as is the
+    grid of their samples; without, tables and figures are made again from the two files, as they were committed. A
+    `folder` that has runs in it, such as runs/sweep_..., is read anew each time: more of them may have finished.
+
+    Raises SettingsError when there is nothing to report, or when rows cannot be told apart.
+    """
+    if not folder.is_dir():
+        raise SettingsError(f"{folder} is no folder: name one of experiments/, or a folder of runs")
+    if not run_folders and (runs_below(folder) or not (folder / RESULTS_FILE).is_file()):
+        run_folders = [folder]
+    runs, grid = find_runs(run_folders), None
+    if runs:
+        # What may refuse comes first: a report that cannot be made leaves the one that was there.
+        results = collect(runs)
+        grid = side_by_side(runs, summarise(results, read_layout(folder, results)))
+        write_csv(results, folder / RESULTS_FILE)
+        write_curves(runs, folder / CURVES_FILE)
+    written = remake(folder)
+    if grid is not None:
+        grid.save(folder / "samples.png")
+        written.append(folder / "samples.png")
+    console.print(markdown_table(folder), highlight=False, markup=False)
+    tell_problems(folder, console)
+    for path in written:
+        console.print(f"wrote {path}", highlight=False)
+    return written
+
+
+def remake(folder: Path) -> list[Path]:
+    """Tables and figures of FOLDER from its results.csv, curves.csv and report.yaml: the same files every time."""
+    results = read_csv(folder / RESULTS_FILE)
+    layout = read_layout(folder, results)
+    rows = summarise(results, layout)
+    texts = {
+        "table.md": markdown(rows, layout),
+        "table.csv": as_csv(rows, layout),
+        "table.tex": latex(rows, layout),
+    }
+    compared, of_differences = differences(results, layout)
+    if compared:
+        texts["table.md"] += "\n" + markdown(compared, of_differences, OF_PAIRS)
+        texts["differences.csv"] = as_csv(compared, of_differences)
+        texts["differences.tex"] = latex(compared, of_differences)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    written = [folder / name for name in texts]
+    logged = read_csv(folder / CURVES_FILE) if (folder / CURVES_FILE).is_file() else []
+    figures = {
+        "figure.png": quality_against_cost(rows, layout),
+        "curves.png": loss_curves(logged, rows, layout),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            figure.savefig(folder / name, metadata={"Software": None})
+            written.append(folder / name)
+    readme = folder / "README.md"
+    if readme.is_file() and README_TABLE.search(text := readme.read_text(encoding="utf-8")):
+        table = texts["table.md"]
+        readme.write_text(README_TABLE.sub(lambda found: f"{found[1]}{table}{found[2]}", text), encoding="utf-8")
+        written.append(readme)
+    return written
+
+
+def write_curves(runs: Sequence[Path], path: Path) -> None:
+    """The curves of these runs; where they logged none, no file."""
+    points = curves(runs)
+    if points:
+        write_csv(points, path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def markdown_table(folder: Path) -> str:
+    return (folder / "table.md").read_text(encoding="utf-8")
+
+
+def tell_problems(folder: Path, console: Console) -> None:
+    """Names every run that did not finish, and why."""
+    for run in read_csv(folder / RESULTS_FILE):
+        if run["status"] != "finished":
+            console.print(
+                f"{run['run']}: {run['status']}. {run['error']}", highlight=False, markup=False, style="yellow"
+            )

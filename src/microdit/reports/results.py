@@ -1,0 +1,167 @@
+"""Runs to flat rows, one a run: from their folders, or from a results.csv that was committed."""
+
+import csv
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from microdit.build import SettingsError
+from microdit.runs.differences import settings_of
+from microdit.runs.folder import CONFIG_FILE, METRICS_FILE, RESULT_FILE, read_config
+
+FINISHED = "finished"
+Rows = list[dict[str, str]]
+"""Every value as a CSV file holds it; all rows have the same columns."""
+SETTING = "setting/"
+"""Begins the columns of settings that differ between the runs, such as setting/variation.patch_mixer_depth."""
+NOT_SET = "not set"
+FIRST_COLUMNS = ["run", "status", "error", "seed"]
+CURVE_POINTS = 40
+"""Training losses are averaged to so many points a run: what a curve shows, and small enough to commit."""
+ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:'\"]+/)+")
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """The record of one run, with its settings from config.yaml. One that left no result.json, or a damaged one, says
+    so in its status.
+
+    A run that ended early has no record of its seed and choices (or none at all): they too are taken from config.yaml.
+    """
+    path = run / RESULT_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        record = {"status": "unfinished", "error": f"no {RESULT_FILE}: still running, or killed"}
+    except ValueError as error:
+        record = {"status": "unreadable", "error": f"{RESULT_FILE}: {error}"}
+    if not isinstance(record, dict):
+        record = {"status": "unreadable", "error": f"{RESULT_FILE}: no record, but a {type(record).__name__}"}
+    try:
+        config = read_config(run)
+    except (yaml.YAMLError, ValueError) as error:
+        config = {}
+        record |= {"status": "unreadable", "error": f"{CONFIG_FILE}: {' '.join(str(error).split())}"}
+    if record.get("status") != FINISHED and config:
+        told = {f"choice/{group}": choice for group, choice in config.get("choices", {}).items()}
+        record = {"seed": config.get("seed"), **told, **record}
+    record |= {f"{SETTING}{name}": value for name, value in compared_settings(config).items()}
+    if "error" in record:
+        # One line, and nothing about the machine it ran on: results are committed.
+        record["error"] = ABSOLUTE_PATH.sub("", str(record["error"]).splitlines()[0])
+    return {"run": f"{run.resolve().parent.name}/{run.resolve().name}", **record}
+
+
+def compared_settings(config: dict[str, Any]) -> dict[str, str]:
+    """The settings by which runs are told apart: not the seed, nor which run it started from (each seed has its own),
+    nor what measures it. Without folders of the machine: results are committed."""
+    settings = {
+        name: ABSOLUTE_PATH.sub("", value)
+        for name, value in settings_of(config).items()
+        if name != "seed" and name.partition(".")[0] not in ("choices", "metrics")
+    }
+    if settings.get("init_from", "null") != "null":
+        settings["init_from"] = "another run"
+    return settings
+
+
+def collect(runs: Sequence[Path]) -> Rows:
+    """One row a run, one column a name in any run's record; of settings only those that differ.
+
+    Raises SettingsError when two runs have one name.
+    """
+    records = [read_run(run) for run in runs]
+    taken = [record["run"] for record in records]
+    if len({*taken}) < len(taken):
+        twice = next(name for name in taken if taken.count(name) > 1)
+        raise SettingsError(f"two of these runs are called {twice}: rename the folder of one sweep")
+    names = dict.fromkeys(name for record in records for name in record)
+    for record in records:
+        if any(name.startswith(SETTING) for name in record):  # else its configuration is lost, and it says nothing
+            record.update({name: NOT_SET for name in names if name.startswith(SETTING) and name not in record})
+    same = {name for name in names if name.startswith(SETTING) and not differ(record.get(name) for record in records)}
+    columns = [*FIRST_COLUMNS, *sorted(name for name in names if name not in FIRST_COLUMNS and name not in same)]
+    return [{name: as_text(record.get(name)) for name in columns} for record in records]
+
+
+def differ(values: Iterable[Any]) -> bool:
+    """Whether there are two different values; a run that does not know its own says nothing."""
+    return len({*values} - {None, ""}) > 1
+
+
+def as_text(value: Any) -> str:
+    """A value as results.csv holds it: numbers to 7 digits, nothing for what is missing. A table made from runs then
+    equals one made from the file."""
+    if value is None:
+        return ""
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def write_csv(rows: Rows, path: Path) -> None:
+    """Writes rows, the first one's columns first. Raises SettingsError when there are none."""
+    if not rows:
+        raise SettingsError(f"there is nothing to write to {path}")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> Rows:
+    """Rows as they were written. Raises SettingsError when there is no such file."""
+    if not path.is_file():
+        raise SettingsError(
+            f"{path} does not exist: name the runs it is made from, python report.py {path.parent} runs/sweep_..."
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def number(row: dict[str, str], column: str) -> float | None:
+    """A value as a number; None where a run has none (or one that is not finite)."""
+    try:
+        value = float(row.get(column, ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def curves(runs: Sequence[Path]) -> Rows:
+    """Loss curves of all runs from their metrics.csv: run, step (optimizer steps done), flops (spent by then),
+    train_loss (mean of a stretch of steps that ends there), validation_loss. Runs without a metrics.csv have no rows.
+    """
+    found: Rows = []
+    for run in runs:
+        path = run / METRICS_FILE
+        if path.is_file():
+            found += [{"run": read_run(run)["run"], **point} for point in curve_points(read_csv(path))]
+    return found
+
+
+def curve_points(logged: Rows) -> Rows:
+    """The points of one run's curves, by step. A last line that a kill cut short is left out."""
+    logged = [row for row in logged if row["step"].isdigit() and None not in row.values()]
+    points: dict[int, dict[str, float | None]] = {}
+    steps = {int(row["step"]) + 1: row for row in logged}
+    train = [(step, loss) for step, row in steps.items() if (loss := number(row, "train/loss")) is not None]
+    size = max(1, -(-len(train) // CURVE_POINTS))
+    for start in range(0, len(train), size):
+        stretch = train[start : start + size]
+        points.setdefault(stretch[-1][0], {})["train_loss"] = statistics.fmean(loss for _, loss in stretch)
+    for step, row in steps.items():
+        if (loss := number(row, "validation/loss")) is not None:
+            points.setdefault(step, {})["validation_loss"] = loss
+    return [
+        {
+            "step": str(step),
+            "flops": as_text(number(steps[step], "train/flops")),
+            "train_loss": as_text(point.get("train_loss")),
+            "validation_loss": as_text(point.get("validation_loss")),
+        }
+        for step, point in sorted(points.items())
+    ]

@@ -1,0 +1,1 @@
+"""The run folder: its file names, configuration, result, and how runs are found and compared."""

@@ -1,0 +1,125 @@
+"""The run folder: what its files are called, which folders are runs, and which of them is meant.
+
+Each name stands here and nowhere else; training, resuming, reports, evaluation and export all ask here.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from microdit.build import SettingsError
+from microdit.runs.older import todays_config
+
+CONFIG_FILE = "config.yaml"  # all that the run was told, with its `choices`
+STAGES_FILE = "stages.yaml"  # of a chain of stages, whose runs are in folders below
+PIPELINE_FILE = "pipeline.json"  # what LatentDiffusion.load builds the network and encoders from
+RESULT_FILE = "result.json"  # one flat record, once the run has ended
+METRICS_FILE = "metrics.csv"  # one row a logged step
+CHECKPOINTS, SAMPLES, EVALUATION, LOGS = "checkpoints", "samples", "evaluation", "logs"  # folders
+HISTORY_FILE = f"{EVALUATION}/history.jsonl"  # every evaluation after training, one a line
+JUDGED_PICTURES = f"{EVALUATION}/skills.tar"  # drawn for compositional accuracy
+
+SHARDED_MARK = "meta.pt"  # the file in a checkpoint that is a folder, by which it is known
+STEP_IN_NAME = re.compile(r"step_(\d+)")
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is: a file, or a folder that several ranks wrote."""
+    return run / CHECKPOINTS / f"step_{step:07d}.ckpt"
+
+
+def sample_path(run: Path, step: int) -> Path:
+    """Where the grid of pictures of a step is."""
+    return run / SAMPLES / f"step_{step:07d}.png"
+
+
+def checkpoint_step(path: Path) -> int:
+    """The training step that a checkpoint's name carries, -1 if it carries none."""
+    found = STEP_IN_NAME.search(path.name)
+    return int(found.group(1)) if found else -1
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a checkpoint, file or folder, rather than a run."""
+    return path.is_file() or (path / SHARDED_MARK).is_file()
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    return sorted(run.glob(f"{CHECKPOINTS}/step_*.ckpt"), key=checkpoint_step)
+
+
+def run_of(path: Path) -> Path:
+    """The run that a checkpoint is of; any other path is that of a run itself."""
+    return path.parent.parent if is_checkpoint(path) else path
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run that can be gone on with, or of a chain of stages."""
+    return any((folder / name).is_file() for name in (CONFIG_FILE, STAGES_FILE))
+
+
+def to_resume(run: Path) -> Path:
+    """The folder to go on with: the run's own, or that of the chain of which the run is a stage."""
+    return run.parent if (run.parent / STAGES_FILE).is_file() else run
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """Every run in or below a folder, by name. What lies in a run's folder is part of it, such as the config.yaml that
+    Weights & Biases keeps there."""
+    marked = {path.parent for name in (RESULT_FILE, CONFIG_FILE) for path in folder.rglob(name)}
+    return sorted((run for run in marked if marked.isdisjoint(run.parents)), key=natural)
+
+
+def find_runs(folders: Iterable[Path]) -> list[Path]:
+    """Every run in or below `folders`, by name. Raises SettingsError for a folder that holds none."""
+    found: list[Path] = []
+    for folder in folders:
+        runs = runs_below(folder)
+        if not runs:
+            raise SettingsError(f"{folder} holds no run: no {RESULT_FILE} and no {CONFIG_FILE} in it or below")
+        found += [run for run in runs if run not in found]
+    return found
+
+
+def natural(path: Path) -> list[Any]:
+    """Sorts 2-naive before 10-naive."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
+
+
+def run_to_resume(resume: str, output_root: str) -> Path:
+    """The run or chain that `resume` names: a run, one of its checkpoints, or "last": of the runs below `output_root`
+    the one that was begun last and has a checkpoint (any, where none has one). SettingsError when there is none."""
+    if resume != "last":
+        if not Path(resume).exists():
+            raise SettingsError(f"resume={resume}: no such run or checkpoint; resume=last takes the newest run")
+        run = run_of(Path(resume))
+        if not is_run(run):
+            raise SettingsError(f"resume={resume}: that is no run, {run} holds no {CONFIG_FILE}")
+        return run
+    runs = [run for run in runs_below(Path(output_root)) if is_run(run)]
+    if not runs:
+        raise SettingsError(f"resume=last: there is no run below {output_root}")
+    begun = [run for run in runs if checkpoints_of(run)] or runs
+    return to_resume(max(begun, key=lambda run: (run / CONFIG_FILE).stat().st_mtime))
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """What a run was told, in today's names; empty where it has no config.yaml. Raises yaml.YAMLError or ValueError for
+    what is no configuration."""
+    path = run / CONFIG_FILE
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not isinstance(config, dict | None):
+        raise ValueError(f"no settings, but a {type(config).__name__}")
+    return todays_config(config or {})
+
+
+def write_config(run: Path, config: dict[str, Any], choices: dict[str, str]) -> None:
+    """Writes config.yaml, whole or not at all; every machine of a run writes the same."""
+    partial = run / f".{CONFIG_FILE}.{os.environ.get('SLURM_NODEID', '0')}.partial"
+    partial.write_text(yaml.safe_dump({**config, "resume": None, "choices": choices}, sort_keys=False))
+    partial.replace(run / CONFIG_FILE)

@@ -1,0 +1,71 @@
+"""A run's result.json: written when training ends, added to by evaluations, without ever losing what was there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from microdit.build import SettingsError
+from microdit.files import alone_in, write_whole
+from microdit.runs.folder import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, read_config
+
+
+def write_record(run: Path, record: dict[str, Any]) -> None:
+    """Writes the run's result.json, whole or not at all."""
+    write_whole(run / RESULT_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def finished_record(run: Path) -> dict[str, Any] | None:
+    """What a run left in result.json, if it finished."""
+    path = run / RESULT_FILE
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    return record if record.get("status") == "finished" else None
+
+
+def add_to_record(run: Path, numbers: dict[str, float], making: dict[str, Any]) -> dict[str, float]:
+    """Adds `numbers` to RUN/result.json, which is replaced whole, and a line with `making` to evaluation/history.jsonl.
+
+    A number that was there under the same name is replaced; those whose value changed are returned with the old value,
+    which the history keeps too. Several processes may add at once. Raises SettingsError for a result.json that is none.
+    """
+    path, history = run / RESULT_FILE, run / HISTORY_FILE
+    with alone_in(run):
+        record = read_record(path)
+        replaced = {name: record[name] for name in numbers if name in record and record[name] != numbers[name]}
+        history.parent.mkdir(parents=True, exist_ok=True)
+        with history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**making, "numbers": numbers, "replaced": replaced}) + "\n")
+        write_whole(path, json.dumps(record | numbers, indent=2) + "\n")
+    return replaced
+
+
+def usual_settings(run: Path, metric: str) -> dict[str, Any] | None:
+    """The settings with which a run's plain numbers of a metric were made: those of its own config.yaml, or of the
+    first evaluation in its history. None where it has no such numbers yet. Raises SettingsError for damaged files."""
+    config, history = run / CONFIG_FILE, run / HISTORY_FILE
+    try:
+        measured = read_config(run).get("metrics") or {}
+        if metric in measured:
+            return measured[metric]
+        lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
+        made = (json.loads(line) for line in lines)
+        return next((each["settings"] for each in made if each.get("metric") == metric and "settings" in each), None)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        raise SettingsError(
+            f"{config} or {history} cannot be read ({error}), so it is not known how this run was measured before; "
+            "move the damaged file away, then evaluate again"
+        ) from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A run's record; one that says "unfinished" where training left none yet."""
+    if not path.exists():
+        return {"status": "unfinished"}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SettingsError(f"{path} is no JSON ({error}); move it away, then evaluate again") from error
+    if not isinstance(record, dict):
+        raise SettingsError(f"{path} holds no record of a run; move it away, then evaluate again")
+    return record

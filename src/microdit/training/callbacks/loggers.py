@@ -1,0 +1,129 @@
+"""What is logged of a run: metrics.csv, which every run has, and TensorBoard that outlives a full disk."""
+
+import csv
+import logging
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+
+class MetricsFile(Logger):
+    """Appends rows to a CSV file. A new column rewrites the file; rows of steps that a resume repeats are dropped.
+
+    Rows that cannot be written (a full disk) are reported once, and written when there is room again.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.columns = ["step"]
+        self.rows: list[dict[str, Any]] = []
+        self.incomplete = False
+        if path.exists():
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                self.columns = list(reader.fieldnames or self.columns)
+                # A row cut short by a kill has None for what it lacks.
+                self.rows = [row for row in reader if None not in row.values() and row["step"]]
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The configuration has a file of its own, config.yaml."""
+
+    def newest(self) -> dict[str, float]:
+        """The last value logged in each column that has one, but for the step."""
+        return {
+            name: float(value)
+            for row in self.rows
+            for name, value in row.items()
+            if name != "step" and value not in (None, "")
+        }
+
+    @rank_zero_only
+    def forget_after(self, step: int) -> None:
+        """Drops rows past `step`, which training is about to make again."""
+        kept = [row for row in self.rows if int(row["step"]) <= step]
+        if kept != self.rows:
+            self.rows = kept
+            self.rewrite()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        metrics = {name: value for name, value in metrics.items() if name != "epoch"}
+        if step is None or not metrics:
+            return
+        row = {"step": step, **metrics}
+        merged = bool(self.rows) and int(self.rows[-1]["step"]) == step
+        if merged:
+            self.rows[-1] |= row
+        else:
+            self.rows.append(row)
+        new_columns = [name for name in row if name not in self.columns]
+        self.columns += new_columns
+        try:
+            if merged or new_columns or self.incomplete or not self.path.exists():
+                self.rewrite()
+            else:
+                with self.path.open("a", newline="") as file:
+                    csv.DictWriter(file, self.columns).writerow(row)
+            self.incomplete = False
+        except OSError as error:
+            if not self.incomplete:
+                log.warning(
+                    "%s cannot be written (%s); training goes on, its rows are kept for later", self.path, error
+                )
+            self.incomplete = True
+
+    def rewrite(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".csv.partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        partial.replace(self.path)
+
+
+log = logging.getLogger(__name__)
+
+
+class PatientTensorBoard(TensorBoardLogger):
+    """Lightning's logger, but a disk without room costs a few points of the curves and not the run: it says so once."""
+
+    told = False
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.attempt(super().log_metrics, metrics, step)
+
+    def save(self) -> None:
+        self.attempt(super().save)
+
+    def finalize(self, status: str) -> None:
+        self.attempt(super().finalize, status)
+
+    def attempt(self, write: Callable[..., None], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except (OSError, ValueError) as error:
+            cause = error.__cause__ or error  # Lightning raises a ValueError from whatever the writer raised
+            if not isinstance(cause, OSError):
+                raise
+            if not self.told:
+                log.warning("%s cannot be written (%s); training goes on, metrics.csv has all", self.log_dir, cause)
+            self.told = True
+            self._experiment = None  # its writing thread has ended; the next point starts another file

@@ -1,0 +1,69 @@
+"""The chance in training: a function of (seed, position of the sample), whatever the rank, worker or restart."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from microdit.data.stream.stream import LatentStream
+from microdit.objectives.objective import Draws
+
+# Separate streams of the counter-based generator, so that validation never sees training's numbers.
+TRAINING, VALIDATION = 1, 2
+
+
+class Chance(NamedTuple):
+    """What is drawn for each sample of a batch: EDM's three draws, and whether its caption is dropped."""
+
+    draws: Draws
+    drop_caption: Bool[Tensor, " n"]
+
+
+def draw_chance(
+    seed: int,
+    stream: int,
+    positions: Sequence[int],
+    latent_shape: tuple[int, ...],
+    patch_size: int,
+    caption_dropout: float,
+) -> Chance:
+    """Draws for the samples at these positions, in EDM's order: noise level, noise, mask; then the caption's fate.
+
+    Philox is counter-based: the position selects a block of its output, so no generator has a state to save.
+    """
+    _, height, width = latent_shape
+    patches = (height // patch_size) * (width // patch_size)
+    noise_level = np.empty((len(positions), 1, 1, 1), dtype=np.float32)
+    noise = np.empty((len(positions), *latent_shape), dtype=np.float32)
+    mask = np.empty((len(positions), patches), dtype=np.float32)
+    caption = np.empty(len(positions))
+    for row, position in enumerate(positions):
+        philox = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, position])
+        generator = np.random.Generator(philox)
+        noise_level[row] = generator.standard_normal(dtype=np.float32)
+        generator.standard_normal(out=noise[row], dtype=np.float32)
+        generator.random(out=mask[row], dtype=np.float32)
+        caption[row] = generator.random()
+    draws = Draws(torch.from_numpy(noise_level), torch.from_numpy(noise), torch.from_numpy(mask))
+    return Chance(draws, torch.from_numpy(caption < caption_dropout))
+
+
+class Samples:
+    """Samples of a stream together with their chance, by position: all that a step of training needs."""
+
+    def __init__(self, latents: LatentStream, seed: int, stream: int, patch_size: int, caption_dropout: float):
+        self.latents, self.seed, self.stream = latents, seed, stream
+        self.patch_size, self.caption_dropout = patch_size, caption_dropout
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
+        """The batch of these positions, already collated."""
+        batch = self.latents.__getitems__(positions)
+        shape = tuple(batch["latents"].shape)[1:]
+        chance = draw_chance(self.seed, self.stream, positions, shape, self.patch_size, self.caption_dropout)
+        return {**batch, "draws": chance.draws, "drop_caption": chance.drop_caption}

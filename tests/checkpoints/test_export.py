@@ -1,0 +1,29 @@
+"""Weights for others."""
+
+import torch
+from safetensors import safe_open
+
+from microdit.checkpoints.export import export_weights
+from microdit.checkpoints.reading import network_weights
+
+
+def checkpoint(run):
+    path = run / "checkpoints" / "step_0000012.ckpt"
+    path.parent.mkdir(parents=True)
+    state = {"network.a": torch.arange(6.0).view(2, 3).T, "network.b": torch.ones(1), "ema.a": torch.zeros(3, 2)}
+    torch.save({"state_dict": {**state, "ema.b": torch.full((1,), 5.0)}}, path)
+    return path
+
+
+def test_the_average_or_the_raw_weights_are_written_with_released_names(tmp_path):
+    path = checkpoint(tmp_path)
+    for run, weights in ((tmp_path, "ema"), (path, "raw")):
+        written = export_weights(run, weights)
+        assert written == tmp_path / f"{weights}_step_0000012.safetensors"
+        with safe_open(written, "pt") as file:
+            assert file.metadata() == {"step": "12", "weights": weights}
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+        expected = network_weights(path, weights)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert export_weights(path, output=tmp_path / "new" / "a.safetensors").is_file()

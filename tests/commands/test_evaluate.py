@@ -1,0 +1,205 @@
+"""Evaluating a checkpoint or kept pictures: which numbers join result.json, and under which names."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from rich.console import Console
+
+from microdit.build import SettingsError
+from microdit.checkpoints.reading import CheckpointError, read_checkpoint
+from microdit.checkpoints.sharded import write_closing_files
+from microdit.commands.evaluate import evaluate
+from microdit.evaluation.pictures import PicturesError
+
+METRICS = {
+    "compositional": {
+        "_target_": "microdit.evaluation.shapes.compositional.ShapesCompositional",
+        "domains": ["synthetic"],
+        "prompts_per_skill": 2,
+        "colour_prompts": 2,
+        "sampling": {"num_inference_steps": 2, "guidance_scale": 4.0, "seed": 0},
+    },
+    "shapes_loss": {
+        "_target_": "microdit.evaluation.shapes.loss.ShapesDenoisingLoss",
+        "domains": ["synthetic"],
+        "count": 8,
+        "noise_levels": [0.5, 2.0],
+        "seed": 0,
+    },
+}
+COMPOSITIONAL = {"compositional": METRICS["compositional"]}
+
+
+@pytest.fixture
+def run(pipeline, tmp_path) -> Path:
+    """A run's folder with one checkpoint whose raw and averaged weights differ, and a record."""
+    folder = tmp_path / "run"
+    pipeline.save(folder)
+    (folder / "weights.safetensors").unlink()
+    save_checkpoint(pipeline, folder, step=5)
+    (folder / "result.json").write_text('{"status": "finished", "validation/loss": 0.5}')
+    return folder
+
+
+def save_checkpoint(pipeline, folder: Path, step: int) -> Path:
+    state = pipeline.dit.state_dict()
+    both = {f"ema.{key}": value for key, value in state.items()}
+    both |= {f"network.{key}": value + 0.05 if "weight" in key else value for key, value in state.items()}
+    path = folder / "checkpoints" / f"step_{step:07d}.ckpt"
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"state_dict": both}, path)
+    return path
+
+
+def measured(run: Path | None, pictures: Path | None = None, metrics=METRICS, weights=("ema",), **sampling) -> dict:
+    given = {"checkpoint": run and str(run), "pictures": pictures and str(pictures), "weights": list(weights)}
+    return evaluate(
+        **given, metrics=metrics, sampling=sampling, batch_size=8, device="cpu", console=Console(quiet=True)
+    )
+
+
+def record(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
+def test_numbers_join_what_training_left(run):
+    numbers = measured(run)
+    assert {"compositional/overall", "denoising_loss/mean", "denoising_loss/sigma_0.5"} <= numbers.keys()
+    assert record(run) == {"status": "finished", "validation/loss": 0.5, **numbers}
+
+
+def test_raw_weights_and_averaged_ones_do_not_mix(run):
+    numbers = measured(run, weights=("ema", "raw"))
+    assert numbers["denoising_loss/mean"] != numbers["denoising_loss/mean@raw"]
+    assert record(run).items() >= numbers.items()
+    assert (run / "evaluation/skills.tar").is_file()
+    assert (run / "evaluation/raw/skills.tar").is_file()
+
+
+def test_the_name_says_the_sampling_where_it_is_not_the_metrics_own(run):
+    numbers = measured(run, guidance_scale=1.0, num_inference_steps=2, sampler=None)
+    assert "compositional/overall@guidance_scale=1" in numbers
+    assert "compositional/overall" not in numbers
+    assert "denoising_loss/mean" in numbers  # has no sampling
+
+
+def with_count(count: int) -> dict:
+    return {"shapes_loss": {**METRICS["shapes_loss"], "count": count}}
+
+
+def test_the_name_says_where_a_metric_is_not_set_as_it_was_when_training_ended(run):
+    (run / "config.yaml").write_text(json.dumps({"metrics": with_count(4)}))
+    assert "denoising_loss/mean@count=8" in measured(run, metrics=with_count(8))
+    assert "denoising_loss/mean" in measured(run, metrics=with_count(4))
+    assert "denoising_loss/mean@raw,count=8" in measured(run, metrics=with_count(8), weights=("raw",))
+
+
+def test_numbers_of_a_metric_that_training_did_not_measure_are_compared_with_its_first_evaluation(run):
+    (run / "config.yaml").write_text("seed: 1\n")
+    first = measured(run, metrics=with_count(4))
+    assert "denoising_loss/mean@count=8" in measured(run, metrics=with_count(8))
+    assert record(run)["denoising_loss/mean"] == first["denoising_loss/mean"]
+
+
+def test_a_damaged_config_of_the_run_is_told_before_anything_is_measured(run):
+    (run / "config.yaml").write_text("metrics: [")
+    before = record(run)
+    with pytest.raises(SettingsError, match=r"config\.yaml .*cannot be read"):
+        measured(run)
+    assert record(run) == before
+
+
+def test_a_folder_with_one_set_of_weights_has_no_raw_ones(pipeline, tmp_path):
+    pipeline.save(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="holds one set of weights"):
+        measured(tmp_path / "saved", weights=("raw",))
+
+
+def test_an_older_checkpoint_is_named(run, pipeline):
+    older = run / "checkpoints/step_0000005.ckpt"
+    newest = save_checkpoint(pipeline, run, step=9)
+    assert "denoising_loss/mean@checkpoint=step_0000005" in measured(older)
+    assert "denoising_loss/mean" in measured(newest)
+
+
+def test_a_run_that_was_saved_in_parts_has_the_numbers_of_one_saved_whole(run, pipeline):
+    (whole,) = (run / "checkpoints").iterdir()
+    numbers = measured(run, weights=("ema", "raw"))
+    tensors = {f"state_dict.{key}": value for key, value in read_checkpoint(whole)["state_dict"].items()}
+    parts = whole.with_name("parts")
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(parts), no_dist=True)
+    write_closing_files(parts, {"parameter_names": [], "optimizer_groups": []}, {"step": 5})
+    whole.unlink()
+    parts.rename(whole)
+    for tar in run.glob("evaluation/**/*.tar"):
+        tar.unlink()  # or pictures would not be drawn again
+    assert measured(run, weights=("ema", "raw")) == numbers
+    save_checkpoint(pipeline, run, step=9)
+    older = measured(whole, metrics={"shapes_loss": METRICS["shapes_loss"]})
+    assert older["denoising_loss/mean@checkpoint=step_0000005"] == numbers["denoising_loss/mean"]
+
+
+@pytest.mark.parametrize("left", [None, "__0_0.distcp"])
+def test_a_checkpoint_that_is_not_there_or_not_whole_is_told_with_those_that_are(run, left):
+    missing = run / "checkpoints/step_0000007.ckpt"
+    if left is not None:
+        missing.mkdir()
+        (missing / left).touch()
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*step_0000007\.ckpt; that run has: step_0000005\.ckpt"):
+        measured(missing)
+
+
+def test_pictures_alone_give_the_same_numbers_again(run):
+    drawn = measured(run, metrics=COMPOSITIONAL, weights=("raw",), guidance_scale=2.0)
+    for checkpoint in (run / "checkpoints").iterdir():
+        checkpoint.unlink()
+    before = record(run)
+    assert measured(None, run / "evaluation/raw+guidance_scale_2", COMPOSITIONAL) == drawn
+    assert record(run) == before
+
+
+def test_a_metric_that_needs_the_network_says_so_when_there_are_only_pictures(run):
+    measured(run, metrics=COMPOSITIONAL)
+    with pytest.raises(PicturesError, match="give checkpoint=RUN"):
+        measured(None, run / "evaluation", {"shapes_loss": METRICS["shapes_loss"]})
+
+
+def test_what_a_metric_found_stays_when_the_next_one_fails(run):
+    broken = {**METRICS["shapes_loss"], "domains": ["imaginary"]}
+    with pytest.raises(ValueError, match="imaginary"):
+        measured(run, metrics={**COMPOSITIONAL, "shapes_loss": broken})
+    assert "compositional/overall" in record(run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "either checkpoint=RUN or pictures"),
+        ({"metrics": {}}, "either checkpoint=RUN or pictures"),
+        ({"run": Path("r"), "pictures": Path("p")}, "either checkpoint=RUN or pictures"),
+        ({"run": Path("r"), "metrics": {}}, "metrics=none measures nothing"),
+        ({"run": Path("r"), "weights": ()}, "weights is empty"),
+        ({"run": Path("r"), "guidence_scale": 2.0}, "did you mean 'guidance_scale'"),
+        ({"pictures": Path("p"), "guidance_scale": 2.0}, "drawn already"),
+        ({"pictures": Path("p")}, "p is no folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_read(arguments, message):
+    with pytest.raises(SettingsError, match=message):
+        measured(**{"run": None, **arguments})
+
+
+def test_pictures_outside_a_run_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match="lies in no run"):
+        measured(None, tmp_path)
+
+
+def test_a_file_that_is_no_checkpoint_of_a_run_is_refused(tmp_path):
+    stray = tmp_path / "sweep" / "multirun.yaml"
+    stray.parent.mkdir()
+    stray.write_text("seed: 1\n")
+    with pytest.raises(CheckpointError, match=r"multirun\.yaml is no checkpoint of a run"):
+        measured(stray)

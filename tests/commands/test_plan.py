@@ -1,0 +1,88 @@
+"""The cost of training before it runs: the paper's arithmetic, on FLOPs that are counted."""
+
+import pytest
+from rich.console import Console
+
+from microdit.build import SettingsError
+from microdit.commands.plan import (
+    PlannedHardware,
+    PlannedStage,
+    memory_table,
+    plan_table,
+    planned_memory,
+    planned_stage,
+)
+
+H100S = PlannedHardware(devices=8, peak_tflops=989, mfu=0.185, dollars_per_device_hour=3.78)
+
+
+def test_hours_and_dollars_follow_from_flops():
+    hardware = PlannedHardware(devices=2, peak_tflops=100, mfu=0.5, dollars_per_device_hour=3.0)
+    flops = 2 * 100e12 * 0.5 * 7200
+    assert hardware.hours(flops) == pytest.approx(2.0)
+    assert hardware.dollars(flops) == pytest.approx(12.0)
+
+
+def test_the_papers_total_at_its_utilisation_is_its_days_and_dollars():
+    total = 3.285e20  # the four stages, counted; tests/cli/test_plan.py counts them anew
+    assert H100S.hours(total) / 24 == pytest.approx(2.6, rel=0.005)
+    assert H100S.dollars(total) == pytest.approx(1890, rel=0.005)
+
+
+@pytest.mark.parametrize("mfu", [0.0, -0.1, 1.01])
+def test_a_utilisation_outside_zero_to_one_is_refused(mfu):
+    with pytest.raises(SettingsError, match=r"in \(0, 1\]"):
+        PlannedHardware(8, 989, mfu, 3.78)
+
+
+def test_a_falling_mask_ratio_is_planned_level_by_level(run_settings):
+    falling, masked, unmasked = (
+        planned_stage("x", run_settings(f"mask_ratio={ratio}", "trainer.max_steps=8"))
+        for ratio in ("falling", "p75", "none")
+    )
+    assert masked.flops < falling.flops < unmasked.flops
+    halfway = planned_stage("x", run_settings("mask_ratio.share=0.5", "trainer.max_steps=8"))
+    quarter = planned_stage("x", run_settings("mask_ratio.share=0.25", "trainer.max_steps=8"))
+    assert 4 * falling.flops == masked.flops + halfway.flops + quarter.flops + unmasked.flops
+
+
+def test_a_budget_of_flops_shortens_the_plan(run_settings):
+    whole = planned_stage("x", run_settings("trainer.max_steps=8"))
+    half = planned_stage("x", run_settings("trainer.max_steps=8", f"trainer.max_flops={whole.flops / 2}"))
+    assert (half.steps, half.images, half.flops) == (4, 16, whole.flops // 2)
+
+
+def test_the_table_sums_what_it_lists():
+    stages = [PlannedStage("a", 10, 5, 50, 2, 100), PlannedStage("b", 10, 7, 70, 4, 280)]
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(plan_table(stages, H100S))
+    last = next(line for line in shown.get().splitlines() if "in all" in line)
+    assert [cell.strip() for cell in last.split("│")[2:6]] == ["12", "0.00012", "3.167e-09", "380"]
+
+
+def test_the_memory_of_each_device_is_planned(run_settings):
+    alone = planned_memory(run_settings("trainer.device_batch_size=2"))
+    sharded = planned_memory(run_settings("trainer.devices=2", "trainer.strategy=fsdp"))
+    assert alone.optimizer == 2 * alone.parameters == 2 * alone.moving_average
+    assert 0.5 * alone.parameters <= sharded.parameters < 0.6 * alone.parameters
+    assert sharded.activations == alone.activations  # of two images each
+    assert sharded.working > 0 == alone.working
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(memory_table([("the stage", run_settings("trainer.device_batch_size=2"))]))
+    assert "│the stage │      2 │" in shown.get()
+
+
+def test_tables_are_readable_on_80_columns(run_settings):
+    name = "shapes16_pretrain, deferred, p75"
+    settings = run_settings("trainer.activation_checkpointing=true")
+    stages = [PlannedStage(name, 1_165_000_000, 250_000, 512_000_000, 1, 144 * 10**18)] * 2
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(plan_table(stages, H100S))
+        console.print(memory_table([(name, settings)]))
+    assert "…" not in shown.get()
+    for word in ("shapes16_pretrain,", "GFLOP an", "1.44e+20", "weights", "vations", "working", "EMA", "in all"):
+        assert word in shown.get()
+    assert "activations without activation_checkpointing" in " ".join(shown.get().split())

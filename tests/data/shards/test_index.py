@@ -1,0 +1,239 @@
+import io
+import random
+import shutil
+import tarfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from microdit.data.prepare.foreign import NoLatentsError, index_foreign
+from microdit.data.shards.columns import ColumnsError, open_columns, write_columns
+from microdit.data.shards.corruption import CorruptSampleError
+from microdit.data.shards.description import MismatchError
+from microdit.data.shards.index import IndexMissingError, ShardIndex, index_folder, index_shard
+from microdit.data.shards.tars import TarError, npy_bytes, tar_members
+from microdit.data.stream.opening import open_mix
+
+LATENTS, CAPTION = np.ones((4, 2, 2), np.float16), np.ones((5, 8), np.float16)
+
+
+def write_tar(path: Path, files: dict[str, bytes], tar_format: int = tarfile.GNU_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=tar_format) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def keys(path: Path) -> list[str]:
+    columns = index_shard(path)
+    ends = columns["key_ends"].tolist()
+    return [bytes(columns["keys"][start:end]).decode() for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def whole_sample(key: str, number: float = 1) -> dict[str, bytes]:
+    return {
+        f"{key}.latents_32.npy": npy_bytes(LATENTS * np.float16(number)),
+        f"{key}.caption.npy": npy_bytes(CAPTION * np.float16(number)),
+        f"{key}.json": b'{"caption": "some words"}',
+    }
+
+
+def test_the_index_can_be_made_anew_from_the_tars_alone(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3, 0, 4], captions=2)
+    written = (folder / "index.npz").read_bytes()
+    (folder / "index.npz").unlink()
+    shutil.rmtree(folder / "index")
+    assert index_folder(folder)[0] == 7
+    assert (folder / "index.npz").read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    "key", ["./000", "with.dots.in.it", "a/folder/0001", "./a.b/c.d", "x" * 150, "f" * 90 + "/" + "g" * 120, "žluť/ok"]
+)
+@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_of_every_kind_are_read(tmp_path: Path, key: str, tar_format: int) -> None:
+    write_tar(tmp_path / "00000.tar", whole_sample("first", 2) | whole_sample(key, 3), tar_format)
+    index_foreign(tmp_path)
+    assert ShardIndex(tmp_path / "index.npz").key(1) == key.removeprefix("./")
+    stream = open_mix(
+        [{"name": "data", "folder": str(tmp_path)}],
+        resolution_px=32,
+        seed=0,
+        autoencoder="a",
+        text_encoder="t",
+        shuffle=False,
+    )
+    batch = stream.__getitems__([0, 1])
+    assert batch["latents"][:, 0, 0, 0].tolist() == [2, 3]
+    assert batch["captions"][:, 0, 0].tolist() == [2, 3]
+    assert stream.caption_texts([1]) == ["some words"]
+
+
+def test_the_fields_of_a_sample_may_lie_apart(tmp_path: Path) -> None:
+    first, second = whole_sample("a", 2), whole_sample("b", 3)
+    by_field = {name: content for pair in zip(first.items(), second.items(), strict=True) for name, content in pair}
+    assert keys(write_tar(tmp_path / "00000.tar", by_field)) == ["a", "b"]
+    columns = index_shard(tmp_path / "00000.tar")
+    assert (columns["caption.npy/offset"] > 0).all()
+    assert (columns["latents_32.npy/shape"] == [4, 2, 2]).all()
+
+
+def test_folders_links_and_other_files_are_passed_over(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for name, kind in (("dir", tarfile.DIRTYPE), ("link.json", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "elsewhere"
+            tar.addfile(member)
+        for name, content in {"a.jpg": b"x", ".json": b"{}", **whole_sample("a")}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert keys(tmp_path / "00000.tar") == ["a"]
+
+
+def test_a_field_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    files = whole_sample("a") | {"./a.json": b"{}"}
+    with pytest.raises(TarError, match=r"00000\.tar: holds 'a\.json' twice"):
+        index_shard(write_tar(tmp_path / "00000.tar", files))
+
+
+def test_a_truncated_tar_is_an_error_wherever_it_ends(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "whole.tar", whole_sample("a") | whole_sample("b")).read_bytes()
+    end = max(member.offset + member.length for member in tar_members(tmp_path / "whole.tar"))
+    for length in [0, 1, 511, 512, 513, *range(1000, end, 357), end]:
+        (tmp_path / "cut.tar").write_bytes(whole[:length])
+        with pytest.raises(TarError, match=r"cut\.tar"):
+            index_shard(tmp_path / "cut.tar")
+
+
+def test_what_lies_before_the_damage_can_be_kept(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "00000.tar", whole_sample("a") | whole_sample("b")).read_bytes()
+    (tmp_path / "00000.tar").write_bytes(whole[:6000])
+    with pytest.raises(TarError, match="on_corrupt=skip"):
+        index_folder(tmp_path)
+    samples, notes = index_folder(tmp_path, on_corrupt="skip")
+    assert samples >= 1
+    assert "samples before it are kept" in notes[0]
+    assert index_folder(tmp_path, on_corrupt="skip") == (samples, notes), "it is told again"
+    with pytest.raises(TarError, match="on_corrupt=skip"):
+        index_folder(tmp_path)
+    with pytest.raises(ValueError, match="error or skip"):
+        index_folder(tmp_path, on_corrupt="maybe")
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr': '<f2', 'x", "{'descr': '<f2', (", "(" * 100, "[" * 60_000, "{1: 2}", "\x00"]
+)
+def test_a_header_that_is_no_header_makes_no_array_and_stops_nothing(tmp_path: Path, header: str) -> None:
+    damaged = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(64)
+    write_tar(tmp_path / "00000.tar", whole_sample("a") | whole_sample("b") | {"b.latents_32.npy": damaged})
+    index_foreign(tmp_path)
+    assert ShardIndex(tmp_path / "index.npz").column("latents_32.npy", "dtype").tolist() == [1, 0]
+
+
+def test_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "00000.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name, content in whole_sample("gr\xfcn").items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert keys(tmp_path / "00000.tar") == ["gr\\udcfcn"]
+
+
+def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "00000.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.json"))
+    with pytest.raises(TarError, match="uncompressed"):
+        index_shard(tmp_path / "00000.tar")
+
+
+def test_tars_without_latents_point_to_preparing(tmp_path: Path) -> None:
+    write_tar(tmp_path / "00000.tar", {"a.json": b"{}", "a.jpg": b""})
+    with pytest.raises(NoLatentsError, match="source=webdataset"):
+        index_foreign(tmp_path)
+
+
+def test_a_tar_that_the_index_does_not_know_is_named(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    write_tar(folder / "later.tar", whole_sample("later"))
+    source = [{"name": "data", "folder": str(folder)}]
+    with pytest.raises(MismatchError, match=r"later\.tar.*python prepare\.py index="):
+        open_mix(source, resolution_px=32, seed=0, autoencoder="small", text_encoder="short")
+
+
+def test_a_folder_without_its_description_names_the_command(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    for content in ("{", '{"name": "x"}', None):
+        (folder / "dataset.json").unlink()
+        if content is not None:
+            (folder / "dataset.json").write_text(content)
+        with pytest.raises(MismatchError, match=r"dataset\.json.*python prepare\.py index="):
+            open_mix(
+                [{"name": "d", "folder": str(folder)}], resolution_px=32, seed=0, autoencoder="a", text_encoder="t"
+            )
+
+
+def test_any_changed_byte_of_an_index_is_found_or_harmless(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3, 2])
+    whole, chance = (folder / "index.npz").read_bytes(), random.Random(0)
+    settings: dict = {"resolution_px": 32, "seed": 0, "autoencoder": "small", "text_encoder": "short", "shuffle": False}
+    clean = open_mix([{"name": "d", "folder": str(folder)}], **settings).__getitems__(range(5))
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= chance.randrange(1, 256)
+        (folder / "index.npz").write_bytes(damaged)
+        with suppress(ColumnsError, CorruptSampleError, MismatchError):
+            found = open_mix([{"name": "d", "folder": str(folder)}], **settings).__getitems__(range(5))
+            assert torch.equal(found["latents"], clean["latents"])
+            assert torch.equal(found["captions"], clean["captions"])
+
+
+def test_a_folder_without_index_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(IndexMissingError, match=r"python prepare\.py index="):
+        ShardIndex(tmp_path / "index.npz")
+
+
+def test_indexing_again_reads_only_what_changed(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3, 3])
+    parts = {path: path.stat().st_mtime_ns for path in (folder / "index").glob("*.npz")}
+    write_tar(folder / "00001.tar", whole_sample("new"))
+    assert index_folder(folder)[0] == 4
+    changed = [path.name for path, time in parts.items() if path.stat().st_mtime_ns != time]
+    assert changed == ["00001.npz"]
+
+
+def test_columns_are_mapped_and_not_loaded(tmp_path: Path) -> None:
+    written = {
+        "numbers": np.arange(10),
+        "rows": np.arange(12, dtype=np.int32).reshape(4, 3),
+        "none": np.zeros(0),
+        "names": np.array(["a", "bc"]),
+    }
+    write_columns(tmp_path / "columns.npz", written.items())
+    read = open_columns(tmp_path / "columns.npz")
+    assert isinstance(read["numbers"].base, np.memmap)
+    assert not read["numbers"].flags.writeable
+    with np.load(tmp_path / "columns.npz", allow_pickle=False) as by_numpy:
+        for name, column in written.items():
+            assert np.array_equal(read[name], column)
+            assert np.array_equal(by_numpy[name], column)
+
+
+def test_damaged_columns_are_an_error_that_names_the_file(tmp_path: Path) -> None:
+    write_columns(tmp_path / "columns.npz", [("numbers", np.arange(100))])
+    whole = (tmp_path / "columns.npz").read_bytes()
+    (tmp_path / "columns.npz").write_bytes(whole[:-50])
+    with pytest.raises(ColumnsError, match=r"columns\.npz"):
+        open_columns(tmp_path / "columns.npz")
+    np.savez_compressed(tmp_path / "columns.npz", numbers=np.arange(100))
+    with pytest.raises(ColumnsError, match="compressed"):
+        open_columns(tmp_path / "columns.npz")
+    np.savez(tmp_path / "columns.npz", objects=np.array([{}], dtype=object))
+    with pytest.raises(ColumnsError):
+        open_columns(tmp_path / "columns.npz")

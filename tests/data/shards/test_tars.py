@@ -1,0 +1,77 @@
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset
+
+from microdit.files import alone_in, claim
+
+
+def test_plain_webdataset_reads_latent_shards(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3, 2], captions=2)
+    tars = [str(path) for path in sorted(folder.glob("*.tar"))]
+    read = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in read] == [
+        "00000000000",
+        "00000000001",
+        "00000000002",
+        "00001000000",
+        "00001000001",
+    ]
+    assert read[4]["latents_32.npy"].shape == (4, 2, 2)
+    assert read[4]["latents_64.npy"].dtype == np.float16
+    assert read[4]["caption.npy"].tolist() == [[101.0] * 8] * 5
+    assert read[4]["caption_1.npy"][0, 0] == 101.25
+    assert read[4]["json"] == {"caption": "caption 0 of 1/1", "captions": ["caption 0 of 1/1", "caption 1 of 1/1"]}
+
+
+def test_a_batched_webdataset_pipeline_trains_on_them(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [4])
+    dataset = (
+        webdataset.WebDataset(str(folder / "00000.tar"), shardshuffle=False)
+        .decode()
+        .to_tuple("latents_32.npy", "caption.npy")
+    )
+    latents, captions = next(iter(dataset.map_tuple(torch.from_numpy, torch.from_numpy).batched(4)))
+    assert latents.shape == (4, 4, 2, 2)
+    assert captions.shape == (4, 5, 8)
+
+
+def test_a_claimed_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    try:
+        with claim(target) as temporary:
+            assert temporary is not None
+            temporary.write_bytes(b"half")
+            raise RuntimeError("stopped")
+    except RuntimeError:
+        assert not target.exists()
+    with claim(target) as temporary:
+        assert temporary is not None
+        temporary.write_bytes(b"whole")
+    assert target.read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["file"]
+    with claim(target) as temporary:
+        assert temporary is None
+
+
+def test_a_lock_ends_with_its_block_though_a_process_was_forked_meanwhile(tmp_path: Path) -> None:
+    with alone_in(tmp_path), claim(tmp_path / "file") as temporary:
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        assert temporary is not None
+    try:
+        for path in (tmp_path, tmp_path / "file"):
+            descriptor = os.open(path, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(descriptor)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -1,0 +1,122 @@
+import io
+import random
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from microdit.data.sources.images import BrokenImageError, FilteredImageError, square_images
+
+
+def encoded(image: Image.Image, kind: str = "png", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Red grows to the right, green downwards."""
+    red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([red, green, 0 * red], axis=-1).astype(np.uint8))
+
+
+def square(data: bytes, side: int = 16, **options: int) -> np.ndarray:
+    return square_images(data, [side], **options)[side]
+
+
+def test_the_centre_is_cropped_and_the_short_side_resized() -> None:
+    found = square(encoded(gradient(90, 30)), 10)
+    assert found.shape == (10, 10, 3)
+    red = found[:, :, 0].mean(axis=0)
+    assert 80 < red[0] < 95, "a third of the width lies to the left"
+    assert 160 < red[-1] < 175
+    assert found[0, :, 1].mean() < 20
+    assert found[-1, :, 1].mean() > 235
+
+
+def test_resizing_does_not_alias() -> None:
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(square(encoded(Image.fromarray(stripes)), 32).astype(int) - 127).max() <= 8
+
+
+def test_every_resolution_shows_the_same() -> None:
+    both = square_images(encoded(gradient(200, 100)), [16, 64])
+    assert np.abs(both[64].reshape(16, 4, 16, 4, 3).mean((1, 3)) - both[16]).max() < 4
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    grey = Image.fromarray(np.full((40, 40), 200, np.uint8))
+    if mode == "I;16":
+        image = Image.fromarray(np.full((40, 40), 200 * 257, np.uint16))
+    elif mode == "LAB":
+        srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        image = ImageCms.applyTransform(grey.convert("RGB"), ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))
+    elif mode == "P":
+        image = grey.quantize(16)
+    else:
+        image = grey.convert(mode) if mode in ("1", "L", "I", "F") else grey.convert("RGB").convert(mode)
+    found = square(encoded(image, "tiff" if mode in ("CMYK", "YCbCr", "LAB", "F", "I") else "png"))
+    assert found.shape == (16, 16, 3)
+    assert found.dtype == np.uint8
+    if mode != "1":
+        assert np.abs(found.astype(int) - 200).max() <= 3
+
+
+def test_transparent_places_are_white() -> None:
+    image = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    assert (square(encoded(image)) == 255).all()
+    palette = image.convert("P")
+    assert (square(encoded(palette, "png", transparency=palette.getpixel((0, 0)))) == 255).all()
+
+
+def test_exif_orientation_is_followed() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: right is down
+    turned = square(encoded(gradient(64, 64), "jpeg", quality=95, exif=exif))
+    assert turned[0, :, 0].mean() < 30
+    assert turned[-1, :, 0].mean() > 220
+
+
+def test_of_an_animation_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    found = square(encoded(frames[0], "gif", save_all=True, append_images=frames[1:]))
+    assert (found == [255, 0, 0]).all()
+
+
+def test_huge_pictures_are_read_and_bombs_are_not() -> None:
+    bilevel = encoded(Image.new("1", (10_000, 10_000)))
+    assert square(bilevel).shape == (16, 16, 3)
+    with pytest.raises(FilteredImageError, match="more than 1000000 pixels"):
+        square(bilevel, max_pixels=1_000_000)
+
+
+def test_a_strip_costs_no_more_than_its_square() -> None:
+    assert square(encoded(Image.new("L", (60_000, 4))), 64).shape == (64, 64, 3)
+
+
+def test_small_pictures_are_filtered() -> None:
+    with pytest.raises(FilteredImageError, match="40 x 20 px: a side shorter than 21 px"):
+        square(encoded(gradient(40, 20)), min_side_px=21)
+    assert square(encoded(gradient(40, 20)), min_side_px=20).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "tiff", "bmp"])
+def test_damaged_files_are_broken_or_whole_and_nothing_else(kind: str) -> None:
+    whole = encoded(gradient(48, 48), kind)
+    chance = random.Random(0)
+    with pytest.raises(BrokenImageError):
+        square(whole[: len(whole) // 2])
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        with suppress(BrokenImageError, FilteredImageError):
+            assert square(bytes(damaged)).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"<html>404</html>"])
+def test_what_is_no_picture_is_broken(data: bytes) -> None:
+    with pytest.raises(BrokenImageError):
+        square(data)

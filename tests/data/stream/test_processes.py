@@ -1,0 +1,54 @@
+"""The same sequence from real processes: torchrun, gloo, each rank with its own loader."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+RANK = """
+import sys
+from itertools import islice
+import torch
+import torch.distributed as dist
+from microdit.data.stream.batches import LatentLoader
+from microdit.data.stream.opening import open_mix
+from microdit.data.stream.batches import GlobalBatches
+
+one, two, workers, start_step, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+sources = [{"name": "one", "folder": one, "weight": 2}, {"name": "two", "folder": two, "weight": 1}]
+stream = open_mix(sources, resolution_px=32, seed=5, autoencoder="small", text_encoder="short")
+positions = GlobalBatches(12, rank, world, 12 // world // 2, start_step)
+for first, second in zip(*[islice(LatentLoader(stream, positions, workers), 2 * steps)] * 2):
+    mine = torch.cat([torch.cat([b["source"][:, None].half(), b["latents"][:, :2, 0, 0]], 1) for b in (first, second)])
+    gathered = [torch.empty_like(mine) for _ in range(world)]
+    dist.all_gather(gathered, mine)
+    if rank == 0:
+        print(torch.cat(gathered).int().tolist(), flush=True)
+dist.destroy_process_group()
+"""
+
+
+def sequence(script: Path, folders: list[Path], world: int, workers: int, start_step: int, steps: int) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", str(script)]
+    arguments = [*map(str, folders), str(workers), str(start_step), str(steps)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith("[[")]
+
+
+def test_ranks_workers_and_restarts_leave_the_sequence_as_it_is(
+    tmp_path: Path, write_folder: Callable[..., Path]
+) -> None:
+    folders = [write_folder(tmp_path / "one", [5, 9, 4]), write_folder(tmp_path / "two", [7])]
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    whole = sequence(script, folders, world=1, workers=0, start_step=0, steps=6)
+    assert len(whole) == 6
+    assert sequence(script, folders, world=2, workers=1, start_step=0, steps=4) == whole[:4]
+    assert sequence(script, folders, world=3, workers=2, start_step=3, steps=3) == whole[3:]

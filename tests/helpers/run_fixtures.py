@@ -1,0 +1,101 @@
+"""A run of training small enough to be repeated in every test: 16 px shapes, a network of two narrow blocks."""
+
+import csv
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+from rank_process import train_alone, train_as_rank
+from small_run import QUICK_PICTURES, SMALL_RUN
+
+import microdit.commands.compose  # noqa: F401 - registers the resolvers that conf/ uses
+from microdit.training.settings import TrainingSettings, training_settings
+
+CONF = str(Path(__file__).parents[2] / "conf")
+SMALL = [
+    "name=test",
+    *SMALL_RUN,
+    *QUICK_PICTURES,
+    "metrics=none",
+    "resolution_stage.warmup_steps=2",
+    "trainer.max_steps=8",
+    "trainer.validate_every_n_steps=4",
+    "trainer.checkpoint_every_n_steps=3",
+    "callbacks.samples.every_n_steps=8",
+    "logger=csv",
+]
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("shapes")
+
+
+@pytest.fixture
+def run_settings(data_root, tmp_path):
+    """Settings of a small run: run_settings("mask_ratio=p50", output=folder)."""
+
+    def compose(*overrides: str, output: Path = tmp_path / "run") -> TrainingSettings:
+        with hydra.initialize_config_dir(CONF, version_base="1.3"):
+            config = hydra.compose("config", [*SMALL, f"paths.data_root={data_root}", *overrides])
+        plain = OmegaConf.to_container(config, resolve=True)
+        return training_settings(plain, output, {"autoencoder": "pixel", "text_encoder": "words"})
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def start_ranks() -> Callable[..., list[Any]]:
+    """start_ranks(settings, checkpoint=None): one real process a device, which has loaded the libraries already."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["microdit.training.run", "microdit.encoders.pixel", "microdit.encoders.words"])
+    stores = []  # where the ranks find each other, for as long as they live
+
+    def start(settings: TrainingSettings, checkpoint: Path | None = None) -> list[Any]:
+        world_size = settings.trainer.world_size
+        if world_size == 1:
+            ranks = [processes.Process(target=train_alone, args=(settings, checkpoint))]
+        else:
+            stores.append(torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+            ranks = [
+                processes.Process(target=train_as_rank, args=(rank, world_size, stores[-1].port, settings, checkpoint))
+                for rank in range(world_size)
+            ]
+        for rank in ranks:
+            rank.start()
+        return ranks
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def train_in_ranks(start_ranks) -> Callable[..., None]:
+    """The run of these settings to its end, one process a device."""
+
+    def train(settings: TrainingSettings, checkpoint: Path | None = None) -> None:
+        ranks = start_ranks(settings, checkpoint)
+        for rank in ranks:
+            rank.join(120)
+        codes = [rank.exitcode for rank in ranks]
+        for rank in ranks:
+            rank.kill()
+        assert codes == [0] * len(ranks)
+
+    return train
+
+
+def column(run: Path, name: str = "train/loss") -> dict[int, float]:
+    """What a run logged under a name, by step."""
+    with (run / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
+
+
+@pytest.fixture(scope="session")
+def logged() -> Callable[..., dict[int, float]]:
+    """logged(run, "train/loss"): the values by step."""
+    return column

@@ -1,0 +1,64 @@
+"""Figures: the numbers of the table are drawn, and what is not drawn is said."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from microdit.reports.figures import listed, loss_curves, quality_against_cost
+from microdit.reports.layout import read_layout
+from microdit.reports.results import collect, curves
+from microdit.reports.tables import summarise
+from microdit.runs.folder import find_runs
+
+
+@pytest.fixture
+def read(headline, tmp_path):
+    runs = find_runs([headline])
+    results = collect(runs)
+    layout = read_layout(tmp_path, results)
+    return curves(runs), summarise(results, layout), layout
+
+
+def test_quality_is_drawn_against_cost_with_its_spread(read):
+    _, rows, layout = read
+    (axis,) = quality_against_cost(rows, layout).axes
+    drawn = {container.get_label(): container for container in axis.containers}
+    assert drawn.keys() == {"none", "naive", "deferred"}
+    line, _, (bars,) = drawn["none"].lines
+    assert line.get_xydata().tolist() == [[pytest.approx(2e-6), pytest.approx(0.415)]]
+    low, high = bars.get_segments()[0][:, 1]
+    assert high - low == pytest.approx(2 * 0.00707107, rel=1e-4)
+    assert {text.get_text() for text in axis.texts} == {"none", "p75"}
+
+
+def test_what_a_figure_does_not_show_is_in_its_title(read):
+    points, rows, layout = read
+    for figure in (quality_against_cost(rows, layout), loss_curves(points, rows, layout)):
+        assert "deferred, p50: 0 (1 unfinished)" in figure.get_suptitle()
+    assert "deferred, p75: 1 (1 failed)" in quality_against_cost(rows, layout).get_suptitle()
+
+
+def test_curves_are_means_over_the_steps_all_seeds_have_against_steps_and_flops(read):
+    points, rows, layout = read
+    by_steps, by_flops = loss_curves(points, rows, layout).axes
+    curve = next(line for line in by_steps.lines if line.get_label() == "naive, p75")
+    assert curve.get_xdata().tolist() == [2, 4]
+    assert curve.get_ydata().tolist() == pytest.approx([0.63 * 3, 0.63])
+    again = next(line for line in by_flops.lines if line.get_label() == "naive, p75")
+    assert again.get_xdata().tolist() == pytest.approx([2e-9, 4e-9])
+
+
+def test_nothing_to_draw_is_no_figure(make_run, tmp_path):
+    make_run("naive", "p75", status="failed")
+    results = collect(find_runs([tmp_path]))
+    layout = read_layout(tmp_path, results)
+    rows = summarise(results, layout)
+    assert quality_against_cost(rows, layout) is None
+    assert loss_curves([], rows, layout) is None
+
+
+def test_rows_that_ended_alike_share_a_line_and_none_is_left_out():
+    rows = [SimpleNamespace(labels=("naive", ratio), ended="missing") for ratio in ("25 %", "50 %")]
+    rows.append(SimpleNamespace(labels=("deferred", "25 %"), ended="0 (1 failed)"))
+    told = listed("not drawn: ", rows, panels=2)
+    assert told == "\nnot drawn: naive, 25 %; naive, 50 %: missing\nnot drawn: deferred, 25 %: 0 (1 failed)"

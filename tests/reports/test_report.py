@@ -1,0 +1,112 @@
+"""The report of a folder: the same from runs and from the committed results, with figures that show what there is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from microdit.build import SettingsError
+from microdit.evaluation.pictures import Making, keep
+from microdit.reports.report import remake, report
+
+TABLES = ("table.md", "table.csv", "table.tex")
+PROMPTS = [f"prompt {i}" for i in range(10)]
+
+
+def told(folder: Path, *runs: Path) -> str:
+    console = Console(record=True, width=200, quiet=False, file=(folder / "console.txt").open("w"))
+    report(folder, list(runs), console)
+    return console.export_text()
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Path:
+    folder = tmp_path / "experiments/masking"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_tables_and_figures_made_again_from_the_results_alone_are_the_same(experiment, headline):
+    told(experiment, headline)
+    files = (*TABLES, "figure.png", "curves.png")
+    first = {name: (experiment / name).read_bytes() for name in files}
+    for name in files:
+        (experiment / name).unlink()
+    told(experiment)
+    assert {name: (experiment / name).read_bytes() for name in files} == first
+
+
+def test_every_run_that_did_not_finish_is_named_with_its_error(experiment, headline):
+    text = told(experiment, headline)
+    assert "sweep/deferred-p75-2: failed. OSError: deferred.tar is damaged" in text
+    assert "sweep/deferred-p50-1: unfinished." in text
+
+
+def test_a_folder_of_runs_gets_its_report_inside(headline):
+    told(headline)
+    assert (headline / "results.csv").is_file()
+    assert "± " in (headline / "table.md").read_text()
+
+
+def test_a_folder_of_runs_is_read_anew_when_more_of_them_have_finished(headline, make_run):
+    told(headline)
+    make_run("naive", "p25")
+    told(headline)
+    assert "| naive | p25 |" in (headline / "table.md").read_text()
+
+
+def test_the_table_takes_its_place_in_the_readme(experiment, headline):
+    readme = experiment / "README.md"
+    readme.write_text("# Masking\n<!-- table -->\nold\n<!-- /table -->\nWhat we found.\n")
+    told(experiment, headline)
+    table = (experiment / "table.md").read_text()
+    assert readme.read_text() == f"# Masking\n<!-- table -->\n{table}<!-- /table -->\nWhat we found.\n"
+
+
+def test_results_alone_cannot_be_reported_where_there_are_none(experiment, tmp_path):
+    with pytest.raises(SettingsError, match="holds no run"):
+        report(experiment, [], Console(quiet=True))
+    with pytest.raises(SettingsError, match="nowhere is no folder"):
+        report(tmp_path / "nowhere", [], Console(quiet=True))
+    with pytest.raises(SettingsError, match=r"results\.csv does not exist"):
+        remake(experiment)
+
+
+def test_samples_side_by_side_have_a_column_a_row_of_the_table_also_where_nothing_was_kept(experiment, headline):
+    for run in headline.iterdir():
+        keep(run / "evaluation/skills.tar", Making(PROMPTS, {"seed": 0}, "", []), iter([torch.zeros(10, 3, 16, 16)]))
+    told(experiment, headline)
+    full = Image.open(experiment / "samples.png").convert("RGB")
+    for run in headline.glob("none-*"):
+        (run / "evaluation/skills.json").unlink()
+    told(experiment, headline)
+    fewer = Image.open(experiment / "samples.png").convert("RGB")
+    assert black_columns(full) == 3  # deferred at p50 has no finished run
+    assert black_columns(fewer) == 2
+    assert full.width == fewer.width
+
+
+def black_columns(sheet: Image.Image) -> int:
+    """How many columns of a sheet hold black pictures: cells of 112 px, 118 apart, after 190 px of prompts."""
+    middle = sheet.height // 2
+    return sum(sheet.getpixel((x, middle)) == (0, 0, 0) for x in range(190 + 56, sheet.width, 118))
+
+
+def test_a_report_that_cannot_be_made_leaves_the_one_that_was_there(experiment, headline, make_run):
+    told(experiment, headline)
+    before = {path.name: path.read_bytes() for path in experiment.iterdir() if path.name != "console.txt"}
+    again = make_run("none", "none", seed=3) / "result.json"
+    again.write_text(again.read_text().replace('"seed": 3', '"seed": 1'))
+    with pytest.raises(SettingsError, match="have the same seed"):
+        told(experiment, headline)
+    assert {path.name: path.read_bytes() for path in experiment.iterdir() if path.name != "console.txt"} == before
+
+
+def test_samples_of_other_prompts_are_not_put_side_by_side(experiment, headline):
+    for run in headline.iterdir():
+        making = Making([run.name, "another"], {"seed": 0}, "", [])
+        keep(run / "evaluation/skills.tar", making, iter([torch.rand(2, 3, 16, 16)]))
+    with pytest.raises(SettingsError, match="other prompts or another sampling"):
+        told(experiment, headline)

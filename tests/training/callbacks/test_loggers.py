@@ -1,0 +1,68 @@
+"""metrics.csv at any moment, after any end."""
+
+import csv
+import resource
+
+from microdit.training.callbacks.loggers import MetricsFile
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_logged(tmp_path):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    log.log_metrics({"train/loss": 1.5, "epoch": 0}, step=0)
+    assert rows(log.path) == [{"step": "0", "train/loss": "1.5"}]
+    log.log_metrics({"train/loss": 1.25}, step=1)
+    assert [row["train/loss"] for row in rows(log.path)] == ["1.5", "1.25"]
+
+
+def test_a_new_column_and_a_second_entry_for_a_step_join_the_table(tmp_path):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    log.log_metrics({"train/loss": 1.5}, step=0)
+    log.log_metrics({"validation/loss": 2.0}, step=0)
+    log.log_metrics({"train/loss": 1.0}, step=1)
+    assert rows(log.path) == [
+        {"step": "0", "train/loss": "1.5", "validation/loss": "2.0"},
+        {"step": "1", "train/loss": "1.0", "validation/loss": ""},
+    ]
+
+
+def test_a_reopened_file_goes_on_and_forgets_what_is_repeated(tmp_path):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    for step in range(4):
+        log.log_metrics({"train/loss": float(step)}, step=step)
+    with log.path.open("a") as file:
+        file.write("4,")  # killed in the middle of a row
+    again = MetricsFile(log.path)
+    again.forget_after(1)
+    again.log_metrics({"train/loss": 9.0}, step=2)
+    assert [row["train/loss"] for row in rows(log.path)] == ["0.0", "1.0", "9.0"]
+
+
+def test_rows_that_found_no_room_are_there_when_there_is_some(tmp_path, caplog):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    log.log_metrics({"train/loss": 1.0}, step=0)
+    size = log.path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        log.log_metrics({"train/loss": 2.0}, step=1)
+        log.log_metrics({"train/loss": 3.0}, step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(caplog.records) == 1
+    assert "cannot be written" in caplog.text
+    log.log_metrics({"train/loss": 4.0}, step=3)
+    assert [row["train/loss"] for row in rows(log.path)] == ["1.0", "2.0", "3.0", "4.0"]
+
+
+def test_the_newest_value_of_every_column_is_found(tmp_path):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    assert log.newest() == {}
+    log.log_metrics({"train/seconds": 2.5}, step=0)
+    log.log_metrics({"train/loss": 1.0}, step=1)
+    log.log_metrics({"train/loss": 0.5}, step=2)
+    assert MetricsFile(log.path).newest() == {"train/seconds": 2.5, "train/loss": 0.5}
