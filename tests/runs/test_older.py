@@ -1,0 +1,87 @@
+"""Runs that were made before the house was moved (commit 790d43a) resume, load, are judged and are compared today."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from microdit.checkpoints.export import export_weights
+from microdit.checkpoints.reading import read_checkpoint
+from microdit.commands.compose import changed_values
+from microdit.commands.train import launch
+from microdit.pipeline import LatentDiffusion
+from microdit.reports.results import read_run
+from microdit.runs.differences import settings_of
+from microdit.runs.folder import checkpoint_path, read_config
+from microdit.runs.older import todays_config, todays_pipeline
+from microdit.training.settings import training_settings
+
+HERE = Path(__file__).parent
+OLD = HERE / "before_the_house"
+"""Eight steps with Muon, a moving average and experts, of which checkpoint 4 was kept, as after a kill."""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # its data lies in ./data, and is drawn anew
+    return Path(shutil.copytree(OLD, tmp_path / "run"))
+
+
+def losses(run: Path, name: str) -> dict[int, float]:
+    with (run / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
+
+
+def test_it_goes_on_with_the_losses_of_the_run_that_was_never_interrupted(run):
+    (run / "result.json").unlink()
+    config, choices = changed_values(read_config(run), [f"resume={run}"], None, run)
+    record = launch({**config, "resume": str(run)}, choices, run, Console(quiet=True))
+    assert (record["status"], record["steps"]) == ("finished", 8)
+    for name in ("train/loss", "train/learning_rate", "train/gradient_norm", "validation/loss"):
+        assert losses(run, name) == pytest.approx(losses(OLD, name), rel=1e-4), name
+    assert read_checkpoint(checkpoint_path(run, 8))["global_step"] == 8
+    assert yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["kinds"]["matrices"]["momentum"] == 0.95
+
+
+def test_its_network_loads_and_draws(run):
+    pipeline = LatentDiffusion.load(run)
+    assert (pipeline.objective.sigma_data, type(pipeline.objective).__name__) == (0.5, "EDM")
+    images = pipeline.generate(["a red circle"], num_inference_steps=2, seed=0)
+    assert images.shape == (1, 3, 16, 16)
+    assert images.isfinite().all()
+    raw = LatentDiffusion.load(run, weights="raw")
+    assert not all(torch.equal(a, b) for a, b in zip(raw.dit.parameters(), pipeline.dit.parameters(), strict=True))
+    assert export_weights(run).is_file()
+
+
+def test_it_stands_in_a_table_beside_runs_of_today():
+    record = read_run(OLD)
+    assert record["status"] == "finished"
+    assert record["setting/masking._target_"] == "microdit.masking.deferred.Deferred"
+    assert record["setting/optimizer.kinds.matrices.momentum"] == "0.95"
+
+
+def test_every_setting_of_a_run_with_adamw_and_maskdit_is_accepted_under_its_present_name():
+    saved = yaml.safe_load((HERE / "adamw_before_the_house.yaml").read_text())
+    config = todays_config(saved)
+    choices = config.pop("choices")
+    settings = training_settings(config, Path("run"), choices)
+    assert (settings.optimizer["_target_"], settings.optimizer["betas"]) == ("torch.optim.AdamW", [0.9, 0.99])
+    assert settings.schedule.factor(7, 8) == 1.0  # it was constant
+    assert "schedule" in saved["resolution_stage"], "what was read was changed in place"
+    assert choices["objective"] == "edm"
+    assert "latents" not in choices
+
+
+def test_what_is_of_today_stays_as_it_is(run):
+    config = read_config(run)
+    assert todays_config(config) == config
+    assert settings_of(todays_config(config)) == settings_of(config)
+    pipeline = todays_pipeline({"token_path": {"_target_": "microdit.model.token_path.Naive"}, "sigma_data": 0.8})
+    assert pipeline["token_path"] == {"_target_": "microdit.masking.naive.Naive"}
+    assert pipeline["objective"] == {"_target_": "microdit.objectives.edm.EDM", "sigma_data": 0.8}
+    assert todays_pipeline(pipeline) == pipeline
