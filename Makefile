@@ -1,13 +1,14 @@
 # `make demo` and `make test` work as the first command after `git clone`: Python 3.11+ and make are all they need.
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint types bench lock clean
+.PHONY: help install demo test test-oldest lint types bench lock clean
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
 install: $(INSTALLED)  ## create .venv and install the locked set
 
@@ -26,6 +27,12 @@ demo: $(INSTALLED)  ## train on the embedded shapes, then show the table and the
 test: $(INSTALLED)  ## every test, a process a core: no network, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
+test-oldest: $(INSTALLED)  ## network, objectives and training with the oldest torch and libraries that pyproject.toml allows
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n auto --dist loadfile \
+		tests/model tests/masking tests/objectives tests/sampling tests/training/test_run.py tests/training/test_optimizers.py
+
 bench: $(INSTALLED)  ## speed on this machine against named baselines, into benchmarks/RESULTS.md (9 to 10 minutes on 2 cores)
 	$(BIN)/python benchmarks/run_all.py
 
@@ -38,5 +45,5 @@ lock: $(INSTALLED)  ## resolve the dependencies anew
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --extra tables --universal --python-version 3.11 \
 		--no-header --upgrade --quiet --output-file requirements.lock
 
-clean:  ## remove .venv (runs/ and data/ stay)
-	rm -rf $(VENV)
+clean:  ## remove .venv and .venv-oldest (runs/ and data/ stay)
+	rm -rf $(VENV) $(OLDEST)

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import nn
 
-from microdit.kernels.compile import compile_blocks
 from microdit.masking.deferred import Deferred
 from microdit.masking.naive import Naive
 from microdit.masking.none import Unmasked
@@ -162,13 +161,6 @@ def test_a_token_path_and_a_mixer_that_do_not_fit_are_refused(small_network, pat
 def test_the_token_path_follows_the_mixer_if_none_is_given(small_network):
     assert isinstance(small_network(use_patch_mixer=True).token_path, Deferred)
     assert isinstance(small_network(use_patch_mixer=False).token_path, Naive)
-
-
-def test_preparing_to_compile_keeps_the_released_keys(small_network):
-    network = small_network()
-    before = list(network.state_dict())
-    compile_blocks(network)
-    assert list(network.state_dict()) == before
 
 
 def test_checkpointing_activations_keeps_less_and_changes_no_gradient(small_network, inputs):

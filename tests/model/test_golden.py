@@ -104,14 +104,33 @@ def test_bfloat16_is_near_float32(golden):
     assert_close(masked, io["out_masked75"], 2e-2)
 
 
-@pytest.mark.parametrize("name", ["masked75", "unmasked"])
+@pytest.mark.compiles
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_compiled_the_numbers_are_the_same(monkeypatch, path, name):
+def test_compiled_the_numbers_are_the_same_and_no_operation_is_left_out(monkeypatch, path):
     """As the compiler traces the blocks; the code it writes for a CPU takes minutes and a C++ compiler."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     compiled = Golden(path)
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
     compile_blocks(compiled.network)
-    test_loss_and_gradient_norm_match(compiled, name)
+    for name in ("masked75", "unmasked"):
+        test_loss_and_gradient_norm_match(compiled, name)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] >= 2
+    assert not counters["graph_break"]
+
+
+@needs_compiler
+@pytest.mark.compiles
+def test_a_compiler_traces_through_operations_that_are_compiled_already():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    fused = Golden(FILES[0])
+    fuse_operations(fused.network)
+    for block in fused.network.blocks[:2]:  # a dense one, and one with experts
+        block.compile(fullgraph=True, backend="aot_eager")
+    test_loss_and_gradient_norm_match(fused, "masked75")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
 
 
 @needs_compiler
