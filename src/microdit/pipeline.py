@@ -69,6 +69,10 @@ class LatentDiffusion(nn.Module):
         self.objective = EDM(autoencoder.sigma_data) if objective is None else objective
         self.settings = settings
 
+    def with_network(self, dit: DiT) -> LatentDiffusion:
+        """The same with another network, such as the moving average of this one."""
+        return LatentDiffusion(dit, self.autoencoder, self.text_encoder, self.objective, self.settings)
+
     @property
     def device(self) -> torch.device:
         return next(self.dit.parameters()).device

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from flops_shares import flops_shares
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from microdit.cost.flops import flops_shares, kept_tokens, training_flops_per_image
+from microdit.cost.flops import kept_tokens, training_flops_per_image
 from microdit.masking.deferred import Deferred
 from microdit.masking.maskdit import MaskDiT
 from microdit.masking.none import Unmasked

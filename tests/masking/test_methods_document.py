@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from flops_shares import flops_shares, network_of
 
 import microdit.masking
 from microdit.build import SettingsError, build
-from microdit.cost.flops import flops_shares
 from microdit.masking.deferred import Deferred
 from microdit.masking.token_path import TokenPath
-from microdit.pipeline import build_network
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "methods.md").read_text()
@@ -79,11 +78,6 @@ def test_the_example_trains_by_its_name_alone(files):
 def test_the_shares_of_flops_are_those_of_the_table(name):
     (row,) = re.findall(rf"^\| `{name}` \|(.*)\|$", DOCUMENT, flags=re.MULTILINE)
     stated = [int(cell) for cell in row.split("|")]
-    model = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())
-    experts = yaml.safe_load((ROOT / "conf" / "moe" / "expert_choice.yaml").read_text())
-    channels, length, width = (4, 77, 1024) if name in ("xl", "tiny") else (3, 24, 64)
-    settings = {**model, **experts, "input_size": 32, "pos_interp_scale": 1.0}
-    with torch.device("meta"):
-        network = build_network(settings, {"_target_": "microdit.masking.deferred.Deferred"}, channels, width)
+    network, length = network_of(name)
     shares = flops_shares(network, 0.75, length)
     assert [round(100 * shares[part]) for part in ("patch_mixer", "backbone", "captions")] == stated

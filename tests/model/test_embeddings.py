@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from microdit.masking.patches import assemble_patches, cut_patches
-from microdit.model.attention import CrossAttention, SelfAttention, attention_width
+from microdit.model.blocks import CrossAttention, SelfAttention, attention_width
 from microdit.model.embeddings import NoiseEmbedding, sincos_position_table
 from microdit.model.feed_forward import GELUFeedForward, SwiGLU, round_up
 

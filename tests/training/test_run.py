@@ -13,6 +13,7 @@ from rich.console import Console
 
 from microdit.build import SettingsError
 from microdit.checkpoints.reading import latest_checkpoint, network_weights
+from microdit.data.shards.description import MismatchError
 from microdit.distributed.ranks import PreemptedError
 from microdit.pipeline import LatentDiffusion
 from microdit.runs.folder import checkpoints_of
@@ -169,7 +170,7 @@ def test_data_of_another_caption_width_is_refused(run_settings, tmp_path):
     quiet_train(run_settings("trainer.max_steps=1", output=tmp_path / "first"))
     settings = run_settings("text_encoder.channels=32", output=tmp_path / "run")
     settings = dataclasses.replace(settings, data_mix=dataclasses.replace(settings.data_mix, embedded=None))
-    with pytest.raises(SettingsError, match="captions"):
+    with pytest.raises(MismatchError, match="captions of"):
         quiet_train(settings)
 
 

@@ -1,6 +1,6 @@
 """What `evaluate.py` does: metrics of a checkpoint, or of pictures that were kept, into the run's result.json."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from microdit.commands.messages import check_device, console
 from microdit.evaluation.metric import Metric, measure
 from microdit.evaluation.subject import KeptSubject, Subject, checked_sampling, differing
 from microdit.pipeline import LatentDiffusion
+from microdit.runs.differences import flat
 from microdit.runs.folder import EVALUATION, PIPELINE_FILE, RESULT_FILE, checkpoints_of, is_checkpoint, run_of
 from microdit.runs.record import add_to_record, usual_settings
 
@@ -129,15 +130,6 @@ def unusual_settings(run: Path, settings: Mapping[str, Mapping[str, Any]]) -> di
             was = dict(flat(usual))
             unusual[metric] = differing({name: value for name, value in flat(now) if name in was}, was)
     return unusual
-
-
-def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value below nested dictionaries, under its dotted name; tuples as the lists that files hold."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", list(value) if isinstance(value, tuple) else value
 
 
 class Recorder:

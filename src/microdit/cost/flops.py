@@ -28,33 +28,6 @@ def forward_flops_per_image(network: DiT, mask_ratio: float, caption_length: int
     return counter.get_total_flops()
 
 
-# Which modules belong to a part of the network, by the beginning of their names.
-PARTS = {
-    "patch_mixer": ("patch_mixer",),  # with the layers that lead to its width and back
-    "backbone": ("blocks.",),
-    "captions": ("y_embedder", "y_emb_preprocess", "pooled_y_emb_process"),
-    "token_path": ("token_path.",),  # layers that a masking method has of its own
-}
-
-
-def flops_shares(network: DiT, mask_ratio: float, caption_length: int) -> dict[str, float]:
-    """The share of the FLOPs that each of PARTS takes, and "rest"; they sum to 1.
-
-    Counted in the forward pass: backward, every part costs twice as much again.
-    """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward_on_meta(network, mask_ratio, caption_length)
-    total = counter.get_total_flops()
-    root = f"{type(network).__name__}."
-    counts = {name.removeprefix(root): sum(flops.values()) for name, flops in counter.get_flop_counts().items()}
-    shares = {}
-    for part, beginnings in PARTS.items():
-        modules = [name for name in counts if name.startswith(beginnings)]
-        outermost = [name for name in modules if not any(name.startswith(f"{other}.") for other in modules)]
-        shares[part] = sum(counts[name] for name in outermost) / total
-    return {**shares, "rest": 1 - sum(shares.values())}
-
-
 def forward_on_meta(network: DiT, mask_ratio: float, caption_length: int) -> Tensor:
     """The output for one image of the training size, of a copy of the network without weights, under a mask."""
     meta = on_meta(network).train()

@@ -11,7 +11,7 @@ from microdit.build import SettingsError, build
 from microdit.cost.equal import ratio_of_equal_parameters, size_of_equal_flops
 from microdit.cost.flops import forward_flops_per_image
 from microdit.encoders.protocols import Autoencoder, TextEncoder
-from microdit.model.attention import attention_width
+from microdit.model.blocks import attention_width
 from microdit.model.dit import DiT
 from microdit.pipeline import build_network
 

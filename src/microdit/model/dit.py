@@ -12,8 +12,7 @@ from microdit.masking.deferred import Deferred
 from microdit.masking.naive import Naive
 from microdit.masking.patches import KeptPatches, assemble_patches
 from microdit.masking.token_path import NetworkParts, TokenPath
-from microdit.model.attention import ReadCaptions
-from microdit.model.blocks import CaptionBlock, DiTBlock, FinalLayer
+from microdit.model.blocks import CaptionBlock, DiTBlock, FinalLayer, ReadCaptions
 from microdit.model.embeddings import (
     CaptionEmbedding,
     NoiseEmbedding,

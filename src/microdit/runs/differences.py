@@ -17,16 +17,16 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     kept = {group: value for group, value in config.items() if group not in ASIDE}
     kept["choices"] = {k: v for k, v in config.get("choices", {}).items() if k not in CHOICES_ASIDE}
     kept["trainer"] = {k: v for k, v in config.get("trainer", {}).items() if k in TRAINER}
-    return dict(flat(kept))
+    return {name: as_setting(value) for name, value in flat(kept)}
 
 
-def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Every value below nested dictionaries, under its dotted name; a list is one value."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{above}{name}.")
         else:
-            yield f"{above}{name}", as_setting(value)
+            yield f"{above}{name}", list(value) if isinstance(value, tuple) else value
 
 
 def as_setting(value: Any) -> str:

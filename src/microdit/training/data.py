@@ -8,13 +8,13 @@ from typing import Any
 
 import lightning as L
 
-from microdit.build import SettingsError
 from microdit.data.prepare.embedded import EmbeddedShapes, ensure_shapes
 from microdit.data.prepare.encoding import Encoders
 from microdit.data.prepare.plan import Recipe
 from microdit.data.stream.batches import GlobalBatches, LatentLoader
 from microdit.data.stream.opening import open_mix
 from microdit.data.stream.stream import LatentStream
+from microdit.distributed.hardware import divide_batch
 from microdit.pipeline import LatentDiffusion
 from microdit.progress import progress_bar
 from microdit.training.draws import TRAINING, VALIDATION, Samples
@@ -97,27 +97,13 @@ class LatentData(L.LightningDataModule):
     `stall_seconds` is reported.
     """
 
-    def __init__(
-        self,
-        train: LatentStream,
-        validation: LatentStream,
-        *,
-        seed: int,
-        patch_size: int,
-        caption_dropout: float,
-        global_batch_size: int,
-        device_batch_size: int,
-        validation_batch_size: int,
-        num_workers: int,
-        stall_seconds: float,
-    ):
+    def __init__(self, train: LatentStream, validation: LatentStream, settings: TrainingSettings, patch_size: int):
         super().__init__()
-        self.train_samples = Samples(train, seed, TRAINING, patch_size, caption_dropout)
+        stage, self.hardware, self.reading = settings.resolution_stage, settings.trainer, settings.reading
+        self.global_batch_size = stage.global_batch_size
+        self.train_samples = Samples(train, settings.seed, TRAINING, patch_size, stage.caption_dropout)
         # Validation's noise is the same in every run, whatever its seed, so that runs can be compared.
         self.validation_samples = Samples(validation, 0, VALIDATION, patch_size, caption_dropout=0.0)
-        self.global_batch_size, self.device_batch_size = global_batch_size, device_batch_size
-        self.validation_batch_size, self.num_workers = validation_batch_size, num_workers
-        self.stall_seconds = stall_seconds
         self.watched: WatchedLoader | None = None
 
     def train_dataloader(self) -> WatchedLoader:
@@ -126,15 +112,15 @@ class LatentData(L.LightningDataModule):
             self.global_batch_size,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
-            device_batch_size=self.device_batch_size,
+            device_batch_size=divide_batch(self.global_batch_size, self.hardware).device_batch_size,
             start_step=self.trainer.global_step,
         )
         self.watched = WatchedLoader(
-            LatentLoader(self.train_samples, batches, self.num_workers),
+            LatentLoader(self.train_samples, batches, self.reading.num_workers),
             batches,
             self.train_samples.latents.shards_of,
             rank=self.trainer.global_rank,
-            stall_seconds=self.stall_seconds,
+            stall_seconds=self.reading.stall_seconds,
         )
         return self.watched
 
@@ -142,11 +128,11 @@ class LatentData(L.LightningDataModule):
         assert self.trainer is not None
         batches = validation_batches(
             len(self.validation_samples),
-            self.validation_batch_size,
+            self.hardware.validation_batch_size,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
-        return LatentLoader(self.validation_samples, batches, self.num_workers)
+        return LatentLoader(self.validation_samples, batches, self.reading.num_workers)
 
 
 def validation_batches(samples: int, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
@@ -163,7 +149,7 @@ def validation_batches(samples: int, batch_size: int, rank: int, world_size: int
 def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[LatentStream, LatentStream]:
     """Streams for training and validation; the embedded shapes are made first if the mix has them and they are missing.
 
-    Raises DataMissingError naming the command that makes what is missing, SettingsError when the data was encoded at
+    Raises DataMissingError naming the command that makes what is missing, MismatchError when the data was encoded at
     another width or length than the run's encoders have.
     """
     names = settings.choices["autoencoder"], settings.choices["text_encoder"]
@@ -187,6 +173,8 @@ def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[La
             seed=settings.seed,
             autoencoder=names[0],
             text_encoder=names[1],
+            latent_channels=pipeline.autoencoder.channels,
+            caption_shape=(pipeline.text_encoder.length, pipeline.text_encoder.channels),
             shuffle=shuffle,
             on_corrupt=reading.on_corrupt,  # type: ignore[arg-type]
             max_corrupt_share=reading.max_corrupt_share,
@@ -195,15 +183,4 @@ def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[La
             pin_memory=settings.trainer.accelerator == "gpu",
         )
 
-    train_stream, validation_stream = opened(mix.sources, True), opened(mix.validation, False)
-    expected = {
-        "latents": (train_stream.latent_shape, pipeline.latent_shape()),
-        "captions": (train_stream.caption_shape, (pipeline.text_encoder.length, pipeline.text_encoder.channels)),
-    }
-    for what, (found, wanted) in expected.items():
-        if tuple(found) != wanted:
-            raise SettingsError(
-                f"the {what} of this data_mix have shape {tuple(found)}, the run's encoders give {wanted}: "
-                f"choose the autoencoder and text_encoder the data was prepared with, or prepare it anew"
-            )
-    return train_stream, validation_stream
+    return opened(mix.sources, True), opened(mix.validation, False)

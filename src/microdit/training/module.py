@@ -1,7 +1,6 @@
 """One step of training as Lightning wants it: loss, optimizer, moving average, validation."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -13,12 +12,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from microdit.checkpoints.starting import OptimizerStates
 from microdit.cost.flops import on_meta
 from microdit.distributed.sharding import gathered, is_sharded, local_part, optimizer_state, shard, summed, whole_tensor
-from microdit.masking.ratio import MaskRatio
 from microdit.model.dit import DiT
 from microdit.objectives.objective import Draws, LossTerms, Objective, training_loss
 from microdit.training.optimizers import make_optimizer
-from microdit.training.schedules import Schedule
-from microdit.training.settings import StageSettings
+from microdit.training.settings import TrainingSettings
 
 
 class NonFiniteLossError(RuntimeError):
@@ -34,22 +31,17 @@ class DenoisingTask(L.LightningModule):
     def __init__(
         self,
         network: DiT,
-        *,
         objective: Objective,
-        mask_ratio: MaskRatio,
-        stage: StageSettings,
-        optimizer: Mapping[str, Any],
-        schedule: Schedule,
+        settings: TrainingSettings,
         max_steps: int,
-        max_skipped_steps: int,
         initial_optimizer: OptimizerStates | None = None,
     ):
         super().__init__()
-        self.network = network
+        self.network, stage = network, settings.resolution_stage
         self.ema = copy.deepcopy(network).requires_grad_(False) if stage.ema_decay is not None else None
-        self.objective, self.mask_ratio = objective, mask_ratio
-        self.stage, self.optimizer, self.schedule, self.max_steps = stage, optimizer, schedule, max_steps
-        self.max_skipped_steps, self.initial_optimizer = max_skipped_steps, initial_optimizer
+        self.objective, self.mask_ratio, self.schedule = objective, settings.mask_ratio, settings.schedule
+        self.stage, self.optimizer, self.max_steps = stage, settings.optimizer, max_steps
+        self.max_skipped_steps, self.initial_optimizer = settings.trainer.max_skipped_steps, initial_optimizer
         self.skipped_in_a_row = self.skipped_steps = 0
         self.micro_batches: list[LossTerms] = []  # of the step that is being made; whoever reports it empties it
         self.gradient_norm, self.learning_rate = torch.tensor(float("nan")), 0.0

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from microdit.build import SettingsError, build, check_names, checked
 from microdit.distributed.sharding import part_like, whole_tensor
-from microdit.model.attention import CrossAttention, SelfAttention
+from microdit.model.blocks import CrossAttention, SelfAttention
 from microdit.model.dit import DiT
 from microdit.model.feed_forward import ExpertChoice, GELUFeedForward, SwiGLU
 

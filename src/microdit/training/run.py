@@ -68,29 +68,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         torch.set_float32_matmul_precision("high")  # of the few products that are not in bfloat16
     if hardware.compiles:
         compile_network(pipeline.dit, hardware.accelerator)
-    task = DenoisingTask(
-        pipeline.dit,
-        objective=pipeline.objective,
-        mask_ratio=settings.mask_ratio,
-        stage=stage,
-        optimizer=settings.optimizer,
-        schedule=settings.schedule,
-        max_steps=max_steps,
-        max_skipped_steps=hardware.max_skipped_steps,
-        initial_optimizer=optimizer_state,
-    )
-    data = LatentData(
-        train_stream,
-        validation_stream,
-        seed=settings.seed,
-        patch_size=pipeline.dit.patch_size,
-        caption_dropout=stage.caption_dropout,
-        global_batch_size=stage.global_batch_size,
-        device_batch_size=division.device_batch_size,
-        validation_batch_size=hardware.validation_batch_size,
-        num_workers=settings.reading.num_workers,
-        stall_seconds=settings.reading.stall_seconds,
-    )
+    task = DenoisingTask(pipeline.dit, pipeline.objective, settings, max_steps, optimizer_state)
+    data = LatentData(train_stream, validation_stream, settings, pipeline.dit.patch_size)
     metrics_file = MetricsFile(run / METRICS_FILE)
     seconds = metrics_file.newest().get("train/seconds", 0.0)
     metrics_file.forget_after(-1 if checkpoint is None else checkpoint_step(checkpoint) - 1)
@@ -110,7 +89,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
             callbacks=[
                 telemetry,
                 TrainingProgress(console, telemetry),
-                SampleGrids(run, settings.samples, pipeline.autoencoder, pipeline.text_encoder),
+                SampleGrids(run, settings.samples, pipeline),
                 checkpoints,
                 StopWhenAsked(checkpoints, timedelta(minutes=hardware.collective_timeout_minutes)),
             ],
@@ -148,8 +127,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     }
     if is_rank_zero():
         assert trained is not None
-        sampler = LatentDiffusion(trained, pipeline.autoencoder, pipeline.text_encoder)
-        record |= evaluate(sampler.to(trainer.strategy.root_device), settings, console)
+        record |= evaluate(pipeline.with_network(trained).to(trainer.strategy.root_device), settings, console)
         write_record(run, record)
     return record
 

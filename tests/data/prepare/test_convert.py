@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from caption_texts import caption_texts
 from PIL import Image
 
 from microdit.data.prepare.convert import prepare
@@ -91,7 +92,7 @@ def test_pictures_become_latents_with_their_captions(pictures: Path, tmp_path: P
     batch = stream.__getitems__(range(40))
     expected = torch.arange(40).view(-1, 1, 1, 1) / 255 * 2 - 1
     assert torch.allclose(batch["latents"].float(), expected.expand(-1, 3, 16, 16), atol=1e-3)
-    assert stream.caption_texts(range(40)) == [f"number {number}" for number in range(40)]
+    assert caption_texts(stream, range(40)) == [f"number {number}" for number in range(40)]
     words = WordsTextEncoder(channels=8, length=6).encode(["number 7"])[0]
     assert torch.equal(batch["captions"][7], words.half())
 
@@ -196,7 +197,7 @@ def test_pictures_with_several_captions_keep_them_all(tmp_path: Path) -> None:
     (tmp_path / "pictures/a.json").write_text(json.dumps({"caption": ["one", "two", "three"]}))
     run(tmp_path / "pictures", tmp_path / "data")
     stream = opened(tmp_path / "data/mine/train", shuffle=True)
-    assert set(stream.caption_texts(range(40))) == {"one", "two", "three"}
+    assert set(caption_texts(stream, range(40))) == {"one", "two", "three"}
 
 
 @pytest.mark.parametrize(("text", "numbers"), [("1/1", [0, 1, 2, 3, 4]), ("2/3", [1, 4]), ("3/8", [2]), ("8/8", [])])
@@ -243,7 +244,7 @@ def test_names_that_are_not_utf_8_are_prepared_and_listed(tmp_path: Path) -> Non
     source = PartOfSource(FolderSource(str(tmp_path / "pictures")), 0.0, held_out=False)
     summary = prepare(source, tmp_path / "data/mine/train", encoders(), Recipe([16]))
     assert (summary.written, summary.broken) == (1, 1)
-    assert opened(tmp_path / "data/mine/train").caption_texts([0]) == ["words"]
+    assert caption_texts(opened(tmp_path / "data/mine/train"), [0]) == ["words"]
     assert "bad\\udce9.png" in (summary.folder / "rejects.csv").read_text(encoding="utf-8")
     assert prepare(source, tmp_path / "data/mine/train", encoders(), Recipe([16])).images == 0
 

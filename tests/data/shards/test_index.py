@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from caption_texts import caption_texts
 
 from microdit.data.prepare.foreign import NoLatentsError, index_foreign
 from microdit.data.shards.columns import ColumnsError, open_columns, write_columns
@@ -72,7 +73,7 @@ def test_names_of_every_kind_are_read(tmp_path: Path, key: str, tar_format: int)
     batch = stream.__getitems__([0, 1])
     assert batch["latents"][:, 0, 0, 0].tolist() == [2, 3]
     assert batch["captions"][:, 0, 0].tolist() == [2, 3]
-    assert stream.caption_texts([1]) == ["some words"]
+    assert caption_texts(stream, [1]) == ["some words"]
 
 
 def test_the_fields_of_a_sample_may_lie_apart(tmp_path: Path) -> None:

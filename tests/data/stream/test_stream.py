@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from caption_texts import caption_texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -67,7 +68,7 @@ def test_a_source_that_ends_earlier_starts_its_next_epoch(two_sources: tuple[Pat
 def test_the_caption_text_belongs_to_the_sample(two_sources: tuple[Path, Path]) -> None:
     stream = opened(*two_sources)
     expected = [f"caption 0 of {shard}/{row}" for _, shard, row in samples(stream.__getitems__(range(20)))]
-    assert stream.caption_texts(range(20)) == expected
+    assert caption_texts(stream, range(20)) == expected
 
 
 def test_of_several_captions_one_is_picked_for_each_epoch(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
@@ -79,7 +80,7 @@ def test_of_several_captions_one_is_picked_for_each_epoch(tmp_path: Path, write_
         shards, rows = batch["latents"][:, :2, 0, 0].T
         choices = (batch["captions"][:, 0, 0] - 100 * shards - rows) / 0.25
         texts = [f"caption {int(c)} of {int(s)}/{int(r)}" for c, s, r in zip(choices, shards, rows, strict=True)]
-        assert stream.caption_texts(positions) == texts
+        assert caption_texts(stream, positions) == texts
         for shard, row, choice in zip(shards.tolist(), rows.tolist(), choices.tolist(), strict=True):
             picked.setdefault((shard, row), set()).add(choice)
     assert sum(len(choices) == 3 for choices in picked.values()) >= 8

@@ -109,24 +109,6 @@ class LatentStream(Dataset[Batch]):
         """The batch of one position."""
         return self.__getitems__([position])
 
-    def caption_texts(self, positions: Sequence[int]) -> list[str]:
-        """The words behind the caption embeddings at these positions. CorruptSampleError where there are none."""
-        sources, numbers = self._mix.locate(np.asarray(positions, dtype=np.int64))
-        texts = []
-        for source, number in zip(sources, numbers, strict=True):
-            reader = self.sources[source].reader
-            rows, choices = self._locate(int(source), np.array([number]))
-            record = reader.record(int(rows[0]))
-            captions = record.get("captions") or [record.get("caption")]
-            if (
-                not isinstance(captions, list)
-                or len(captions) <= choices[0]
-                or not isinstance(captions[choices[0]], str)
-            ):
-                raise reader.failure(int(rows[0]), "json", f"it holds no text for caption {choices[0]}")
-            texts.append(captions[choices[0]])
-        return texts
-
     def source_counts(self, positions: int) -> dict[str, int]:
         """How many of the first `positions` samples of a shuffled stream come from each source."""
         assert isinstance(self._mix, Interleave)

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -22,11 +22,6 @@ from microdit.grid import prompt_grid
 
 _POSITION_MARGIN = 0.1
 """Share of the two objects' joint size that an offset between them must exceed to count (GenEval's)."""
-
-
-def judge(image: Float[Tensor, "3 h w"] | UInt8[np.ndarray, "h w 3"], prompt: Prompt) -> bool:
-    """Whether the picture shows what `prompt` asks for (see `fulfils`)."""
-    return fulfils(detect(image), prompt)
 
 
 def fulfils(found: Sequence[DetectedObject], prompt: Prompt) -> bool:

@@ -129,9 +129,7 @@ def register_shapes_and_derivatives() -> None:
 
     Each keeps its inputs for the backward pass, and nothing else.
     """
-    operations = torch.ops.microdit
     fake, autograd = torch.library.register_fake, torch.library.register_autograd
-
     fake("microdit::packed_attention", lambda packed, *sizes: torch.empty_like(unpack(*packed)[0].contiguous()))
     fake("microdit::packed_attention_backward", lambda gradient, packed, *sizes: [torch.empty_like(x) for x in packed])
 
@@ -141,47 +139,33 @@ def register_shapes_and_derivatives() -> None:
 
     def attention_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         packed = list(ctx.saved_tensors)
-        return operations.packed_attention_backward(gradient.contiguous(), packed, *ctx.sizes), None, None
+        return torch.ops.microdit.packed_attention_backward(gradient.contiguous(), packed, *ctx.sizes), None, None
 
     autograd("microdit::packed_attention", attention_backward, setup_context=keep_packed)
+    register_layer("modulated_norm", kept=(0, 1), computed=(0, 1, 1), numbers=1)
+    register_layer("add_gated", kept=(1, 2), computed=(0, 1), numbers=0)
+    register_layer("silu_product", kept=(0, 1), computed=(0, 1), numbers=0)
 
-    fake("microdit::modulated_norm", lambda x, factor, shift, norm_eps: torch.empty_like(x))
-    fake(
-        "microdit::modulated_norm_backward",
-        lambda gradient, x, factor, norm_eps: (torch.empty_like(x), torch.empty_like(factor), torch.empty_like(factor)),
+
+def register_layer(name: str, kept: Sequence[int], computed: Sequence[int], numbers: int) -> None:
+    """An operation whose result is like its first input, and whose backward operation takes the gradient, the inputs
+    `kept` and the `numbers` that stand last; what that gives is like the kept ones at the places `computed`. An input
+    before them has the gradient itself (x in x + gate * y)."""
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.numbers = inputs[len(inputs) - numbers :]
+        ctx.save_for_backward(*(inputs[i] for i in kept))
+
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        differentiate = getattr(torch.ops.microdit, f"{name}_backward")
+        gradients = differentiate(gradient.contiguous(), *ctx.saved_tensors, *ctx.numbers)
+        return (*[gradient] * min(kept), *gradients, *[None] * numbers)
+
+    torch.library.register_fake(f"microdit::{name}", lambda x, *others: torch.empty_like(x))
+    torch.library.register_fake(
+        f"microdit::{name}_backward", lambda gradient, *inputs: tuple(torch.empty_like(inputs[i]) for i in computed)
     )
-
-    def keep_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, factor, _, ctx.norm_eps = inputs
-        ctx.save_for_backward(x, factor)
-
-    def norm_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        gradients = operations.modulated_norm_backward(gradient.contiguous(), *ctx.saved_tensors, ctx.norm_eps)
-        return (*gradients, None)
-
-    autograd("microdit::modulated_norm", norm_backward, setup_context=keep_norm)
-
-    fake("microdit::add_gated", lambda x, gate, y: torch.empty_like(x))
-    fake("microdit::add_gated_backward", lambda gradient, gate, y: (torch.empty_like(gate), torch.empty_like(y)))
-
-    def keep_gate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-
-    def gate_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        return (gradient, *operations.add_gated_backward(gradient.contiguous(), *ctx.saved_tensors))
-
-    autograd("microdit::add_gated", gate_backward, setup_context=keep_gate)
-
-    fake("microdit::silu_product", lambda x, y: torch.empty_like(x))
-    fake("microdit::silu_product_backward", lambda gradient, x, y: (torch.empty_like(x), torch.empty_like(y)))
-
-    def keep_both(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    def silu_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        return operations.silu_product_backward(gradient.contiguous(), *ctx.saved_tensors)
-
-    autograd("microdit::silu_product", silu_backward, setup_context=keep_both)
+    torch.library.register_autograd(f"microdit::{name}", backward, setup_context=keep)
 
 
 def fused_normalised_attention(

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL.Image import Image
 
-from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.grid import prompt_grid
 from microdit.model.dit import DiT
 from microdit.pipeline import LatentDiffusion
@@ -24,9 +23,8 @@ log = logging.getLogger(__name__)
 class SampleGrids(L.Callback):
     """Writes samples/step_0001000.png with the prompts under the pictures, also to loggers that take pictures."""
 
-    def __init__(self, run: Path, settings: SampleSettings, autoencoder: Autoencoder, text_encoder: TextEncoder):
-        self.run, self.settings = run, settings
-        self.autoencoder, self.text_encoder = autoencoder, text_encoder
+    def __init__(self, run: Path, settings: SampleSettings, pipeline: LatentDiffusion):
+        self.run, self.settings, self.pipeline = run, settings, pipeline
         self.drawn_step = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -43,7 +41,7 @@ class SampleGrids(L.Callback):
 
     def draw(self, trainer: L.Trainer, network: DiT, device: torch.device) -> None:
         s = self.settings
-        pipeline = LatentDiffusion(network, self.autoencoder, self.text_encoder).to(device)
+        pipeline = self.pipeline.with_network(network).to(device)
         images = pipeline.generate(
             s.prompts,
             num_inference_steps=s.num_inference_steps,
@@ -53,7 +51,7 @@ class SampleGrids(L.Callback):
             temperature=s.temperature,
             seed=s.seed,
         )
-        for encoder in (self.autoencoder, self.text_encoder):
+        for encoder in (pipeline.autoencoder, pipeline.text_encoder):
             encoder.to("cpu")  # training has better use for the memory
         grid = prompt_grid(images, s.prompts)
         path = sample_path(self.run, trainer.global_step)
