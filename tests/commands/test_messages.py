@@ -3,7 +3,7 @@
 import pytest
 
 from microdit.build import SettingsError
-from microdit.commands.messages import check_device
+from microdit.commands.messages import check_device, run_told
 
 
 @pytest.mark.parametrize("absent", ["cuda:99", "gpuu"])
@@ -14,3 +14,49 @@ def test_a_device_that_is_not_there_is_refused_with_the_one_that_is(absent):
 
 def test_the_processor_can_always_be_used():
     check_device("cpu")
+
+
+def mistaken() -> None:
+    raise SettingsError("choose [one] of two")
+
+
+def told(main, capsys) -> str:
+    with pytest.raises(SystemExit) as ended:
+        run_told(main)
+    assert ended.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_a_mistake_is_one_sentence_that_names_the_way_to_its_traceback(capsys, monkeypatch):
+    monkeypatch.delenv("MICRODIT_DEBUG", raising=False)
+    said = told(mistaken, capsys)
+    assert said.splitlines()[0] == "error: choose [one] of two"
+    assert "MICRODIT_DEBUG=1" in said
+    assert "Traceback" not in said
+
+
+def test_with_microdit_debug_the_traceback_of_any_mistake_is_shown(capsys, monkeypatch):
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("MICRODIT_DEBUG", "1")
+    for main in (mistaken, full):
+        said = told(main, capsys)
+        assert "Traceback (most recent call last)" in said
+        assert f"in {main.__name__}" in said
+        assert "error: " in said
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_told(lambda: 1 / 0)
+
+
+def test_ctrl_c_says_how_to_go_on_and_ends_with_130(capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_told(interrupted)
+    assert ended.value.code == 130
+    assert "resume=RUN" in capsys.readouterr().err
