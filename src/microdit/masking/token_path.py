@@ -92,7 +92,7 @@ class TokenPath(nn.Module, ABC):
     def keep(self, uniform: Float[Tensor, "n t"], mask_ratio: float, grid: tuple[int, int]) -> KeptPatches | None:
         """The patches that the backbone sees, from one draw of U[0, 1) a patch; None where none is dropped.
 
-        `grid` is (rows, columns) of patches.
+        All chance comes from `uniform`, or a resumed run would not repeat it. `grid` is (rows, columns) of patches.
         """
         return keep_blocks(uniform, mask_ratio, grid, self.block_size)
 

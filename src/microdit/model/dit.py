@@ -54,7 +54,11 @@ class Conditioning(NamedTuple):
 
 
 class DiT(nn.Module):
-    """Predicts F(x; noise, caption) for EDM's preconditioning, on all patches or on those a token path keeps.
+    """Predicts F(x; noise, caption), which an objective turns into denoised latents, for all patches or for some.
+
+    A token path leads the patches through. The paper's (deferred masking, section 3.2; masking/deferred.py): a light
+    patch-mixer sees all patches, so that each learns of the others; then most are dropped, and the expensive backbone
+    sees the rest. At mask ratio 0 and at inference all of them stay.
 
     Args:
         input_size: side of the square latents it is trained on (pixels / 8 for the paper's autoencoders). Other sizes,

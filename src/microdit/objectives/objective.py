@@ -56,7 +56,7 @@ class Objective(ABC):
         """The weight of the squared error of what is denoised."""
 
     def draw(self, standard_normal: Sigma) -> Sigma:
-        """Noise levels of training from draws of the standard normal; `standard_level` is the inverse."""
+        """Noise levels of training from draws of the standard normal; `standard_level` leads back."""
         return (self.noise_mean + self.noise_std * standard_normal).exp()
 
     def standard_level(self, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

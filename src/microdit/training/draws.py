@@ -16,7 +16,7 @@ TRAINING, VALIDATION = 1, 2
 
 
 class Chance(NamedTuple):
-    """What is drawn for each sample of a batch: EDM's three draws, and whether its caption is dropped."""
+    """What is drawn for each sample of a batch: the objective's three draws, and whether its caption is dropped."""
 
     draws: Draws
     drop_caption: Bool[Tensor, " n"]
@@ -30,7 +30,7 @@ def draw_chance(
     patch_size: int,
     caption_dropout: float,
 ) -> Chance:
-    """Draws for the samples at these positions, in EDM's order: noise level, noise, mask; then the caption's fate.
+    """Draws for the samples at these positions, in this order: noise level, noise, mask; then the caption's fate.
 
     Philox is counter-based: the position selects a block of its output, so no generator has a state to save.
     """

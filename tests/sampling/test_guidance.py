@@ -1,0 +1,96 @@
+"""Guidance: what is asked of the network, and how its answers are put together."""
+
+import pytest
+import torch
+
+from microdit.objectives.edm import EDM
+from microdit.objectives.objective import denoise
+from microdit.sampling.guidance import guided, guided_denoiser
+
+SIGMA_DATA = 0.9
+
+
+def constant(value: float):
+    """A raw network that ignores its inputs."""
+    return lambda x, noise_label, captions, kept=None: torch.full_like(x, value)
+
+
+def sigmas(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None, None, None]
+
+
+def test_guidance_of_one_is_the_network_itself():
+    network = constant(1.0)
+    assert guided(network, 1.0) is network
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.0, 0.5, 5.0])
+def test_guidance_moves_from_the_output_without_a_caption_through_the_one_with(small_network, inputs, scale):
+    network = small_network()
+    latents, noise_label, captions = inputs()
+    with_caption = network(latents, noise_label, captions)
+    without = network(latents, noise_label, torch.zeros_like(captions))
+    assert not torch.allclose(with_caption, without, atol=1e-3)
+    expected = without + scale * (with_caption - without)
+    torch.testing.assert_close(guided(network, scale)(latents, noise_label, captions), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_guidance_takes_one_call():
+    calls = []
+
+    def network(x, noise_label, captions):
+        calls.append(len(x))
+        return x
+
+    guided(network, 3.0)(torch.randn(2, 3, 4, 4), torch.randn(2), torch.randn(2, 5, 16))
+    assert calls == [4]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.0, 1.0, 5.0])
+def test_guidance_with_captions_that_were_read_gives_the_same(small_network, inputs, scale):
+    network = small_network()
+    latents, noise_label, captions = inputs()
+    expected = guided(network, scale)(latents, noise_label, captions)
+    remembered = guided(network, scale)(latents, noise_label, network.read_captions(captions))
+    torch.testing.assert_close(remembered, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_guided_denoiser_is_edms_over_the_guided_network(small_network, inputs):
+    network = small_network()
+    x, _, captions = inputs()
+    denoised = guided_denoiser(network, captions, EDM(SIGMA_DATA), guidance_scale=3.0)(x.double(), 0.7)
+    expected = denoise(guided(network, 3.0), x, sigmas(0.7, 0.7), captions, EDM(SIGMA_DATA))
+    assert denoised.dtype == torch.float64
+    torch.testing.assert_close(denoised, expected.double())
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval", "guided_levels"),
+    [
+        (3.0, None, [50.0, 2.0, 0.5, 0.01]),
+        (3.0, [0.5, 2.0], [2.0]),
+        (3.0, (0.0, 80.0), [50.0, 2.0, 0.5, 0.01]),
+        (1.0, None, []),
+    ],
+)
+def test_only_noise_levels_in_the_interval_are_guided_and_cost_twice(scale, interval, guided_levels):
+    samples = []
+
+    def network(x, noise_label, captions):
+        samples.append(len(x))
+        return x
+
+    denoiser = guided_denoiser(network, torch.randn(2, 5, 16), EDM(SIGMA_DATA), scale, interval)
+    for sigma in (50.0, 2.0, 0.5, 0.01):
+        samples.clear()
+        denoiser(torch.randn(2, 3, 4, 4, dtype=torch.float64), sigma)
+        assert samples == [4 if sigma in guided_levels else 2]
+
+
+@pytest.mark.parametrize("interval", [[2.0, 0.5], [1.0, 1.0], [-1.0, 2.0], [0.5], [], [0.1, 0.2, 0.3]])
+def test_an_interval_that_is_none_is_refused(interval):
+    with pytest.raises(ValueError, match=r"guidance_interval is two noise levels \[low, high\], 0 <= low < high"):
+        guided_denoiser(constant(1.0), torch.randn(2, 5, 16), EDM(SIGMA_DATA), 3.0, interval)
