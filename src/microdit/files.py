@@ -29,14 +29,19 @@ def room_for(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(descriptor: int) -> Iterator[None]:
-    """While the block runs no other thread or process is in one for the same file; the lock ends with its process."""
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+def alone_in(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """While the block runs no other thread or process is in one for the same folder or file, opened with these `flags`.
+
+    The lock is on the folder or file itself, so none is left behind, and it ends with its process.
+    """
+    descriptor = os.open(path, flags, 0o644)
     try:
-        yield
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
     finally:
         # Said aloud: a process that was forked meanwhile shares the lock, and closing the file here would not end it.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -50,31 +55,16 @@ def claim(path: Path) -> Iterator[Path | None]:
     if path.exists():
         yield None
         return
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        with locked(descriptor), room_for(path):
-            if path.exists():
-                # Written by the one we waited for; what lies under the temporary name now is empty.
-                partial.unlink(missing_ok=True)
-                yield None
-                return
-            os.ftruncate(descriptor, 0)
-            yield partial
-            os.fsync(descriptor)
-            os.replace(partial, path)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """While the block runs no other process is in such a block for the same folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with locked(descriptor):
-            yield
-    finally:
-        os.close(descriptor)
+    with alone_in(partial, os.O_RDWR | os.O_CREAT) as descriptor, room_for(path):
+        if path.exists():
+            # Written by the one we waited for; what lies under the temporary name now is empty.
+            partial.unlink(missing_ok=True)
+            yield None
+            return
+        os.ftruncate(descriptor, 0)
+        yield partial
+        os.fsync(descriptor)
+        os.replace(partial, path)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from microdit.checkpoints.starting import OptimizerStates
@@ -43,7 +42,6 @@ class DenoisingTask(L.LightningModule):
         self.stage, self.optimizer, self.max_steps = stage, settings.optimizer, max_steps
         self.max_skipped_steps, self.initial_optimizer = settings.trainer.max_skipped_steps, initial_optimizer
         self.skipped_in_a_row = self.skipped_steps = 0
-        self.micro_batches: list[LossTerms] = []  # of the step that is being made; whoever reports it empties it
         self.gradient_norm, self.learning_rate = torch.tensor(float("nan")), 0.0
         self.validation_loss = torch.tensor(float("nan"))
 
@@ -83,12 +81,12 @@ class DenoisingTask(L.LightningModule):
             patch_size=network.patch_size,
         )
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The loss to be lowered, and for callbacks, as `outputs`, the terms of this micro-batch."""
         terms = self.loss(self.network, batch, self.current_mask_ratio())
         detached = terms.loss.detach()
-        self.micro_batches.append(terms._replace(loss=detached))
         # The factor is 1, or NaN where the loss is not finite: the gradients of all ranks then say so, when they meet.
-        return terms.loss * (1 + 0 * detached)
+        return {"loss": terms.loss * (1 + 0 * detached), "terms": terms._replace(loss=detached)}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ends with a validation, whatever the interval: what is recorded of a run is what it ended with."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import fsspec
 
-from microdit.files import locked
+from microdit.files import alone_in
 
 ATTEMPTS = 8
 FIRST_WAIT_S = 0.1
@@ -114,7 +114,7 @@ class FileCache:
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.part")
-        with (self.folder / f".{path.name}.lock").open("w") as lock, locked(lock.fileno()):
+        with alone_in(self.folder / f".{path.name}.lock", os.O_RDWR | os.O_CREAT):
             if not self._present(path, expected_bytes):
                 self._make_room(expected_bytes or 0)
                 fetch(url, partial, expected_bytes)

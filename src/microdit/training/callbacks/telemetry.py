@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -60,6 +60,7 @@ class Telemetry(L.Callback):
         self.step = trainer.global_step
         self.flops = self.costs.after(self.step, trainer.max_steps)
         self.micro_batches = trainer.accumulate_grad_batches
+        self.terms: deque[LossTerms] = deque(maxlen=self.micro_batches)  # of the newest step
 
     def on_train_batch_start(self, *args: Any) -> None:
         self.batch_started = time.monotonic()
@@ -74,14 +75,14 @@ class Telemetry(L.Callback):
         self.seconds += now - self.last_end
         self.last_end, self.waited_before = now, waited
         self.ends.append((self.busy, waited))
+        self.terms.append(outputs["terms"])
         if trainer.global_step == self.step:
             return  # in the middle of an accumulated step
         self.step = trainer.global_step
         ratio = pl_module.mask_ratio.ratio((self.step - 1) / trainer.max_steps)
         self.flops += self.costs.global_batch_size * self.costs.flops_per_image(ratio)
-        micro_batches, pl_module.micro_batches = pl_module.micro_batches, []
         if self.step % self.hardware.log_every_n_steps == 0 or self.step == trainer.max_steps:
-            losses = reduced_losses(micro_batches, pl_module.objective, trainer.world_size)
+            losses = reduced_losses(self.terms, pl_module.objective, trainer.world_size)
             self.tell(trainer, losses | self.measured(trainer, pl_module, ratio))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -145,7 +146,7 @@ class Telemetry(L.Callback):
         self.replaced = state_dict.get("replaced", 0)
 
 
-def reduced_losses(micro_batches: list[LossTerms], objective: Objective, world_size: int) -> dict[str, float]:
+def reduced_losses(micro_batches: Sequence[LossTerms], objective: Objective, world_size: int) -> dict[str, float]:
     """A step's loss over all micro-batches and ranks, and the denoising part of it by quarters of the noise levels.
 
     A quarter in which the step has no sample is left out, as is what is learned beside denoising where nothing is.
