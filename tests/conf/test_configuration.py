@@ -212,7 +212,7 @@ def write_bundle(tmp_path) -> Callable[[str], list[str]]:
     [
         ("trainer: {max_step: 3}", "trainer has no setting 'max_step'; did you mean 'max_steps'"),
         ("optimizer: {beta: 0.5}", "MuonWithAdamW has no setting 'beta'; did you mean 'betas'"),
-        ("optimizer: {kinds: {matrix: {}}}", "optimizer.kinds has no setting 'matrix'; did you mean 'matrices'"),
+        ("optimizer: {kinds: {matrix: {}}}", "optimizer.kinds has no kind 'matrix'. It knows: matrices: "),
         ("objective: {noise_means: 1}", "EDM has no setting 'noise_means'; did you mean 'noise_mean'"),
         ("schedule: {final_facto: 1}", "Cosine has no setting 'final_facto'; did you mean 'final_factor'"),
         ("resolution_stage: {step: 3}", "resolution_stage has no setting 'step'; did you mean 'steps'"),

@@ -203,7 +203,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_offered(run_se
     read_checkpoint(checkpoints_of(tmp_path)[-1])
 
 
-@pytest.mark.parametrize("override", ["resolution_stage.ema_decay=null", "optimizer._target_=torch.optim.AdamW"])
+@pytest.mark.parametrize("override", ["resolution_stage.ema_decay=null", "optimizer=adamw_short"])
 def test_a_change_that_the_checkpoints_do_not_fit_is_refused_and_leaves_the_run_as_it_was(
     run_settings, tmp_path, override
 ):
@@ -224,3 +224,19 @@ def test_a_folder_with_checkpoints_is_gone_on_with(run_settings, tmp_path, logge
     checkpoints_of(tmp_path)[-1].unlink()
     launch(settings.config, choices, tmp_path, Console(quiet=True))  # as SLURM does with a job that is queued again
     assert logged(tmp_path) == losses
+
+
+def test_a_resumed_run_learns_at_the_rate_it_is_told_now_and_decays_as_told(run_settings, tmp_path, logged):
+    """What `NonFiniteLossError` advises: a checkpoint holds the optimizer's settings too, and they must not win."""
+    choices = {"autoencoder": "pixel", "text_encoder": "words"}
+    whole = ["trainer.max_steps=6", "trainer.checkpoint_every_n_steps=3"]
+    launch(run_settings(*RUN, *whole).config, choices, tmp_path, Console(quiet=True))
+    before = logged(tmp_path, "train/learning_rate")
+    checkpoints_of(tmp_path)[-1].unlink()
+    told = ["resolution_stage.learning_rate=7.5e-4", "optimizer.weight_decay=0.03"]
+    config = {**run_settings(*RUN, *whole, *told).config, "resume": str(tmp_path)}
+    launch(config, choices, tmp_path, Console(quiet=True))
+    after = logged(tmp_path, "train/learning_rate")
+    assert [after[step] for step in (3, 4, 5)] == pytest.approx([before[step] / 2 for step in (3, 4, 5)])
+    groups = read_checkpoint(checkpoints_of(tmp_path)[-1])["optimizer_states"][0]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.03}

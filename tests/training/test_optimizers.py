@@ -139,7 +139,7 @@ def test_any_optimizer_of_torch_is_named_and_kinds_differ_where_they_are_told_to
         "_target_": "torch.optim.RAdam",
         "lr": 0.1,
         "weight_decay": 0.2,
-        "kinds": {"vectors": {"weight_decay": 0}},
+        "kinds": {"norms_and_biases": {"weight_decay": 0}},
     }
     optimizer = make_optimizer(small_network(), settings)
     assert type(optimizer) is torch.optim.RAdam
@@ -155,7 +155,7 @@ def test_any_optimizer_of_torch_is_named_and_kinds_differ_where_they_are_told_to
         ({"_target_": "torch.optim.AdamV"}, "cannot be imported"),
         ({"_target_": "torch.nn.Linear"}, "does not make a Optimizer"),
         ({"beta": 0.9}, "has no setting 'beta'; did you mean 'betas'"),
-        ({"kinds": {"matrix": {"lr": 1.0}}}, "optimizer.kinds has no setting 'matrix'; did you mean 'matrices'"),
+        ({"kinds": {"matrix": {"lr": 1.0}}}, "optimizer.kinds has no kind .matrix.. It knows: matrices: "),
         ({"kinds": {"matrices": 0.1}}, "holds arguments of the optimizer"),
     ],
 )
@@ -184,3 +184,22 @@ def test_matrices_turned_together_move_as_each_by_itself(monkeypatch):
     MuonWithAdamW([muons(*matrices)], lr=0.1).step()
     for matrix, twin in zip(matrices, twins, strict=True):
         torch.testing.assert_close(matrix, twin)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"kinds": {"matrices": {"lr": 1e-2, "momentun": 0.9}}},
+            "matrices has no setting 'momentun'; did you mean 'mom",
+        ),
+        ({"kinds": {"norms": {"lr": 1.0}}}, "no kind 'norms'.*norms_and_biases: all that is no matrix"),
+        ({"betas": 0.9}, "cannot be made of .*betas"),
+        ({"weight_decay": "lots"}, "cannot be made of .*lots"),
+        ({"lr": -1.0}, "Invalid learning rate"),
+        ({"kinds": {"matrices": {"params": 3}}}, "matrices has no setting 'params'"),
+    ],
+)
+def test_a_mistake_in_a_kind_or_in_a_value_is_told_before_anything_is_built(changed, said):
+    with pytest.raises(SettingsError, match=said):
+        check_optimizer(MUON | changed)

@@ -11,12 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microdit.checkpoints.sharded import (
-    METADATA_FILE,
-    as_lightning_states,
-    damaged_files,
-    read_tensors,
-)
+from microdit.checkpoints.sharded import METADATA_FILE, as_lightning_states, damaged_files, read_tensors
 from microdit.runs.folder import CHECKPOINTS, SHARDED_MARK, checkpoint_step, checkpoints_of
 
 

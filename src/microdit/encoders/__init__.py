@@ -6,11 +6,4 @@ from microdit.encoders.pixel import PixelAutoencoder
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.encoders.words import WordsTextEncoder
 
-__all__ = [
-    "Autoencoder",
-    "KLAutoencoder",
-    "OpenClipTextEncoder",
-    "PixelAutoencoder",
-    "TextEncoder",
-    "WordsTextEncoder",
-]
+__all__ = ["Autoencoder", "KLAutoencoder", "OpenClipTextEncoder", "PixelAutoencoder", "TextEncoder", "WordsTextEncoder"]

@@ -83,11 +83,7 @@ def read_autoencoder_kl(weights: str, channels: int, scale: float, shift: float,
 
     try:
         loaded: Any = AutoencoderKL.from_pretrained(
-            str(folder),
-            local_files_only=True,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
+            str(folder), local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise ValueError(f"autoencoder.weights={weights}: diffusers cannot read {folder} ({error})") from error

@@ -13,11 +13,7 @@ from microdit.encoders.protocols import TextEncoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
 
 CONFIG = ["open_clip_config.json"]
-CHECKPOINT = [
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-]
+CHECKPOINT = ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"]
 
 
 class TextTower(nn.Module):

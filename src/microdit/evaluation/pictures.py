@@ -6,7 +6,7 @@ Numbers are always computed from what is kept here, so that they can be computed
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,4 @@ def fingerprint(network: nn.Module) -> str:
 
 def plain_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling as JSON gives it back, so that what is kept and what is wanted compare equal."""
-    return json.loads(json.dumps(dict(sampling), default=_as_list))
-
-
-def _as_list(value: Sequence[Any]) -> list[Any]:
-    return list(value)
+    return json.loads(json.dumps(dict(sampling), default=list))

@@ -25,11 +25,7 @@ class MaskDiT(TokenPath):
     positions: Float[Tensor, "1 t dd"]
 
     def __init__(
-        self,
-        decoder_depth_ratio: float,
-        decoder_width_ratio: float,
-        reconstruction_weight: float,
-        block_size: int = 1,
+        self, decoder_depth_ratio: float, decoder_width_ratio: float, reconstruction_weight: float, block_size: int = 1
     ) -> None:
         super().__init__(block_size)
         for name, ratio in (("depth", decoder_depth_ratio), ("width", decoder_width_ratio)):
@@ -53,7 +49,7 @@ class MaskDiT(TokenPath):
         tokens = self.map_in(network.backbone(tokens, conditioning))
         if kept is not None:
             tokens = kept.place(tokens, self.learned_token)
-        tokens = tokens + network.positions(grid, self.positions)
+        tokens = tokens + network.positions_of(grid, self.positions)
         captions = self.map_captions(conditioning.captions)
         for block in self.decoder:
             tokens = block(tokens, captions, conditioning.vector)

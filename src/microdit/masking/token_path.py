@@ -44,7 +44,7 @@ class Network(Protocol):
         """The expensive part, over whatever tokens it is given."""
         ...
 
-    def positions(self, grid: tuple[int, int], trained: Float[Tensor, "1 s d"]) -> Float[Tensor, "1 t d"]:
+    def positions_of(self, grid: tuple[int, int], trained: Float[Tensor, "1 s d"]) -> Float[Tensor, "1 t d"]:
         """The positions of a grid of (rows, columns) patches: those of training if it is that grid, or made for it."""
         ...
 

@@ -261,13 +261,13 @@ class DiT(nn.Module):
 
     def embed_patches(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t d"]:
         """A token for each patch, with its position added."""
-        return self.x_embedder(latents) + self.positions(self.grid(latents), self.pos_embed)
+        return self.x_embedder(latents) + self.positions_of(self.grid(latents), self.pos_embed)
 
     def position_table(self, grid: tuple[int, int], width: int) -> Float[Tensor, "1 t w"]:
         """What tells the patches of a grid of (rows, columns) apart, in tokens of that width."""
         return sincos_position_table(*grid, width, self.pos_interp_scale, self.max_period)
 
-    def positions(self, grid: tuple[int, int], trained: Float[Tensor, "1 s d"]) -> Float[Tensor, "1 t d"]:
+    def positions_of(self, grid: tuple[int, int], trained: Float[Tensor, "1 s d"]) -> Float[Tensor, "1 t d"]:
         """The positions of a grid of (rows, columns) patches: those of training if it is that grid, or made for it."""
         return trained if grid == self.trained_grid else self.position_table(grid, trained.shape[-1]).to(trained)
 

@@ -1,6 +1,6 @@
 """The formulas of a block between its linear layers, as functions: attention, modulated norm, gates.
 
-`FORMULAS` is how a block uses them. fused_operations.py has the same functions compiled for a CPU.
+`FORMULAS` is how a block uses them. kernels/cpu has the same functions compiled for a CPU.
 """
 
 from collections.abc import Callable

@@ -42,7 +42,7 @@ def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[
     if grid is not None:
         grid.save(folder / "samples.png")
         written.append(folder / "samples.png")
-    console.print(markdown_table(folder), highlight=False, markup=False)
+    console.print((folder / "table.md").read_text(encoding="utf-8"), highlight=False, markup=False)
     tell_problems(folder, console)
     for path in written:
         console.print(f"wrote {path}", highlight=False)
@@ -54,11 +54,7 @@ def remake(folder: Path) -> list[Path]:
     results = read_csv(folder / RESULTS_FILE)
     layout = read_layout(folder, results)
     rows = summarise(results, layout)
-    texts = {
-        "table.md": markdown(rows, layout),
-        "table.csv": as_csv(rows, layout),
-        "table.tex": latex(rows, layout),
-    }
+    texts = {"table.md": markdown(rows, layout), "table.csv": as_csv(rows, layout), "table.tex": latex(rows, layout)}
     compared, of_differences = differences(results, layout)
     if compared:
         texts["table.md"] += "\n" + markdown(compared, of_differences, OF_PAIRS)
@@ -68,10 +64,7 @@ def remake(folder: Path) -> list[Path]:
         (folder / name).write_text(text, encoding="utf-8")
     written = [folder / name for name in texts]
     logged = read_csv(folder / CURVES_FILE) if (folder / CURVES_FILE).is_file() else []
-    figures = {
-        "figure.png": quality_against_cost(rows, layout),
-        "curves.png": loss_curves(logged, rows, layout),
-    }
+    figures = {"figure.png": quality_against_cost(rows, layout), "curves.png": loss_curves(logged, rows, layout)}
     for name, figure in figures.items():
         if figure is not None:
             figure.savefig(folder / name, metadata={"Software": None})
@@ -91,10 +84,6 @@ def write_curves(runs: Sequence[Path], path: Path) -> None:
         write_csv(points, path)
     else:
         path.unlink(missing_ok=True)
-
-
-def markdown_table(folder: Path) -> str:
-    return (folder / "table.md").read_text(encoding="utf-8")
 
 
 def tell_problems(folder: Path, console: Console) -> None:

@@ -114,8 +114,17 @@ class DenoisingTask(L.LightningModule):
                 if name in self.initial_optimizer:
                     optimizer.state[parameter] = optimizer_state(parameter, self.initial_optimizer[name])
             self.initial_optimizer = None
+        # Before the schedule changes it: what a resumed run is told counts, not what its checkpoint was told.
+        self.told = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         schedule = LambdaLR(optimizer, lambda step: self.schedule.factor(step, self.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        schedule.scheduler.base_lrs = [told["lr"] for told in self.told]  # type: ignore[attr-defined]
+        factor = self.schedule.factor(schedule.scheduler.last_epoch, self.max_steps)  # type: ignore[attr-defined]
+        for group, told in zip(optimizer.param_groups, self.told, strict=True):
+            group |= told | {"initial_lr": told["lr"], "lr": told["lr"] * factor}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

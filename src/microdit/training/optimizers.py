@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from microdit.build import SettingsError, build, check_names, checked
+from microdit.build import SettingsError, build, check_names
 from microdit.distributed.sharding import part_like, whole_tensor
 from microdit.model.blocks import CrossAttention, SelfAttention
 from microdit.model.dit import DiT
@@ -18,7 +18,7 @@ from microdit.model.feed_forward import ExpertChoice, GELUFeedForward, SwiGLU
 KINDS = {
     "matrices": "of attention and feed-forward layers in all blocks, each expert's included",
     "modulation": "what the conditioning vector shifts, scales and gates with",
-    "vectors": "weights of norms, and biases",
+    "norms_and_biases": "all that is no matrix",
     "others": "embeddings, experts' gates, the output layer: rows that mean something one by one",
 }
 BLOCK_LAYERS = SelfAttention | CrossAttention | SwiGLU | GELUFeedForward | ExpertChoice
@@ -36,7 +36,7 @@ def parameter_kinds(network: DiT) -> dict[str, list[nn.Parameter]]:
     found: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
     for name, parameter in network.named_parameters():
         if parameter.ndim < 2:
-            found["vectors"].append(parameter)
+            found["norms_and_biases"].append(parameter)
         elif id(parameter) in in_blocks:
             found["matrices"].append(parameter)
         else:
@@ -59,13 +59,28 @@ def make_optimizer(network: DiT, settings: Mapping[str, Any]) -> torch.optim.Opt
 
 
 def check_optimizer(settings: Mapping[str, Any]) -> None:
-    """Raises SettingsError for an optimizer that is none, an argument it does not take, or a kind that is none."""
-    checked(plain(settings), torch.optim.Optimizer, "params")
-    kinds = settings.get("kinds") or {}
-    check_names(kinds, KINDS, where="optimizer.kinds")
-    for kind, changed in kinds.items():
+    """Raises SettingsError for an optimizer that is none, an argument or value that it does not take, or a kind that is
+    none: it is made for a single number, once with the arguments of each kind."""
+
+    def made(**changed: Any) -> torch.optim.Optimizer:
+        groups = [{"params": [nn.Parameter(torch.zeros(1))], **plain(changed)}]
+        try:
+            return build(plain(settings), torch.optim.Optimizer, params=groups)
+        except SettingsError:
+            raise
+        except Exception as error:  # each of torch's optimizers complains in its own way
+            given = plain({**settings, **changed})
+            raise SettingsError(f"{settings['_target_']} cannot be made of {given}: {error}") from error
+
+    known = {*made().param_groups[0]} - {"params"}
+    for kind, changed in (settings.get("kinds") or {}).items():
+        if kind not in KINDS:
+            there = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
+            raise SettingsError(f"optimizer.kinds has no kind '{kind}'. It knows: {there}")
         if not isinstance(changed, Mapping):
             raise SettingsError(f"optimizer.kinds.{kind} holds arguments of the optimizer, such as lr: 1e-3")
+        check_names(changed, known, where=f"optimizer.kinds.{kind}")
+        made(**changed)
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from microdit.kernels.cpu.host_memory import keep_freed_memory
 from microdit.pipeline import LatentDiffusion, build_pipeline, write_settings
 from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoint_step
 from microdit.runs.record import write_record
-from microdit.training.callbacks.checkpoints import Keeping, StepCheckpoints
+from microdit.training.callbacks.checkpoints import StepCheckpoints
 from microdit.training.callbacks.loggers import MetricsFile
 from microdit.training.callbacks.progress import TrainingProgress
 from microdit.training.callbacks.samples import SampleGrids
@@ -74,8 +74,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     seconds = metrics_file.newest().get("train/seconds", 0.0)
     metrics_file.forget_after(-1 if checkpoint is None else checkpoint_step(checkpoint) - 1)
     telemetry = Telemetry(costs, hardware, train_stream.source_counts, seconds, metrics_file.newest())
-    keeping = Keeping(hardware.checkpoint_every_n_steps, hardware.keep_checkpoints, hardware.keep_every_n_steps)
-    checkpoints = StepCheckpoints(run, keeping, {"config": settings.config}, stage.global_batch_size, console)
+    checkpoints = StepCheckpoints(settings, console)
     cost = total_cost(costs, max_steps, pipeline)
     if is_rank_zero():
         run.mkdir(parents=True, exist_ok=True)

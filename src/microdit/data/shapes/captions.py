@@ -31,10 +31,7 @@ _PLACE_PHRASES = {
     "center": ("in the center", "in the middle"),
 }
 _JOINTS = {"real": (" and ",), "synthetic": (" and ", " and ", " with ", " together with ", " plus ")}
-_COUNTED = {
-    "real": ("{}",),
-    "synthetic": ("{}", "{}", "exactly {}", "a group of {}", "a set of {}"),
-}
+_COUNTED = {"real": ("{}",), "synthetic": ("{}", "{}", "exactly {}", "a group of {}", "a set of {}")}
 _RELATED = {"real": ("",), "synthetic": ("", "", "placed ", "drawn ")}
 
 

@@ -20,14 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from microdit.model.operations import (
-    Operations,
-    add_gated,
-    modulated_norm,
-    normalised_attention,
-    silu_product,
-    unpack,
-)
+from microdit.model.operations import Operations, add_gated, modulated_norm, normalised_attention, silu_product, unpack
 
 PYTORCH = Path(torch.__file__).parent
 FOLDER = Path(__file__).parent

@@ -1,8 +1,7 @@
 """When checkpoints are written, what they say of themselves, and which are kept."""
 
 import shutil
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
@@ -13,14 +12,7 @@ from microdit.checkpoints.writing import CheckpointFiles, discard, discard_unfin
 from microdit.distributed.sharded_strategy import ShardedStrategy
 from microdit.runs.folder import CHECKPOINTS, checkpoint_path, checkpoint_step, checkpoints_of, to_resume
 from microdit.training.module import DenoisingTask
-
-
-class Keeping(NamedTuple):
-    """A checkpoint every `every_n_steps`; the `newest` ones stay, and those at multiples of `for_good`."""
-
-    every_n_steps: int
-    newest: int
-    for_good: int | None
+from microdit.training.settings import TrainingSettings
 
 
 class StepCheckpoints(Checkpoint):
@@ -31,9 +23,8 @@ class StepCheckpoints(Checkpoint):
     step that was skipped the weights are not trusted, so the checkpoint waits for one that was not.
     """
 
-    def __init__(self, run: Path, keeping: Keeping, metadata: dict[str, Any], global_batch_size: int, console: Console):
-        self.run, self.keeping, self.metadata, self.console = run, keeping, metadata, console
-        self.global_batch_size = global_batch_size
+    def __init__(self, settings: TrainingSettings, console: Console):
+        self.settings, self.run, self.hardware, self.console = settings, settings.output, settings.trainer, console
         self.saved_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -43,7 +34,7 @@ class StepCheckpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         assert isinstance(pl_module, DenoisingTask)
-        step, every = trainer.global_step, self.keeping.every_n_steps
+        step, every = trainer.global_step, self.hardware.checkpoint_every_n_steps
         due = step // every > self.saved_step // every or step == trainer.max_steps
         if due and step > self.saved_step and not pl_module.skipped_in_a_row:
             self.save(trainer)
@@ -82,17 +73,18 @@ class StepCheckpoints(Checkpoint):
                 raise CheckpointError(f"{told} Make room, then go on with resume={to_resume(self.run)}")
             self.console.print(f"[red]warning:[/red] {told} Make room: training goes on", highlight=False)
             return
-        for old in kept[: -self.keeping.newest]:
-            if self.keeping.for_good is None or checkpoint_step(old) % self.keeping.for_good:
+        for old in kept[: -self.hardware.keep_checkpoints]:
+            for_good = self.hardware.keep_every_n_steps
+            if for_good is None or checkpoint_step(old) % for_good:
                 discard(old)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        seen = trainer.global_step * self.global_batch_size
+        seen = trainer.global_step * self.settings.resolution_stage.global_batch_size
         checkpoint["metadata"] = {
             "step": trainer.global_step,
             "samples_seen": seen,
             "data": {"next_position": seen},  # the data's order is a function of the position alone
             "world_size": trainer.world_size,
             "versions": library_versions(),
-            **self.metadata,
+            "config": self.settings.config,
         }
