@@ -3,11 +3,12 @@
 import re
 
 import pytest
+from cli_processes import run_script
 
 
 @pytest.fixture(scope="module")
-def xl(run_script):
-    return run_script("plan.py", "+scale=xl", "hardware.mfu=0.19")
+def xl():
+    return run_script("plan.py", "+scale=xl", "hardware.mfu=0.19", cold=True)
 
 
 def numbers(table: str, row: str) -> list[float]:
@@ -35,14 +36,14 @@ def test_the_papers_four_stages_cost_its_days_and_dollars(xl):
     assert dollars * 0.19 / 0.185 == pytest.approx(1890, rel=0.005)
 
 
-def test_a_plan_of_an_impossible_utilisation_is_refused(run_script):
+def test_a_plan_of_an_impossible_utilisation_is_refused():
     ended = run_script("plan.py", "hardware.mfu=1.9")
     assert ended.returncode == 1
     assert "hardware.mfu is a share of the peak" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_a_choice_that_the_stages_make_themselves_is_refused_and_the_stage_can_be_changed(run_script):
+def test_a_choice_that_the_stages_make_themselves_is_refused_and_the_stage_can_be_changed():
     ended = run_script("plan.py", "+scale=xl", "mask_ratio=p50")
     assert ended.returncode == 1
     assert "mask_ratio=p50 has no effect here: the stages of scale xl choose mask_ratio themselves" in ended.stderr
