@@ -1,9 +1,14 @@
 """`python plan.py`, from the outside."""
 
 import re
+from pathlib import Path
 
 import pytest
 from cli_processes import run_script
+from compositions import plain
+
+from microdit.commands.plan import planned_stage
+from microdit.training.settings import TrainingSettings, training_settings
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +19,10 @@ def xl():
 def numbers(table: str, row: str) -> list[float]:
     line = next(line for line in table.splitlines() if row in line)
     return [float(cell.replace(",", "")) for cell in re.split("[│|]", line)[2:-1] if cell.strip()]
+
+
+def settings(*overrides: str) -> TrainingSettings:
+    return training_settings(plain("name=x", *overrides), Path("run"), {})
 
 
 def test_the_papers_four_stages_cost_its_days_and_dollars(xl):
@@ -48,5 +57,11 @@ def test_a_choice_that_the_stages_make_themselves_is_refused_and_the_stage_can_b
     assert ended.returncode == 1
     assert "mask_ratio=p50 has no effect here: the stages of scale xl choose mask_ratio themselves" in ended.stderr
     assert "stages.xl.0.mask_ratio=p50" in ended.stderr
-    changed = run_script("plan.py", "+scale=xl", "stages.xl.0.mask_ratio=p50")
-    assert numbers(changed.stdout, "res256_pretrain")[2] == pytest.approx(424, rel=0.01)
+    small = ["+scale=xl", "model=nano"]  # quickly counted
+    changed = run_script("plan.py", *small, "stages.xl.0.mask_ratio=p50")
+    half, three_quarters = (
+        planned_stage(ratio, settings(*small, "resolution_stage=res256_pretrain", f"mask_ratio={ratio}"))
+        for ratio in ("p50", "p75")
+    )
+    assert numbers(changed.stdout, "res256_pretrain")[2] == pytest.approx(half.flops_per_image / 1e9, rel=1e-3)
+    assert half.flops_per_image > 1.1 * three_quarters.flops_per_image

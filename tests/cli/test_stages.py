@@ -83,8 +83,12 @@ def test_a_chain_of_two_processes_stops_for_a_signal_and_goes_on(paths, tmp_path
     wait_for(lambda: (second / "metrics.csv").exists() and len(steps(second)) > 3, victim)
     assert len(children(victim)) == 2
     victim.terminate()
-    victim.communicate(timeout=120)
+    told, _ = victim.communicate(timeout=120)
     assert victim.returncode == 75
+    assert "stopped at step" in told
+    saved = steps(second)[-1] + 1
+    assert 3 < saved < 60
+    assert (second / "checkpoints" / f"step_{saved:07d}.ckpt").exists()
     assert not (tmp_path / STAGES[2]).exists()
     done = run_script("train.py", f"resume={tmp_path}", "trainer=cpu")
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """Processes that have the libraries loaded already, which alone takes seconds of every process of a test's.
 
-Each is forked off one that has loaded the libraries and nothing else: what is ours it loads anew, in its own order.
+Each is forked off one that has loaded them, and training, and nothing else.
 """
 
 import atexit
@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-LIBRARIES = ["hydra", "lightning", "torch.distributed.checkpoint.api", "webdataset.writer"]
+LOADED = ["hydra", "microdit.training.run", "microdit.encoders.pixel", "microdit.encoders.words"]
 
 
 @functools.cache
 def warm_processes() -> ForkServerContext:
     """What starts such processes, with `Process` of the standard library."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(LIBRARIES)
+    processes.set_forkserver_preload(LOADED)
     atexit.register(end_all)
     return processes
 
