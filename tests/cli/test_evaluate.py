@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cli_processes import run_script
 from small_run import SMALL_RUN
 
 SMALL = [*SMALL_RUN, "trainer.max_steps=3", "trainer.validate_every_n_steps=1", "callbacks.samples.prompts=[]"]
@@ -15,7 +16,7 @@ FEW = [
 
 
 @pytest.fixture(scope="module")
-def sweep(run_script, paths, tmp_path_factory) -> Path:
+def sweep(paths, tmp_path_factory) -> Path:
     """One run that ends well and one that fails: its budget pays for no step."""
     folder = tmp_path_factory.mktemp("sweep")
     arguments = ["-m", "trainer.max_flops=null,1000", f"hydra.sweep.dir={folder}", *SMALL, *FEW, *paths]
@@ -30,10 +31,10 @@ def run(sweep) -> Path:
     return finished
 
 
-def test_evaluating_adds_numbers_under_names_of_their_own(run_script, run):
+def test_evaluating_adds_numbers_under_names_of_their_own(run):
     before = json.loads((run / "result.json").read_text())
     arguments = [f"checkpoint={run}", "metrics=[compositional,shapes_loss]", *FEW, "metrics.shapes_loss.count=8"]
-    ended = run_script("evaluate.py", *arguments, "weights=[ema,raw]", "sampling.guidance_scale=2.0")
+    ended = run_script("evaluate.py", *arguments, "weights=[ema,raw]", "sampling.guidance_scale=2.0", cold=True)
     assert ended.returncode == 0, ended.stderr
     assert "compositional/overall@raw,guidance_scale=2" in ended.stdout
     after = json.loads((run / "result.json").read_text())
@@ -41,14 +42,14 @@ def test_evaluating_adds_numbers_under_names_of_their_own(run_script, run):
     assert {"denoising_loss/mean", "denoising_loss/mean@raw", "compositional/overall@guidance_scale=2"} <= after.keys()
 
 
-def test_pictures_that_were_kept_are_judged_again(run_script, run):
+def test_pictures_that_were_kept_are_judged_again(run):
     before = (run / "result.json").read_text()
     ended = run_script("evaluate.py", f"pictures={run}/evaluation", "metrics=shapes", *FEW)
     assert ended.returncode == 0, ended.stderr
     assert (run / "result.json").read_text() == before
 
 
-def test_a_mistake_is_told_in_one_sentence(run_script, tmp_path):
+def test_a_mistake_is_told_in_one_sentence(tmp_path):
     for arguments, message in (
         ([], "either checkpoint=RUN or pictures=RUN/evaluation"),
         ([f"checkpoint={tmp_path}"], "name the folder of a training run"),
@@ -59,10 +60,10 @@ def test_a_mistake_is_told_in_one_sentence(run_script, tmp_path):
         assert "Traceback" not in ended.stderr
 
 
-def test_a_sweep_becomes_a_table_that_shows_the_failed_run(run_script, sweep):
+def test_a_sweep_becomes_a_table_that_shows_the_failed_run(sweep):
     layout = "rows: [status]\ncolumns: [{column: validation/loss, format: .3f}]\n"
     (sweep / "report.yaml").write_text(layout)
-    ended = run_script("report.py", str(sweep))
+    ended = run_script("report.py", str(sweep), cold=True)
     assert ended.returncode == 0, ended.stderr
     table = (sweep / "table.md").read_text()
     assert table in ended.stdout
@@ -72,7 +73,7 @@ def test_a_sweep_becomes_a_table_that_shows_the_failed_run(run_script, sweep):
     assert (sweep / "curves.png").is_file()
 
 
-def test_reporting_nothing_says_what_to_name(run_script, tmp_path):
+def test_reporting_nothing_says_what_to_name(tmp_path):
     ended = run_script("report.py", str(tmp_path))
     assert ended.returncode == 1
     assert "holds no run" in ended.stderr

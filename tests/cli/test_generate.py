@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cli_processes import run_script
 from compiler import needs_compiler
 from PIL import Image
 
@@ -39,10 +40,10 @@ def saved(small_settings, wake, tmp_path_factory) -> str:
         (["sampler=dpm_solver_2m", "guidance_interval=[0.1,10]", "temperature=0.6"], "3/3"),
     ],
 )
-def test_samplers_are_options_and_the_bar_counts_their_evaluations(run_script, saved, tmp_path, options, evaluations):
+def test_samplers_are_options_and_the_bar_counts_their_evaluations(saved, tmp_path, options, evaluations):
     output = tmp_path / "grid.png"
     given = [f"checkpoint={saved}", PROMPTS, "num_inference_steps=3", f"output={output}", *options]
-    made = run_script("generate.py", *given)
+    made = run_script("generate.py", *given, cold=not options)
     assert made.returncode == 0, made.stderr
     assert evaluations in made.stderr
     assert Image.open(output).size[0] > 2 * 144
@@ -56,14 +57,14 @@ def test_samplers_are_options_and_the_bar_counts_their_evaluations(run_script, s
         ("autoencoder_weights=elsewhere", "PixelAutoencoder has no setting 'weights'"),
     ],
 )
-def test_mistakes_end_with_one_sentence(run_script, saved, tmp_path, option, told):
+def test_mistakes_end_with_one_sentence(saved, tmp_path, option, told):
     ended = run_script("generate.py", f"checkpoint={saved}", f"output={tmp_path / 'grid.png'}", option)
     assert ended.returncode == 1
     assert told in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_a_file_that_is_no_released_network_says_what_it_holds(run_script, tmp_path):
+def test_a_file_that_is_no_released_network_says_what_it_holds(tmp_path):
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
     ended = run_script("generate.py", f"checkpoint={tmp_path / 'other.pt'}")
     assert ended.returncode == 1

@@ -1,22 +1,10 @@
 """prepare.py as a user runs it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from cli_processes import run_script
 from PIL import Image
-
-ROOT = Path(__file__).parents[2]
-
-
-def prepare(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, str(ROOT / "prepare.py"), *overrides]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=environment, timeout=120, check=False
-    )
 
 
 def test_a_folder_of_photographs_becomes_data_and_its_tars_can_be_indexed_again(tmp_path: Path) -> None:
@@ -24,7 +12,8 @@ def test_a_folder_of_photographs_becomes_data_and_its_tars_can_be_indexed_again(
     for number in range(30):
         Image.fromarray(np.full((40, 50, 3), 8 * number, np.uint8)).save(tmp_path / f"photos/{number}.jpg")
         (tmp_path / f"photos/{number}.txt").write_text(f"photograph {number}")
-    done = prepare(tmp_path, "source=folder", "source.path=photos", "name=holidays", "held_out=0.2")
+    overrides = ("source=folder", "source.path=photos", "name=holidays", "held_out=0.2")
+    done = run_script("prepare.py", *overrides, folder=tmp_path, cold=True)
     assert done.returncode == 0, done.stderr
     train = tmp_path / "data/holidays/train/latents-pixel-words-32px"
     assert (train / "index.npz").exists()
@@ -33,16 +22,16 @@ def test_a_folder_of_photographs_becomes_data_and_its_tars_can_be_indexed_again(
     assert "images/s" in done.stdout
     written = (train / "index.npz").read_bytes()
     (train / "index.npz").unlink()
-    again = prepare(tmp_path, f"index={train}")
+    again = run_script("prepare.py", f"index={train}", folder=tmp_path)
     assert again.returncode == 0, again.stderr
     assert (train / "index.npz").read_bytes() == written
 
 
 def test_mistakes_are_told_in_one_sentence(tmp_path: Path) -> None:
-    missing = prepare(tmp_path, "source=folder", "source.path=nowhere")
+    missing = run_script("prepare.py", "source=folder", "source.path=nowhere", folder=tmp_path)
     assert missing.returncode == 1
     assert "error: nowhere is no folder. Give the folder of your pictures: source.path=FOLDER" in missing.stderr
     assert "Traceback" not in missing.stderr
-    unknown = prepare(tmp_path, "source=floder")
+    unknown = run_script("prepare.py", "source=floder", folder=tmp_path)
     assert unknown.returncode == 1
     assert all(kind in unknown.stderr for kind in ("folder", "shapes", "table", "webdataset"))

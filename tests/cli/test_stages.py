@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_processes import EVERY_STEP, SMALL, TWO, children, start, steps, wait_for
+from cli_processes import EVERY_STEP, SMALL, TWO, children, run_script, start_script, steps, wait_for
 
 from microdit.checkpoints.reading import latest_checkpoint, network_weights, read_checkpoint
 
@@ -20,7 +20,7 @@ STAGES = ["1-shapes16_pretrain", "2-shapes16_finetune", "3-shapes32_pretrain", "
 
 
 @pytest.fixture(scope="module")
-def chain(run_script, paths, tmp_path_factory):
+def chain(paths, tmp_path_factory):
     """The folder of a finished chain, not to be changed, and what it printed."""
     folder = tmp_path_factory.mktemp("chain")
     done = run_script("train.py", "-cn", "stages", *CHAIN, paths[0], f"hydra.run.dir={folder}")
@@ -60,7 +60,7 @@ def test_positions_are_made_anew_at_the_higher_resolution(chain):
     assert torch.equal(tables[2][0, 2], tables[0][0, 1])  # every second position is one of the smaller grid
 
 
-def test_a_chain_goes_on_where_it_stopped_and_finished_stages_are_skipped(chain, run_script, tmp_path):
+def test_a_chain_goes_on_where_it_stopped_and_finished_stages_are_skipped(chain, tmp_path):
     folder = tmp_path / "chain"
     shutil.copytree(chain[0], folder)
     shutil.rmtree(folder / STAGES[3])
@@ -76,15 +76,19 @@ def test_a_chain_goes_on_where_it_stopped_and_finished_stages_are_skipped(chain,
     assert records[3]["train/loss"] == pytest.approx(before["train/loss"], abs=1e-4)
 
 
-def test_a_chain_of_two_processes_stops_for_a_signal_and_goes_on(paths, run_script, tmp_path):
+def test_a_chain_of_two_processes_stops_for_a_signal_and_goes_on(paths, tmp_path):
     long = [*CHAIN, *EVERY_STEP, "resolution_stage.steps=60", paths[0]]
-    victim = start("-cn", "stages", *TWO, *long, f"hydra.run.dir={tmp_path}")
+    victim = start_script("train.py", "-cn", "stages", *TWO, *long, f"hydra.run.dir={tmp_path}")
     second = tmp_path / STAGES[1]
     wait_for(lambda: (second / "metrics.csv").exists() and len(steps(second)) > 3, victim)
     assert len(children(victim)) == 2
     victim.terminate()
-    victim.communicate(timeout=120)
+    told, _ = victim.communicate(timeout=120)
     assert victim.returncode == 75
+    assert "stopped at step" in told
+    saved = steps(second)[-1] + 1
+    assert 3 < saved < 60
+    assert (second / "checkpoints" / f"step_{saved:07d}.ckpt").exists()
     assert not (tmp_path / STAGES[2]).exists()
     done = run_script("train.py", f"resume={tmp_path}", "trainer=cpu")
     assert done.returncode == 0, done.stderr

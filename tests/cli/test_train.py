@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_processes import run_script, start_script
 from PIL import Image
 from small_run import QUICK_PICTURES, SMALL_RUN
 
@@ -19,9 +20,9 @@ def losses(run: Path) -> dict[int, str]:
 
 
 @pytest.fixture(scope="module")
-def swept(run_script, paths):
+def swept(paths):
     """The issue's sweep: two mask ratios, a few steps each."""
-    return run_script("train.py", "-m", "mask_ratio=none,p75", "trainer.max_steps=3", *SMALL, *paths)
+    return run_script("train.py", "-m", "mask_ratio=none,p75", "trainer.max_steps=3", *SMALL, *paths, cold=True)
 
 
 def test_a_sweep_makes_one_run_folder_a_job(swept, paths):
@@ -38,7 +39,7 @@ def test_the_end_of_a_run_shows_a_table_and_where_the_picture_is(swept):
     assert "newest sample grid:" in swept.stdout
 
 
-def test_a_job_whose_configuration_cannot_be_resolved_is_a_failed_row(run_script, tmp_path):
+def test_a_job_whose_configuration_cannot_be_resolved_is_a_failed_row(tmp_path):
     ended = run_script("train.py", "-m", "+experiment=unmasked_finetune", "seed=3", f"hydra.sweep.dir={tmp_path}")
     assert ended.returncode == 1
     (result,) = tmp_path.glob("*/result.json")
@@ -47,7 +48,7 @@ def test_a_job_whose_configuration_cannot_be_resolved_is_a_failed_row(run_script
     assert "which masked run to start from?" in record["error"]
 
 
-def test_a_sweep_that_is_typed_again_makes_only_what_is_not_finished(swept, run_script, paths):
+def test_a_sweep_that_is_typed_again_makes_only_what_is_not_finished(swept, paths):
     finished, killed = sorted(Path(paths[1].partition("=")[2]).glob("sweep_*/*-deferred-*"))
     record = (finished / "result.json").read_text()
     (killed / "result.json").unlink()
@@ -73,14 +74,14 @@ def test_a_sweep_that_is_typed_again_makes_only_what_is_not_finished(swept, run_
         ("mask_ratio.share=1.5", ["[0, 1)", "1.5"]),
     ],
 )
-def test_a_typo_stops_at_once_and_lists_what_there_is(run_script, paths, argument, told):
+def test_a_typo_stops_at_once_and_lists_what_there_is(paths, argument, told):
     ended = run_script("train.py", argument, *paths)
     assert ended.returncode == 1
     assert all(word in ended.stderr for word in told), ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_a_killed_run_resumes_with_the_losses_of_an_undisturbed_one(run_script, start_script, paths, tmp_path):
+def test_a_killed_run_resumes_with_the_losses_of_an_undisturbed_one(paths, tmp_path):
     arguments = [*SMALL, paths[0], "trainer.max_steps=60", "trainer.checkpoint_every_n_steps=7"]
     whole = run_script("train.py", *arguments, f"paths.output_root={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
@@ -106,7 +107,7 @@ def test_a_killed_run_resumes_with_the_losses_of_an_undisturbed_one(run_script, 
     assert "keeps its model" in other_model.stderr
 
 
-def test_generate_writes_a_picture_of_the_prompts(swept, run_script, paths, tmp_path):
+def test_generate_writes_a_picture_of_the_prompts(swept, paths, tmp_path):
     run = sorted(Path(paths[1].partition("=")[2]).glob("sweep_*/1-*"))[-1]
     arguments = [
         f"checkpoint={run}",
@@ -118,7 +119,7 @@ def test_generate_writes_a_picture_of_the_prompts(swept, run_script, paths, tmp_
     assert Image.open(tmp_path / "grid.png").size[0] > 2 * 144
 
 
-def test_generating_from_nothing_says_what_to_name(run_script, tmp_path):
+def test_generating_from_nothing_says_what_to_name(tmp_path):
     ended = run_script("generate.py", f"checkpoint={tmp_path}")
     assert ended.returncode == 1
     assert "name the folder of a training run" in ended.stderr

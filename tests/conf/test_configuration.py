@@ -1,18 +1,18 @@
 """The tree of conf/: every choice composes, is explained, and builds what it names."""
 
-import functools
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
 import yaml
+from compositions import CONF, composed
 from omegaconf import DictConfig, OmegaConf
 
-import microdit.commands.compose  # registers the resolver that names a run's folder
+import microdit.commands.compose
 from microdit.build import SettingsError, check_names, keyword_names, locate
 from microdit.commands.compose import bundles_in_order
 from microdit.model import sizes
@@ -21,7 +21,6 @@ from microdit.pipeline import build_pipeline
 from microdit.training.run import network_settings
 from microdit.training.settings import TrainingSettings, training_settings
 
-CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
 
 
@@ -49,25 +48,26 @@ def needed(bundle: str) -> list[str]:
     return ["init_from=runs/THE_RUN"] if bundle == "unmasked_finetune" else []
 
 
-@pytest.fixture(scope="module")
-def compose() -> Any:
+def compose(*overrides: str, config: str = "config") -> DictConfig:
     """Composes a configuration as the command line would; `name` is Hydra's business, so it is given."""
-
-    @functools.cache
-    def composed(*overrides: str, config: str = "config") -> DictConfig:
-        ordered = bundles_in_order(overrides)  # as for a command line
-        return hydra.compose(config, [*ordered, *(["name=x"] if config == "config" else [])])
-
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        yield composed
+    ordered = bundles_in_order(overrides)  # as for a command line
+    return composed(*ordered, *(["name=x"] if config == "config" else []), config=config)
 
 
 def read(config: DictConfig) -> TrainingSettings:
     return training_settings(microdit.commands.compose.plain(config), Path("run"), {})
 
 
+NETWORKS: dict[str, DiT] = {}
+
+
 def network_on_meta(settings: TrainingSettings) -> DiT:
-    return build_pipeline(network_settings(settings), device="meta").dit
+    """The network of these settings, built once for all that ask for the same, which may not change it."""
+    parts = network_settings(settings)
+    key = json.dumps(parts)
+    if key not in NETWORKS:
+        NETWORKS[key] = build_pipeline(parts, device="meta").dit
+    return NETWORKS[key]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
@@ -84,19 +84,19 @@ def test_every_folder_is_a_group_that_an_entry_point_uses():
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in GROUPS for n in names(g)])
-def test_every_choice_of_every_group_composes_and_is_accepted(compose, group, name):
+def test_every_choice_of_every_group_composes_and_is_accepted(group, name):
     # No masking is only accepted together with no mask ratio.
     together = ["mask_ratio=none"] if (group, name) == ("masking", "none") else []
     assert read(compose(f"{group}={name}", *together))
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in PREPARE_GROUPS for n in names(g)])
-def test_every_choice_of_preparation_composes(compose, group, name):
+def test_every_choice_of_preparation_composes(group, name):
     assert compose(f"{group}={name}", config="prepare")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_what_is_compared_and_how_big_are_chosen_independently(compose, experiment):
+def test_what_is_compared_and_how_big_are_chosen_independently(experiment):
     orders = itertools.permutations([f"+experiment={experiment}", "+scale=xl"])
     one, other = (compose(*order, *needed(experiment)) for order in orders)
     assert one == other
@@ -108,7 +108,7 @@ def test_bundles_are_applied_in_their_order_whatever_was_typed():
 
 
 @pytest.mark.parametrize("schedule", names("schedule"))
-def test_a_schedule_that_is_typed_has_the_last_word_over_the_stages(compose, schedule):
+def test_a_schedule_that_is_typed_has_the_last_word_over_the_stages(schedule):
     settings = read(compose("resolution_stage=res512_finetune", f"schedule={schedule}"))
     assert type(settings.schedule).__name__.lower() == schedule.replace("_", "")
 
@@ -119,20 +119,22 @@ def test_every_scale_decides_the_same_groups():
 
 
 @pytest.mark.parametrize("bundle", [*(f"experiment={e}" for e in EXPERIMENTS), *(f"scale={s}" for s in SCALES)])
-def test_a_bundle_adds_no_key_of_its_own(compose, bundle):
+def test_a_bundle_adds_no_key_of_its_own(bundle):
     def keys(config: DictConfig) -> set[str]:
         return {str(key) for key in config}
 
-    assert keys(compose(f"+{bundle}", *needed(bundle.partition("=")[2]))) == keys(compose())
+    group, _, name = bundle.partition("=")
+    default = ["+scale=laptop"] if group == "experiment" else []  # has no effect, and is composed below as well
+    assert keys(compose(f"+{bundle}", *default, *needed(name))) == keys(compose())
 
 
-def test_the_laptop_scale_is_the_default(compose):
+def test_the_laptop_scale_is_the_default():
     assert compose("+scale=laptop") == compose()
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_experiment_builds_its_network_at_every_scale(compose, experiment, scale):
+def test_every_experiment_builds_its_network_at_every_scale(experiment, scale):
     config = compose(f"+experiment={experiment}", f"+scale={scale}", *needed(experiment))
     if (experiment, scale) in REFUSED:
         with pytest.raises(SettingsError, match=REFUSED[experiment, scale]):
@@ -149,7 +151,7 @@ def test_every_experiment_builds_its_network_at_every_scale(compose, experiment,
 
 @pytest.mark.parametrize("model", names("model"))
 @pytest.mark.parametrize("moe", names("moe"))
-def test_every_model_builds_with_and_without_experts(compose, model, moe):
+def test_every_model_builds_with_and_without_experts(model, moe):
     network = network_on_meta(read(compose(f"model={model}", f"moe={moe}")))
     assert any("gate" in key for key in network.state_dict()) == (moe != "none")
 
@@ -165,7 +167,7 @@ def described(network: DiT) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("model", "make"), [("xl", sizes.MicroDiT_XL_2), ("tiny", sizes.MicroDiT_Tiny_2)])
-def test_the_named_sizes_have_the_numbers_of_the_configuration(compose, model, make):
+def test_the_named_sizes_have_the_numbers_of_the_configuration(model, make):
     config = compose(f"model={model}", "+scale=xl", f"model={model}")
     configured = network_on_meta(read(config))
     with torch.device("meta"):
@@ -226,7 +228,7 @@ def write_bundle(tmp_path) -> Callable[[str], list[str]]:
         ("traner: {max_steps: 3}", "the configuration has no setting 'traner'; did you mean 'trainer'"),
     ],
 )
-def test_a_misspelt_key_in_a_bundle_is_refused_with_the_list(compose, write_bundle, content, message):
+def test_a_misspelt_key_in_a_bundle_is_refused_with_the_list(write_bundle, content, message):
     config = compose(*write_bundle(content))
     with pytest.raises(SettingsError) as caught:
         read(config)
@@ -244,20 +246,20 @@ def test_a_misspelt_key_in_a_bundle_is_refused_with_the_list(compose, write_bund
         ("text_encoder: {lenght: 3}", "WordsTextEncoder has no setting 'lenght'; did you mean 'length'"),
     ],
 )
-def test_a_misspelt_key_of_the_network_or_its_encoders_is_refused(compose, write_bundle, content, message):
+def test_a_misspelt_key_of_the_network_or_its_encoders_is_refused(write_bundle, content, message):
     config = compose(*write_bundle(content))
     with pytest.raises(SettingsError) as caught:
         network_on_meta(read(config))
     assert message in str(caught.value)
 
 
-def test_a_misspelt_key_added_on_the_command_line_is_refused(compose):
+def test_a_misspelt_key_added_on_the_command_line_is_refused():
     with pytest.raises(SettingsError, match=r"trainer has no setting 'max_step'.*It knows: accelerator, .*max_steps"):
         read(compose("+trainer.max_step=3"))
 
 
 @pytest.mark.parametrize("share", ["1.0", "1.5", "-0.1", "nan"])
-def test_a_mask_ratio_outside_zero_to_one_is_refused_when_settings_are_read(compose, share):
+def test_a_mask_ratio_outside_zero_to_one_is_refused_when_settings_are_read(share):
     with pytest.raises(SettingsError, match=r"mask_ratio\.share .* must be in \[0, 1\)"):
         read(compose(f"mask_ratio.share={share}"))
     with pytest.raises(SettingsError, match=r"mask_ratio\.first .* must be in \[0, 1\)"):
@@ -276,12 +278,12 @@ def test_a_mask_ratio_outside_zero_to_one_is_refused_when_settings_are_read(comp
         ("~resolution_stage.steps", "resolution_stage: .*steps"),
     ],
 )
-def test_values_that_cannot_be_meant_are_refused(compose, override, message):
+def test_values_that_cannot_be_meant_are_refused(override, message):
     with pytest.raises(SettingsError, match=message):
         read(compose(override, *(["trainer.max_steps=3"] if override.startswith("~") else [])))
 
 
-def test_the_stages_are_the_papers_table(compose):
+def test_the_stages_are_the_papers_table():
     rows = {
         "res256_pretrain": (256, 250_000, 2.4e-4, "cosine", 2500, 0.25, None, -0.6, 1.2, 1.0),
         "res256_finetune": (256, 30_000, 8e-5, "constant", 0, 0.25, None, -0.6, 1.2, 1.0),

@@ -1,4 +1,4 @@
-"""Small runs in processes of their own, and what one may do to them."""
+"""Entry points as a user runs them: in a process of their own, in the repository; and what one may do to them."""
 
 import csv
 import os
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from small_run import QUICK_PICTURES, SMALL_RUN
+from warm_processes import Script
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["name=test", *SMALL_RUN, *QUICK_PICTURES, "metrics=none", "trainer.peak_tflops=0.1", "logger=csv"]
@@ -15,12 +16,37 @@ TWO = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.p
 EVERY_STEP = ["trainer.log_every_n_steps=1"]
 
 
+def environment() -> dict[str, str]:
+    # One thread: the machine may be busy with other tests.
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def start_script(script: str, *arguments: str, folder: Path = ROOT) -> Script:
+    """`python SCRIPT ARGUMENTS`, without waiting for its end."""
+    return Script(str(ROOT / script), list(arguments), folder, environment())
+
+
+def run_script(
+    script: str, *arguments: str, folder: Path = ROOT, cold: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """`python SCRIPT ARGUMENTS` when it has ended, its output as text. `cold` starts Python as well and loads the
+    libraries as the script does, which one test of every script asks for."""
+    if cold:
+        command = [sys.executable, str(ROOT / script), *arguments]
+        return subprocess.run(
+            command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600, check=False
+        )
+    process = start_script(script, *arguments, folder=folder)
+    stdout, stderr = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.wait(), stdout, stderr)
+
+
 def steps(run: Path) -> list[int]:
     with (run / "metrics.csv").open() as file:
         return [int(row["step"]) for row in csv.DictReader(file)]
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None:
+def wait_for(condition, process: Script, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"ended with {process.returncode}:\n{process.communicate()}"
@@ -28,14 +54,6 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None
         time.sleep(0.02)
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "train.py", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def children(process: subprocess.Popen) -> list[int]:
+def children(process: Script) -> list[int]:
     """Of a launcher: its ranks, in the order in which they were started."""
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]

@@ -1,22 +1,19 @@
 """A run of training small enough to be repeated in every test: 16 px shapes, a network of two narrow blocks."""
 
 import csv
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
-from omegaconf import OmegaConf
+from compositions import plain
 from rank_process import train_alone, train_as_rank
 from small_run import QUICK_PICTURES, SMALL_RUN
+from warm_processes import warm_processes
 
-import microdit.commands.compose  # noqa: F401 - registers the resolvers that conf/ uses
 from microdit.training.settings import TrainingSettings, training_settings
 
-CONF = str(Path(__file__).parents[2] / "conf")
 SMALL = [
     "name=test",
     *SMALL_RUN,
@@ -41,10 +38,8 @@ def run_settings(data_root, tmp_path):
     """Settings of a small run: run_settings("mask_ratio=p50", output=folder)."""
 
     def compose(*overrides: str, output: Path = tmp_path / "run") -> TrainingSettings:
-        with hydra.initialize_config_dir(CONF, version_base="1.3"):
-            config = hydra.compose("config", [*SMALL, f"paths.data_root={data_root}", *overrides])
-        plain = OmegaConf.to_container(config, resolve=True)
-        return training_settings(plain, output, {"autoencoder": "pixel", "text_encoder": "words"})
+        config = plain(*SMALL, f"paths.data_root={data_root}", *overrides)
+        return training_settings(config, output, {"autoencoder": "pixel", "text_encoder": "words"})
 
     return compose
 
@@ -52,8 +47,7 @@ def run_settings(data_root, tmp_path):
 @pytest.fixture(scope="session")
 def start_ranks() -> Callable[..., list[Any]]:
     """start_ranks(settings, checkpoint=None): one real process a device, which has loaded the libraries already."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["microdit.training.run", "microdit.encoders.pixel", "microdit.encoders.words"])
+    processes = warm_processes()
     stores = []  # where the ranks find each other, for as long as they live
 
     def start(settings: TrainingSettings, checkpoint: Path | None = None) -> list[Any]:

@@ -2,18 +2,16 @@
 
 from pathlib import Path
 
-import hydra
 import pytest
 import yaml
+from compositions import CONF, plain
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from small_run import SMALL_SCALE
 
-import microdit.commands.compose  # registers the resolvers that conf/ uses
 from microdit.training.run import train
 from microdit.training.settings import TrainingSettings, training_settings
 
-CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 NEEDS_WEIGHTS = {"latents_16"}  # of an autoencoder, which are not within reach of a test
 SMALL = [
@@ -29,11 +27,8 @@ SMALL = [
 
 
 def composed(data_root: Path, output: Path, *overrides: str) -> TrainingSettings:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("config", [*SMALL, f"paths.data_root={data_root}", "trainer.max_steps=2", *overrides])
-    return training_settings(
-        microdit.commands.compose.plain(config), output, {"autoencoder": "pixel", "text_encoder": "words"}
-    )
+    config = plain(*SMALL, f"paths.data_root={data_root}", "trainer.max_steps=2", *overrides)
+    return training_settings(config, output, {"autoencoder": "pixel", "text_encoder": "words"})
 
 
 @pytest.fixture(scope="module")
@@ -69,5 +64,4 @@ def test_unmasked_fine_tuning_goes_on_as_the_recipe_does(data_root, masked_run, 
 
 def test_unmasked_fine_tuning_is_as_long_as_the_papers_beside_its_stage():
     steps = ["+experiment=unmasked_finetune", "init_from=runs/x", "resolution_stage.steps=250_000"]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        assert hydra.compose("config", ["name=test", *steps]).trainer.max_steps == 30_000
+    assert plain("name=test", *steps)["trainer"]["max_steps"] == 30_000
