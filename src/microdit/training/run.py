@@ -20,6 +20,7 @@ from microdit.checkpoints.starting import initial_optimizer, load_initial_weight
 from microdit.cost.budget import step_costs, total_cost
 from microdit.cost.variation import inputs_of, varied_model
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank_zero, trainer_options
+from microdit.encoders.protocols import Autoencoder
 from microdit.evaluation.metric import measure
 from microdit.evaluation.subject import Subject
 from microdit.kernels.compile import compile_network
@@ -149,7 +150,7 @@ def network_settings(settings: TrainingSettings) -> dict[str, Any]:
 
     Raises SettingsError or ValueError where the variation makes no network.
     """
-    stage, downscale = settings.resolution_stage, settings.autoencoder.get("downscale", 1)
+    stage, downscale = settings.resolution_stage, build(settings.autoencoder, Autoencoder).downscale
     size, remainder = divmod(stage.resolution_px, downscale)
     if remainder:
         raise ValueError(f"{stage.resolution_px} px does not divide by the autoencoder's downscale {downscale}")
