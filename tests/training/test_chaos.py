@@ -49,7 +49,7 @@ def end(ranks, how: str) -> None:
         ranks[-1].terminate()
     else:
         ranks[-1].kill()
-    deadline = time.monotonic() + 5  # one that waits for a rank that never came is ended by the launcher
+    deadline = time.monotonic() + 2  # one that waits for a rank that never came is ended by the launcher
     for rank in ranks:
         rank.join(max(0.0, deadline - time.monotonic()))
         rank.kill()
