@@ -7,8 +7,9 @@ from rich.console import Console
 from microdit.training.run import train
 
 
-def train_as_rank(rank: int, world_size: int, port: int, settings, checkpoint) -> None:
-    os.environ |= {
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a rank; at `port` is a store that the ranks' parent keeps."""
+    return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "GROUP_RANK": "0",
@@ -20,6 +21,10 @@ def train_as_rank(rank: int, world_size: int, port: int, settings, checkpoint) -
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
+
+
+def train_as_rank(rank: int, world_size: int, port: int, settings, checkpoint) -> None:
+    os.environ |= rank_environment(rank, world_size, port)
     train_alone(settings, checkpoint)
 
 

@@ -1,13 +1,13 @@
 """docs/methods.md is true: the two files that it writes are a method, and its numbers are counted."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from cli_processes import run_script
 from flops_shares import flops_shares, network_of
 
 import microdit.masking
@@ -56,20 +56,20 @@ def test_a_misspelt_setting_of_the_example_is_refused(files):
 
 
 def test_the_example_trains_by_its_name_alone(files):
-    # In a process of its own, because the files have to be there before anything is imported.
+    # In a process of its own, which finds the files as if they lay in the package.
     program = (
-        "import microdit.masking, runpy, sys\n"
+        "import microdit.masking, runpy\n"
         f"microdit.masking.__path__.append({str(files / 'masking')!r})\n"
-        "sys.argv = ['train.py', *sys.argv[1:]]\n"
         "runpy.run_path('train.py', run_name='__main__')\n"
     )
+    (files / "program.py").write_text(program)
     small = ["model.dim=32", "model.depth=2", "model.head_dim=16", "model.patch_mixer_dim=16", "moe.num_experts=2"]
     small += ["resolution_stage.resolution_px=16", "resolution_stage.global_batch_size=4", "trainer.max_steps=2"]
     small += ["data_mix.embedded.counts={train: 24, validation: 4}", "trainer.validation_batch_size=4", "metrics=none"]
     small += ["callbacks.samples.num_inference_steps=2", "callbacks.samples.prompts=[a red circle]"]
     where = [f"paths.data_root={files / 'data'}", f"hydra.run.dir={files / 'run'}"]
-    command = [sys.executable, "-c", program, "masking=central", f"hydra.searchpath=[file://{files / 'conf'}]"]
-    ended = subprocess.run([*command, *small, *where], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    chosen = ["masking=central", f"hydra.searchpath=[file://{files / 'conf'}]"]
+    ended = run_script(str(files / "program.py"), *chosen, *small, *where)
     assert ended.returncode == 0, ended.stderr
     assert "central: the backbone sees 16 of 64 patches" in ended.stdout
 

@@ -1,10 +1,12 @@
-"""The same sequence from real processes: torchrun, gloo, each rank with its own loader."""
+"""The same sequence from real processes: gloo, each rank with its own loader."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
+from rank_process import rank_environment
+from warm_processes import Script
 
 RANK = """
 import sys
@@ -32,14 +34,13 @@ dist.destroy_process_group()
 
 
 def sequence(script: Path, folders: list[Path], world: int, workers: int, start_step: int, steps: int) -> list[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", str(script)]
     arguments = [*map(str, folders), str(workers), str(start_step), str(steps)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, env=environment, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [line for line in done.stdout.splitlines() if line.startswith("[[")]
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environments = [os.environ | rank_environment(rank, world, store.port) for rank in range(world)]
+    ranks = [Script(str(script), arguments, script.parent, environment) for environment in environments]
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world, said
+    return [line for line in said[0][0].splitlines() if line.startswith("[[")]
 
 
 def test_ranks_workers_and_restarts_leave_the_sequence_as_it_is(
