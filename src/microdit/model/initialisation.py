@@ -13,7 +13,7 @@ from microdit.model.feed_forward import ExpertChoice, GELUFeedForward, SwiGLU
 @torch.no_grad()
 def truncated_normal_(weight: Tensor, std: float) -> None:
     """torch's, which ends at -2 and 2: a hundred deviations. In torch 2.11 it draws one -2 in 17 million, hence the
-    clamp, which is beyond what a normal distribution gives. On the meta device, where torch is slow, there is nothing."""
+    clamp, which is beyond what a normal distribution gives. On the meta device there is nothing to draw."""
     if not weight.is_meta:
         nn.init.trunc_normal_(weight, std=std).clamp_(-7 * std, 7 * std)
 
