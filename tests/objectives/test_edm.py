@@ -4,43 +4,10 @@ import math
 
 import pytest
 import torch
+from small_losses import SIGMA_DATA, constant, draws, loss_terms, sigmas
 
-from microdit.masking.naive import Naive
 from microdit.objectives.edm import EDM
-from microdit.objectives.objective import Draws, denoise, training_loss
-
-SIGMA_DATA = 0.9
-
-
-def constant(value: float):
-    """A raw network that ignores its inputs."""
-    return lambda x, noise_label, captions, kept=None: torch.full_like(x, value)
-
-
-def sigmas(*values: float) -> torch.Tensor:
-    return torch.tensor(values)[:, None, None, None]
-
-
-def draws(n: int, side: int = 8, seed: int = 0) -> Draws:
-    generator = torch.Generator().manual_seed(seed)
-    return Draws(
-        torch.randn(n, 1, 1, 1, generator=generator),
-        torch.randn(n, 3, side, side, generator=generator),
-        torch.rand(n, (side // 2) ** 2, generator=generator),
-    )
-
-
-def loss_terms(network, latents, chance, mask_ratio=0.0, mean=-0.6, std=1.2):
-    return training_loss(
-        network,
-        latents,
-        torch.zeros(len(latents), 5, 16),
-        chance,
-        token_path=Naive(),
-        objective=EDM(SIGMA_DATA, mean, std),
-        mask_ratio=mask_ratio,
-        patch_size=2,
-    )
+from microdit.objectives.objective import denoise
 
 
 def test_the_network_gets_scaled_input_and_a_quarter_of_the_log_noise_level():

@@ -2,21 +2,11 @@
 
 import pytest
 import torch
+from small_losses import SIGMA_DATA, constant, sigmas
 
 from microdit.objectives.edm import EDM
 from microdit.objectives.objective import denoise
 from microdit.sampling.guidance import guided, guided_denoiser
-
-SIGMA_DATA = 0.9
-
-
-def constant(value: float):
-    """A raw network that ignores its inputs."""
-    return lambda x, noise_label, captions, kept=None: torch.full_like(x, value)
-
-
-def sigmas(*values: float) -> torch.Tensor:
-    return torch.tensor(values)[:, None, None, None]
 
 
 def test_guidance_of_one_is_the_network_itself():
