@@ -3,16 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 Report = Callable[[float, float, str], None]
 
@@ -25,17 +17,9 @@ def silent(done: float, total: float, doing: str) -> None:
 def progress_bar(title: str) -> Iterator[Report]:
     """A bar on standard error for as long as the block runs; gives the function that moves it: (done, total, what is
     done)."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[doing]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    title_and_bar = progress.SpinnerColumn(), "{task.description}", progress.BarColumn(), progress.MofNCompleteColumn()
+    times = progress.TimeElapsedColumn(), "ETA", progress.TimeRemainingColumn()
+    with progress.Progress(*title_and_bar, *times, "{task.fields[doing]}", console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, doing="")
 
         def report(done: float, total: float, doing: str) -> None:

@@ -14,14 +14,14 @@ from cli_processes import EVERY_STEP, ROOT, SMALL, TWO, children, run_script, st
 
 def test_a_sweep_with_ddp_runs_every_job_in_a_folder_of_its_own(paths, tmp_path):
     swept = run_script(
-        *("train.py", "-m", "mask_ratio=p25,p75", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"),
-        *("trainer.max_steps=4", *SMALL, paths[0], f"paths.output_root={tmp_path}"),
+        *("train.py", "-m", *TWO, "trainer.devices=2,1", "trainer.max_steps=4"),
+        *(*SMALL, paths[0], f"paths.output_root={tmp_path}"),
     )
     assert swept.returncode == 0, swept.stderr
     (sweep,) = tmp_path.iterdir()
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0-test", "1-test"]
-    kept = [json.loads((sweep / name / "result.json").read_text())["patches_kept"] for name in ("0-test", "1-test")]
-    assert kept == [48, 16]
+    devices = [json.loads((sweep / name / "result.json").read_text())["devices"] for name in ("0-test", "1-test")]
+    assert devices == [2, 1]
     logs = {str(path.relative_to(path.parents[2])) for path in (sweep / "0-test" / "logs").glob("started_*/*/*/*.log")}
     assert logs == {"attempt_0/1/stdout.log", "attempt_0/1/stderr.log"}  # rank zero talks to the terminal
 
@@ -41,7 +41,7 @@ def test_a_failed_job_does_not_stop_a_sweep_and_is_told_at_its_end(paths, tmp_pa
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks in /proc")
 def test_a_killed_rank_ends_the_run_a_killed_launcher_ends_its_ranks_and_one_process_finishes_it(paths, tmp_path):
-    long = [*SMALL, *EVERY_STEP, paths[0], "trainer.max_steps=400", "trainer.checkpoint_every_n_steps=20"]
+    long = [*SMALL, *EVERY_STEP, paths[0], "trainer.max_steps=200", "trainer.checkpoint_every_n_steps=20"]
     run = tmp_path / "run"
     victim = start_script("train.py", *TWO, *long, f"hydra.run.dir={run}")
     wait_for(lambda: list(run.glob("checkpoints/step_*.ckpt")), victim)
@@ -54,21 +54,19 @@ def test_a_killed_rank_ends_the_run_a_killed_launcher_ends_its_ranks_and_one_pro
     assert json.loads((run / "result.json").read_text())["status"] == "failed"
 
     launcher = start_script("train.py", f"resume={run}")
-    before = steps(run)[-1]
-    wait_for(lambda: steps(run)[-1] > before + 3, launcher)
+    wait_for(lambda: len(children(launcher)) == 2, launcher)
     ranks = children(launcher)
-    assert len(ranks) == 2
-    launcher.kill()
+    launcher.kill()  # while they load their libraries: later is no different
     launcher.wait()
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in ranks):
         assert time.monotonic() < deadline, "a rank outlives its launcher"
         time.sleep(0.1)
-    assert steps(run)[-1] < 399, "it was killed too late to show anything"
+    assert steps(run)[-1] < 199, "it was killed too late to show anything"
 
     finished = run_script("train.py", f"resume={run}", "trainer=cpu")
     assert finished.returncode == 0, finished.stderr
-    assert steps(run) == list(range(400))
+    assert steps(run) == list(range(200))
     assert json.loads((run / "result.json").read_text())["devices"] == 1
 
 

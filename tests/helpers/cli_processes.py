@@ -11,7 +11,7 @@ from small_run import QUICK_PICTURES, SMALL_RUN
 from warm_processes import Script
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["name=test", *SMALL_RUN, *QUICK_PICTURES, "metrics=none", "trainer.peak_tflops=0.1", "logger=csv"]
+SMALL = ["name=test", *SMALL_RUN, *QUICK_PICTURES, "metrics=none", "logger=csv"]
 TWO = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.precision=32-true"]
 EVERY_STEP = ["trainer.log_every_n_steps=1"]
 

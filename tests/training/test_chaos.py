@@ -22,7 +22,6 @@ RUN = [
     "trainer.validate_every_n_steps=50",
     "trainer.checkpoint_every_n_steps=4",
     "callbacks.samples.every_n_steps=100",
-    "trainer.peak_tflops=0.1",
 ]
 WORLDS = {
     "one": [],

@@ -7,7 +7,7 @@ import yaml
 from compositions import CONF, plain
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from small_run import SMALL_SCALE
+from small_run import QUICK_PICTURES, SMALL_SCALE
 
 from microdit.training.run import train
 from microdit.training.settings import TrainingSettings, training_settings
@@ -17,6 +17,7 @@ NEEDS_WEIGHTS = {"latents_16"}  # of an autoencoder, which are not within reach 
 SMALL = [
     "name=test",
     *SMALL_SCALE,
+    *QUICK_PICTURES,
     "model.head_dim=8",
     "trainer.validate_every_n_steps=2",
     "trainer.checkpoint_every_n_steps=2",

@@ -17,7 +17,7 @@ from microdit.training.data import LatentData
 from microdit.training.module import NonFiniteLossError
 from microdit.training.run import train
 
-RUN = ["trainer.peak_tflops=0.1", "callbacks.samples.every_n_steps=100", "trainer.max_steps=8"]
+RUN = ["callbacks.samples.every_n_steps=100", "trainer.max_steps=8"]
 
 
 def poison(monkeypatch, steps):

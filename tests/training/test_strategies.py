@@ -21,7 +21,6 @@ ALL = [
     "trainer.checkpoint_every_n_steps=5",
     "trainer.keep_checkpoints=4",
     "callbacks.samples.every_n_steps=20",
-    "trainer.peak_tflops=0.1",
 ]
 HOW = {
     "one": [],

@@ -20,6 +20,7 @@ from microdit.commands.plan import show_plan
 from microdit.cost.peak import matmul_flops_per_second
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank, is_rank_zero, peak_dtype
 from microdit.distributed.ranks import REQUEUE_CODE, PreemptedError, run_ranks
+from microdit.files import write_whole
 from microdit.runs.differences import differences, settings_of
 from microdit.runs.folder import (
     CONFIG_FILE,
@@ -187,7 +188,8 @@ def run_chain(stages: Sequence[Stage], folder: Path, expected_mfu: float, consol
     then goes on with resume=FOLDER.
     """
     runs = [folder / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
-    stages = [stages[0], *(after(stage, run) for stage, run in zip(stages[1:], runs, strict=False))]
+    later = [s._replace(config={**s.config, "init_from": str(run)}) for s, run in zip(stages[1:], runs, strict=False)]
+    stages = [stages[0], *later]
     for stage in stages:
         training_settings(stage.config, folder, stage.choices)  # any mistake shows before anything runs
     if is_rank_zero():
@@ -203,11 +205,6 @@ def run_chain(stages: Sequence[Stage], folder: Path, expected_mfu: float, consol
             console.print(f"\nstage {number} of {len(stages)}, {stage.name}: {told}", highlight=False)
         records.append(record or launch({**stage.config, "resume": None}, stage.choices, run, console))
     return records
-
-
-def after(stage: Stage, run: Path) -> Stage:
-    """The stage, starting from the weights of another's run."""
-    return stage._replace(config={**stage.config, "init_from": str(run)})
 
 
 def planned_hardware(stage: Stage, expected_mfu: float) -> dict[str, Any]:
@@ -228,6 +225,4 @@ def planned_hardware(stage: Stage, expected_mfu: float) -> dict[str, Any]:
 def write_stages(stages: Sequence[Stage], expected_mfu: float, folder: Path) -> None:
     """Writes stages.yaml, from which the chain goes on."""
     content = {"expected_mfu": expected_mfu, "stages": [stage._asdict() for stage in stages]}
-    partial = folder / f".{STAGES_FILE}.partial"
-    partial.write_text(yaml.safe_dump(content, sort_keys=False))
-    partial.replace(folder / STAGES_FILE)
+    write_whole(folder / STAGES_FILE, yaml.safe_dump(content, sort_keys=False))

@@ -5,9 +5,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from microdit.model.dit import DiT
+
+aten = torch.ops.aten
+LIKE_ITS_INPUT = {aten.gelu, aten.gelu_backward, aten._softmax, aten._safe_softmax, aten._softmax_backward_data}
+
+
+class FlopCounter(TorchDispatchMode):
+    """Adds up torch's own formulas in a third of the time of its FlopCounterMode on the meta device: there torch works
+    out in Python what shape comes out of a layer norm or softmax, which is well known."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operation, kwargs = func.overloadpacket, kwargs or {}
+        if operation in LIKE_ITS_INPUT:
+            return torch.empty_like(args[0])
+        if operation is aten.native_layer_norm:
+            statistic = args[0].new_empty(*args[0].shape[: -len(args[1])], *[1] * len(args[1]))
+            return torch.empty_like(args[0]), statistic, torch.empty_like(statistic)
+        if operation is aten.native_layer_norm_backward:
+            return tuple(None if tensor is None else torch.empty_like(tensor) for tensor in (args[1], *args[5:7]))
+        out = func(*args, **kwargs)
+        if operation in flop_registry:
+            self.flops += flop_registry[operation](*args, **kwargs, out_val=out)
+        return out
 
 
 def training_flops_per_image(network: DiT, mask_ratio: float, caption_length: int) -> int:
@@ -16,16 +41,16 @@ def training_flops_per_image(network: DiT, mask_ratio: float, caption_length: in
     Nothing is allocated: the network is copied to the meta device. Gathering tokens for experts is not work, nor is
     what fused attention computes a second time in the backward pass.
     """
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         forward_on_meta(network, mask_ratio, caption_length).sum().backward()
-    return counter.get_total_flops()
+    return counter.flops
 
 
 def forward_flops_per_image(network: DiT, mask_ratio: float, caption_length: int) -> int:
     """The same without the backward pass: a third, quicker to count where networks are only compared."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounter() as counter, torch.no_grad():
         forward_on_meta(network, mask_ratio, caption_length)
-    return counter.get_total_flops()
+    return counter.flops
 
 
 def forward_on_meta(network: DiT, mask_ratio: float, caption_length: int) -> Tensor:
@@ -34,9 +59,8 @@ def forward_on_meta(network: DiT, mask_ratio: float, caption_length: int) -> Ten
     rows, columns = meta.trained_grid
     with torch.device("meta"):
         latents = torch.empty(1, meta.in_channels, meta.input_size, meta.input_size)
-        captions = torch.empty(1, caption_length, meta.caption_channels)
         kept = meta.token_path.keep(torch.empty(1, rows * columns), mask_ratio, meta.trained_grid)
-        return meta(latents, torch.empty(1), captions, kept)
+        return meta(latents, torch.empty(1), torch.empty(1, caption_length, meta.caption_channels), kept)
 
 
 def on_meta(network: DiT) -> DiT:

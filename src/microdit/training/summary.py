@@ -56,9 +56,8 @@ def show_result(console: Console, record: dict[str, Any], run: Path) -> None:
     table.add_column("value", justify="right")
     measured = [name for name in record if "/" in name and not name.startswith(("train/", "data/", "choice/"))]
     for name in ["train/loss", *sorted(measured), "train/images_per_second", "train/mfu"]:
-        if name not in record:
-            continue  # a run that was finished before it was resumed trained no step
-        table.add_row(name, f"{record[name]:.4g}")
+        if name in record:  # a run that was finished before it was resumed trained no step
+            table.add_row(name, f"{record[name]:.4g}")
     table.add_row("images seen", f"{record['images']:,}")
     table.add_row("training time", clock(record["seconds"]))
     table.add_row("FLOP spent", f"{record['total_flops']:.3g}")

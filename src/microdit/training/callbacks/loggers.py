@@ -84,9 +84,7 @@ class MetricsFile(Logger):
             self.incomplete = False
         except OSError as error:
             if not self.incomplete:
-                log.warning(
-                    "%s cannot be written (%s); training goes on, its rows are kept for later", self.path, error
-                )
+                log.warning("%s cannot be written (%s); training goes on, rows are kept for later", self.path, error)
             self.incomplete = True
 
     def rewrite(self) -> None:
