@@ -3,10 +3,11 @@
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 
-from microdit.build import SettingsError, build, check_names, keyword_names, locate
+from microdit.build import SettingsError, build, check_names, keyword_names, locate, trust
 from microdit.encoders.pixel import PixelAutoencoder
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.masking.deferred import Deferred
@@ -64,7 +65,12 @@ def test_a_missing_target_is_named():
 
 @pytest.mark.parametrize(
     "target",
-    ["microdit.encoders.nothing.Pixel", "microdit.encoders.pixel.Nothing", "Deferred", "", "..", "not a module.x"],
+    [
+        "microdit.encoders.nothing.Pixel",
+        "microdit.encoders.pixel.Nothing",
+        "microdit.",
+        "microdit.encoders.pixel.torch.nn.Linear",
+    ],
 )
 def test_a_target_that_does_not_exist_is_refused(target):
     with pytest.raises(SettingsError, match=re.escape(f"_target_ {target} cannot be imported")):
@@ -76,11 +82,9 @@ def test_a_target_that_does_not_exist_is_refused(target):
     [
         "microdit.masking.deferred.Deferred",  # a class, but of another kind
         "microdit.encoders.pixel.torch",  # a module
-        "math.pi",  # a number
-        "builtins.eval",
-        "builtins.print",
-        "os.environ",
         "microdit.grid.prompt_grid",  # a function that makes something else
+        "microdit.encoders.pixel.Autoencoder",  # of this kind, but what the module has imported
+        "torch.optim.AdamW",
     ],
 )
 def test_a_target_of_another_kind_is_refused(target):
@@ -94,10 +98,46 @@ def test_a_function_that_does_not_say_what_it_makes_is_refused(monkeypatch):
         build({"_target_": "microdit.encoders.pixel.no_annotation"}, Autoencoder)
 
 
-def test_a_function_that_says_what_it_makes_is_welcome(monkeypatch):
+@pytest.fixture
+def somebodys(tmp_path, monkeypatch) -> str:
+    """A package that lies where Python looks, and says so when it is imported."""
+    (tmp_path / "somebodys.py").write_text(
+        f"open({str(tmp_path / 'imported')!r}, 'w')\n"
+        "from microdit.encoders.pixel import PixelAutoencoder\n"
+        "def make(sigma_data: float) -> PixelAutoencoder:\n"
+        "    return PixelAutoencoder(sigma_data)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("microdit.build.TRUSTED", {"microdit"})
+    monkeypatch.setenv("MICRODIT_TRUST", "")
+    yield "somebodys.make"
+    sys.modules.pop("somebodys", None)
+
+
+def test_what_nobody_trusts_is_refused_before_it_is_imported(somebodys, tmp_path):
+    with pytest.raises(SettingsError, match=r"not of microdit.* trust=\[somebodys\]"):
+        build({"_target_": somebodys, "sigma_data": 0.3}, Autoencoder)
+    assert not (tmp_path / "imported").exists()
+
+
+def test_a_trusted_package_may_also_name_functions_that_say_what_they_make(somebodys):
+    trust("somebodys")
+    assert build({"_target_": somebodys, "sigma_data": 0.3}, Autoencoder).sigma_data == 0.3
+    assert os.environ["MICRODIT_TRUST"] == "somebodys"  # which processes of other ranks read
+
+
+def test_our_own_functions_are_not_for_settings(monkeypatch):
     monkeypatch.setattr("microdit.encoders.pixel.make", a_pixel_autoencoder, raising=False)
-    built = build({"_target_": "microdit.encoders.pixel.make", "sigma_data": 0.3}, Autoencoder)
-    assert built.sigma_data == 0.3
+    with pytest.raises(SettingsError, match="does not make"):
+        build({"_target_": "microdit.encoders.pixel.make", "sigma_data": 0.3}, Autoencoder)
+
+
+@pytest.mark.parametrize(
+    "target", ["Deferred", "", "..", "not a module.x", "math.pi", "builtins.eval", "os.system", "microdit_x.y", 3, None]
+)
+def test_what_is_no_name_of_ours_is_refused(target):
+    with pytest.raises(SettingsError, match=r"is not of microdit|is the name of a class"):
+        build({"_target_": target}, Autoencoder)
 
 
 @pytest.mark.parametrize("expected", [Autoencoder, TextEncoder, TokenPath])
@@ -111,7 +151,7 @@ def test_settings_cannot_run_programs(tmp_path, monkeypatch, expected):
 
     monkeypatch.setattr(subprocess, "Popen", Recorded)
     for target, argument in (("subprocess.Popen", "args"), ("os.system", "command"), ("subprocess.run", "args")):
-        with pytest.raises(SettingsError, match=f"{target} does not make"):
+        with pytest.raises(SettingsError, match=f"{target} is not of microdit"):
             build({"_target_": target, argument: f"touch {tmp_path / 'made'}"}, expected)
     assert not called
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ checked against signatures before anything is built, so that a misspelt key neve
 import difflib
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -14,8 +15,35 @@ from typing import Any, TypeVar, cast
 Built = TypeVar("Built")
 
 
+# Packages whose classes settings may name: this one, and those that the user trusts. A list of the environment reaches
+# the processes of other ranks.
+TRUST_VARIABLE = "MICRODIT_TRUST"
+OUR_PACKAGE = __name__.partition(".")[0]
+TRUSTED = {OUR_PACKAGE, *filter(None, os.environ.get(TRUST_VARIABLE, "").split(","))}
+# Of other packages: single classes, and a module with nothing but optimizers in it, which is loaded already.
+KNOWN_CLASSES = {"lightning.pytorch.loggers.WandbLogger"}
+KNOWN_MODULES = {"torch.optim"}
+
+
 class SettingsError(ValueError):
     """A setting that cannot be meant: says which one, and what there is instead."""
+
+
+def trust(*packages: str) -> None:
+    """From here on settings may name what these packages hold, in this process and those that it starts."""
+    TRUSTED.update(packages)
+    os.environ[TRUST_VARIABLE] = ",".join(sorted(TRUSTED - {OUR_PACKAGE}))
+
+
+def refuse_strangers(target: str) -> None:
+    """Raises SettingsError where settings may not name `target`: compared as text, before anything is imported, since
+    settings may come with a run from elsewhere."""
+    package, module = target.partition(".")[0], target.rpartition(".")[0]
+    if package not in TRUSTED and module not in KNOWN_MODULES and target not in KNOWN_CLASSES:
+        raise SettingsError(
+            f"_target_ {target} is not of microdit, and what a run's files name is not loaded from elsewhere. If you "
+            f"trust the package {package} and it is meant: trust=[{package}] (in Python: microdit.build.trust)"
+        )
 
 
 def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -29,11 +57,14 @@ def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
 
 
 def locate(target: str, expected: type[Built]) -> Callable[..., Built]:
-    """The class or function that a dotted name stands for.
+    """The class, or in a package that the user trusts also the function, that a dotted name stands for.
 
-    Raises SettingsError when there is no such thing, or when it does not make an `expected`: settings may come with a
-    downloaded run, so a name in them must not be able to call whatever is importable.
+    Raises SettingsError when there is no such thing, when settings may not name it, or when it does not make an
+    `expected`: settings may come with a downloaded run, so a name in them must not call whatever is importable.
     """
+    if not isinstance(target, str):
+        raise SettingsError(f"_target_ is the name of a class, not {target!r}")
+    refuse_strangers(target)
     module_name, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
@@ -43,7 +74,9 @@ def locate(target: str, expected: type[Built]) -> Callable[..., Built]:
         makes = found if inspect.isclass(found) else inspect.signature(found).return_annotation
     except (TypeError, ValueError):  # no function, or one written in C that does not say what it takes
         makes = None
-    if not (inspect.isclass(makes) and issubclass(makes, expected)):
+    # Of ours nothing but the classes of this project: neither its functions nor what it has imported.
+    theirs = module_name.partition(".")[0] == OUR_PACKAGE and getattr(found, "__module__", None) != module_name
+    if theirs or not (inspect.isclass(makes) and issubclass(makes, expected)):
         raise SettingsError(f"_target_ {target} does not make a {expected.__name__}")
     return cast("Callable[..., Built]", found)
 

@@ -1,13 +1,20 @@
-"""Files that several processes may want to make: each appears once, and whole, whoever is killed on the way."""
+"""Files that several processes may want to make: each appears once, and whole, whoever is killed on the way. And small
+files that may be damaged, or made by somebody else: what they hold is text and numbers, of a size that fits."""
 
 import errno
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LARGEST_SETTINGS = 1 << 24  # bytes; what is written here is a thousand times smaller
+MOST_VALUES = 1_000_000  # once every alias stands for what it repeats
 
 
 class NoRoomError(OSError):
@@ -51,11 +58,11 @@ def claim(path: Path) -> Iterator[Path | None]:
     A second process waits for the first, and then finds the file there or, if the first was killed, starts it anew.
     NoRoomError where the disk is full.
     """
-    partial = path.with_name(f".{path.name}.part")
+    partial = partial_name(path)
     if path.exists():
         yield None
         return
-    with alone_in(partial, os.O_RDWR | os.O_CREAT) as descriptor, room_for(path):
+    with alone_in(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as descriptor, room_for(path):
         if path.exists():
             # Written by the one we waited for; what lies under the temporary name now is empty.
             partial.unlink(missing_ok=True)
@@ -67,12 +74,93 @@ def claim(path: Path) -> Iterator[Path | None]:
         os.replace(partial, path)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is never seen half written. Two processes must not write the same file at once.
+def partial_name(path: Path, writer: str = "") -> Path:
+    """Where a file or folder is until it is complete: beside its place, under a name that nobody looks for. `writer`
+    tells those apart who write the same file at once."""
+    return path.with_name(f".{path.name}{writer}.partial")
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "w", writer: str = "", **options: Any) -> Iterator[Any]:
+    """A new file to write, which takes the place of `path` when the block ends well, and is gone when it does not.
+
+    What lies under its temporary name, a link that waits there included, is removed and never written through. Two
+    processes that write the same file at once need different `writer`s. NoRoomError where the disk is full.
+    """
+    partial = partial_name(path, writer)
+    partial.unlink(missing_ok=True)
+    try:
+        with room_for(path), open(partial, mode.replace("w", "x"), **options) as file:
+            yield file
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, text: str, writer: str = "") -> None:
+    """Write a small file so that it is never seen half written, as `replacing` does.
 
     What is no UTF-8 in the name of a file is written as an escape, which JSON reads back as it was.
     """
-    partial = path.with_name(f".{path.name}.part")
-    with room_for(path):
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
+    with replacing(path, writer=writer, encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+
+
+class DamagedFileError(ValueError):
+    """A small file that does not hold what it should: the message names it, the place in it, and the way out."""
+
+
+def read_json(path: Path, cure: str) -> dict[str, Any]:
+    """The object in a JSON file. DamagedFileError, which ends with `cure`, for anything else; OSError as `open`."""
+    try:
+        content = json.loads(small_text(path, cure))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error, cure) from error
+    return a_dictionary(content, path, cure)
+
+
+def read_yaml(path: Path, cure: str) -> dict[str, Any]:
+    """The mapping in a YAML file, plain values only. DamagedFileError, which ends with `cure`, for anything else, also
+    for one whose aliases stand for more than could be meant; OSError as `open`."""
+    try:
+        content = yaml.safe_load(small_text(path, cure))
+        if values_in(content, {}) > MOST_VALUES:
+            raise ValueError("its aliases repeat more than settings can hold")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise damaged(path, error, cure) from error
+    return a_dictionary(content, path, cure)
+
+
+def small_text(path: Path, cure: str) -> str:
+    if (size := path.stat().st_size) > LARGEST_SETTINGS:
+        raise DamagedFileError(f"{path} has {size:,} bytes, which no such file needs; {cure}")
+    return path.read_text(encoding="utf-8")
+
+
+def damaged(path: Path, error: Exception, cure: str) -> DamagedFileError:
+    if isinstance(error, DamagedFileError):
+        return error
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    return DamagedFileError(f"{path} is damaged ({reason}); {cure}")
+
+
+def a_dictionary(content: Any, path: Path, cure: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path} is damaged (it holds no settings, but a {type(content).__name__}); {cure}")
+    return content
+
+
+def values_in(content: Any, counted: dict[int, int]) -> int:
+    """How many values there are if each alias is written out. ValueError for one that holds itself."""
+    if not isinstance(content, dict | list):
+        return 1
+    if counted.setdefault(id(content), -1) < 0:
+        inside = content.values() if isinstance(content, dict) else content
+        total = 1
+        for value in inside:
+            if counted.get(id(value)) == -1:
+                raise ValueError("one of its aliases holds itself")
+            total += values_in(value, counted)
+        counted[id(content)] = total
+    return counted[id(content)]

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from microdit.build import SettingsError, build, check_names, keyword_names
+from microdit.checkpoints.export import read_weights, write_weights
 from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, load_weights, network_weights
 from microdit.checkpoints.released import (
     SIZES,
@@ -28,6 +28,7 @@ from microdit.checkpoints.released import (
     recognise,
 )
 from microdit.encoders.protocols import Autoencoder, TextEncoder
+from microdit.files import read_json, write_whole
 from microdit.masking.token_path import TokenPath
 from microdit.model.dit import DiT
 from microdit.model.sizes import layerwise_scaled_dit
@@ -38,7 +39,9 @@ from microdit.runs.older import todays_pipeline
 from microdit.sampling.guidance import guided_denoiser
 from microdit.sampling.samplers import SAMPLERS, noise_schedule
 
+MOST_BLOCKS = 1000
 WEIGHTS_FILE = "weights.safetensors"
+PIPELINE_CURE = "train.py resume=THE_RUN writes a run's anew, LatentDiffusion.save a saved folder's"
 
 
 class LatentDiffusion(nn.Module):
@@ -200,7 +203,7 @@ class LatentDiffusion(nn.Module):
         kind = type(self.objective)
         objective = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **asdict(self.objective)}
         write_settings({**self.settings, "objective": objective}, folder)
-        save_file({k: v.contiguous() for k, v in self.dit.state_dict().items()}, folder / WEIGHTS_FILE)
+        write_weights(self.dit.state_dict(), folder / WEIGHTS_FILE, {})
 
     @classmethod
     def load(
@@ -228,8 +231,8 @@ class LatentDiffusion(nn.Module):
                 f"{folder} holds no {PIPELINE_FILE}: name the folder of a training run, such as runs/..., "
                 f"a file in its checkpoints/, or a folder that LatentDiffusion.save wrote{released}"
             )
-        settings = todays_pipeline(json.loads(settings_file.read_text()))
-        pipeline = build_pipeline(other_encoder_weights(settings, autoencoder_weights, text_encoder_weights))
+        settings = todays_pipeline(read_json(settings_file, PIPELINE_CURE))
+        pipeline = described_pipeline(settings, settings_file, autoencoder_weights, text_encoder_weights)
         saved = folder / WEIGHTS_FILE
         if folder == run and saved.is_file():
             if weights == "raw":
@@ -237,10 +240,10 @@ class LatentDiffusion(nn.Module):
                     f"{folder} was written by LatentDiffusion.save and holds one set of weights: it has no raw ones "
                     "beside them"
                 )
-            state = load_file(saved)
+            state = read_weights(saved)
         else:
             state = network_weights(latest_checkpoint(folder) if folder == run else run, weights)
-        load_weights(pipeline.dit, state, source=str(run))
+        load_weights(pipeline.dit, state, source=str(run), into_nothing=True)
         return pipeline
 
     @classmethod
@@ -325,6 +328,9 @@ def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels
     }
     known = {*(keyword_names(DiT) or ()), "attention_ratios", "ffn_ratios"} - given_here - {"self"}
     check_names(model, known, where="model")
+    for name in ("depth", "patch_mixer_depth"):
+        if model.get(name, 0) > MOST_BLOCKS:
+            raise SettingsError(f"model.{name}={model[name]}: more than {MOST_BLOCKS} blocks cannot be meant")
     return layerwise_scaled_dit(
         **model,
         in_channels=in_channels,
@@ -334,6 +340,28 @@ def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels
     )
 
 
+def described_pipeline(
+    settings: dict[str, Any],
+    file: Path,
+    autoencoder_weights: str | Path | None,
+    text_encoder_weights: str | Path | None,
+) -> LatentDiffusion:
+    """The pipeline that a run's file describes, its network without memory until its weights are there.
+
+    Raises SettingsError for what may not be named or has no such setting, CheckpointError for any other damage.
+    """
+    try:
+        for part in ("model", "token_path", "objective", "autoencoder", "text_encoder"):
+            if not isinstance(settings.get(part), dict):
+                raise TypeError(f"it has no settings of {part}")
+        settings = other_encoder_weights(settings, autoencoder_weights, text_encoder_weights)
+        return build_pipeline(settings, device="meta")
+    except SettingsError as error:
+        raise SettingsError(f"{file}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError, LookupError) as error:
+        raise CheckpointError(f"{file} describes no network that can be built ({error}); {PIPELINE_CURE}") from error
+
+
 def write_settings(settings: dict[str, Any], folder: Path) -> None:
     """Writes `pipeline.json`, the file `LatentDiffusion.load` starts from."""
-    (folder / PIPELINE_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    write_whole(folder / PIPELINE_FILE, json.dumps(settings, indent=2) + "\n")

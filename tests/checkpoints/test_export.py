@@ -21,7 +21,7 @@ def test_the_average_or_the_raw_weights_are_written_with_released_names(tmp_path
         written = export_weights(run, weights)
         assert written == tmp_path / f"{weights}_step_0000012.safetensors"
         with safe_open(written, "pt") as file:
-            assert file.metadata() == {"step": "12", "weights": weights}
+            assert file.metadata().items() >= {"step": "12", "weights": weights}.items()
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
         expected = network_weights(path, weights)
         assert found.keys() == expected.keys()

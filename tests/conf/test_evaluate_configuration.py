@@ -16,7 +16,7 @@ def compose(*overrides: str) -> dict:
 
 
 def test_its_keys_are_the_arguments_of_evaluate():
-    assert {*compose(), "console"} == {*(keyword_names(evaluate) or ())}
+    assert {*compose(), "console"} == {*(keyword_names(evaluate) or ()), "trust"}
 
 
 def test_its_sampling_is_what_generate_takes():

@@ -5,7 +5,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from microdit.build import SettingsError
+from microdit.files import DamagedFileError
 from microdit.runs.record import add_to_record
 
 
@@ -46,6 +46,6 @@ def test_processes_that_add_at_once_lose_nothing(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[1, 2]"])
 def test_a_record_that_is_none_is_left_alone(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
-    with pytest.raises(SettingsError, match=r"result\.json .* move it away"):
+    with pytest.raises(DamagedFileError, match=r"result\.json .* move it away"):
         add_to_record(tmp_path, {"a": 1.0}, {})
     assert (tmp_path / "result.json").read_text() == content

@@ -1,11 +1,19 @@
-"""Weights for others, without what only training needs."""
+"""Weights in one safetensors file, for others to read and for `LatentDiffusion.save`, with a checksum inside."""
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from microdit.checkpoints.reading import latest_checkpoint, network_weights
+from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, network_weights
+from microdit.files import partial_name, room_for
 from microdit.runs.folder import checkpoint_step, is_checkpoint
+
+CHECKSUM = "sha256"  # in the file's metadata: of all tensors, by `checksum_of`
 
 
 def export_weights(run: Path, weights: str = "ema", output: Path | None = None) -> Path:
@@ -17,9 +25,44 @@ def export_weights(run: Path, weights: str = "ema", output: Path | None = None) 
     checkpoint = run if is_checkpoint(run) else latest_checkpoint(run)
     step = checkpoint_step(checkpoint)
     output = output or checkpoint.parent.parent / f"{weights}_step_{step:07d}.safetensors"
-    state = {name: tensor.contiguous() for name, tensor in network_weights(checkpoint, weights).items()}
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    save_file(state, partial, metadata={"step": str(step), "weights": weights})
-    partial.replace(output)
+    write_weights(network_weights(checkpoint, weights), output, {"step": str(step), "weights": weights})
     return output
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes tensors by name, whole or not at all, with `metadata` and their checksum. NoRoomError on a full disk."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    partial = partial_name(path)
+    partial.unlink(missing_ok=True)
+    try:
+        with room_for(path):
+            save_file(state, partial, metadata={**metadata, CHECKSUM: checksum_of(state)})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file. Raises CheckpointError where it is damaged: by the checksum that
+    `write_weights` leaves; files of others have none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = (file.metadata() or {}).get(CHECKSUM)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); download it again, or export it anew") from error
+    if told is not None and told != checksum_of(state):
+        raise CheckpointError(
+            f"{path} is damaged: its tensors are not those that were written; download it again, or export it anew"
+        )
+    return state
+
+
+def checksum_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and numbers of tensors on the CPU, in the order of their names."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

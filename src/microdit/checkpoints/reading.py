@@ -3,7 +3,8 @@
 A checkpoint is one file (one process, or DDP) or a folder that many processes wrote (FSDP); both are read the same way.
 """
 
-import json
+import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from microdit.checkpoints.sharded import METADATA_FILE, as_lightning_states, damaged_files, read_tensors
+from microdit.files import read_json
 from microdit.runs.folder import CHECKPOINTS, SHARDED_MARK, checkpoint_step, checkpoints_of
 
 
@@ -27,7 +29,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     verify_checkpoint(path)
     try:
         if not path.is_dir():
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            check_tensors(content)
+            return content
         rest = torch.load(path / SHARDED_MARK, map_location="cpu", weights_only=True)
         groups = rest.pop("optimizer_groups")
         module, optimizer = as_lightning_states(read_tensors(path), rest["parameter_names"], groups)
@@ -43,6 +47,7 @@ def verify_checkpoint(path: Path) -> None:
             damaged = damaged_files(path)
         else:
             with zipfile.ZipFile(path) as archive:  # torch's files are zip archives with a CRC-32 of every member
+                check_archive(archive, path)
                 damaged = [name] if (name := archive.testzip()) else []
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
@@ -52,8 +57,36 @@ def verify_checkpoint(path: Path) -> None:
         raise unreadable(path, f"the checksum of {', '.join(damaged)} is not what was written")
 
 
-def unreadable(path: Path, reason: object) -> CheckpointError:
+def check_archive(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raises ValueError for an archive that would be larger in memory than on the disk: torch packs nothing."""
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("it is a packed archive, which torch does not write")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("its members are larger than the file")
+
+
+def check_tensors(content: Any) -> None:
+    """Raises ValueError for a tensor that tells of more numbers than its file holds, anywhere in `content`."""
+    if isinstance(content, Tensor) and content.numel() * content.element_size() > content.untyped_storage().nbytes():
+        raise ValueError(f"a tensor of shape {list(content.shape)} has {content.untyped_storage().nbytes()} bytes")
+    if isinstance(content, dict | list | tuple):
+        for inner in content.values() if isinstance(content, dict) else content:
+            check_tensors(inner)
+
+
+def told(error: BaseException) -> str:
+    """What is wrong with a file, on one line, without torch's advice to read it unsafely after all."""
+    text = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in text:
+        named = re.search(r"GLOBAL ([\w.]+)", text)
+        return f"it names {named[1]}, and tensors alone are read" if named else "it is no file of tensors"
+    return text or type(error).__name__
+
+
+def unreadable(path: Path, cause: object) -> CheckpointError:
     """The error for a damaged checkpoint: names the one before it, and how to go on from there."""
+    reason = told(cause) if isinstance(cause, BaseException) else cause
     earlier = [other for other in checkpoints_of(path.parent.parent) if checkpoint_step(other) < checkpoint_step(path)]
     advice = f"the one before it is {earlier[-1]}: resume={earlier[-1]}" if earlier else "use an earlier checkpoint"
     return CheckpointError(f"{path} cannot be read ({reason}); {advice}")
@@ -64,7 +97,7 @@ def checkpoint_metadata(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         return read_checkpoint(path).get("metadata", {})
     try:
-        return json.loads((path / METADATA_FILE).read_text())
+        return read_json(path / METADATA_FILE, "take another checkpoint")
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
 
@@ -104,8 +137,11 @@ def network_weights(path: Path, weights: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Fills the network strictly. Raises CheckpointError listing every key that does not fit, and how."""
+def load_weights(network: nn.Module, state: dict[str, Tensor], source: str, into_nothing: bool = False) -> None:
+    """Fills the network strictly; with `into_nothing` one on the meta device, which gets tensors of its own on the CPU.
+
+    Raises CheckpointError listing every key that does not fit, and how.
+    """
     own = network.state_dict()
     problems = [f"missing {key}" for key in sorted(own.keys() - state.keys())]
     problems += [f"unexpected {key}" for key in sorted(state.keys() - own.keys())]
@@ -117,4 +153,6 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> N
     if problems:
         shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise CheckpointError(f"{source} does not fit this network:\n  {shown}")
-    network.load_state_dict(state, strict=True)
+    if into_nothing:  # copies, because a file that is mapped into memory may change
+        state = {name: value.to(own[name].dtype, copy=True) for name, value in state.items()}
+    network.load_state_dict(state, strict=True, assign=into_nothing)

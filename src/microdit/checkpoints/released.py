@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from microdit.build import SettingsError
-from microdit.checkpoints.reading import CheckpointError, load_weights
+from microdit.checkpoints.export import read_weights
+from microdit.checkpoints.reading import CheckpointError, check_archive, check_tensors, load_weights, told
 from microdit.model.sizes import RELEASED, TINY, XL, layerwise_scaled_dit
 
 # Arguments of layerwise_scaled_dit; what else it needs is in the file.
@@ -91,17 +90,21 @@ def read_released(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path)
+            content: Any = read_weights(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            if packed := zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    check_archive(archive, path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
+            check_tensors(content)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}") from error
     except IsADirectoryError as error:
         raise CheckpointError(f"{path} is a folder: name the file of weights in it") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); download it again") from error
+    except CheckpointError:
+        raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for what it cannot read
-        raise CheckpointError(f"{path} cannot be read as tensors alone ({error}); download it again") from error
+        raise CheckpointError(f"{path} cannot be read as tensors alone ({told(error)}); download it again") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         holds = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise CheckpointError(f"{path} is no released network, which is a dictionary of tensors: it holds {holds}")

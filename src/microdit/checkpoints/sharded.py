@@ -6,6 +6,7 @@ the module holds and `optimizer.PARAMETER.NAME` for the optimizer's state.
 """
 
 import json
+import math
 import os
 import pickle
 import warnings
@@ -21,12 +22,17 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from microdit.files import read_json
 from microdit.runs.folder import SHARDED_MARK
 
 METADATA_FILE = "metadata.json"
 CHUNK_BYTES = 1 << 24
-# All that DCP's list of tensors is made of, beside types of tensors: reading it cannot run anything else.
+# All that DCP's list of tensors is made of, beside types of tensors: reading it cannot run anything else. A dotted name
+# would reach through a module into what it has imported, so each is compared whole.
+LISTS = ("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "BytesStorageMetadata")
+PARTS = ("ChunkStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING")
 HARMLESS = {
+    *(("torch.distributed.checkpoint.metadata", name) for name in LISTS + PARTS),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.serialization", "_get_layout"),
     ("torch", "Size"),
@@ -41,7 +47,7 @@ class HarmlessUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or module == "torch.distributed.checkpoint.metadata" or (module, name) in HARMLESS:
+        if is_dtype or (module, name) in HARMLESS:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a checkpoint")
 
@@ -50,11 +56,31 @@ class HarmlessReader(FileSystemReader):
     """DCP's reader for folders that may come from elsewhere."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The list of tensors. Raises ValueError where it tells of files outside its folder, or of more numbers than
+        the files hold: no memory is taken for those."""
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = HarmlessUnpickler(file).load()
+        check_parts(metadata, Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+def check_parts(metadata: Metadata, folder: Path) -> None:
+    """Raises ValueError for a list of tensors that its folder's own files cannot hold."""
+    if not isinstance(metadata, Metadata):
+        raise ValueError(f"its .metadata is a {type(metadata).__name__}")
+    held = 0
+    for name in {part.relative_path for part in (metadata.storage_data or {}).values()}:
+        if Path(name).name != name or not (folder / name).is_file() or (folder / name).is_symlink():
+            raise ValueError(f"its .metadata names {name}, which is no file of its folder")
+        held += (folder / name).stat().st_size
+    if any(getattr(part, "transform_descriptors", None) for part in (metadata.storage_data or {}).values()):
+        raise ValueError("its .metadata names transformed files, which are not written here")
+    kinds = [kind for kind in metadata.state_dict_metadata.values() if isinstance(kind, TensorStorageMetadata)]
+    told = sum(math.prod(kind.size) * kind.properties.dtype.itemsize for kind in kinds)
+    if told > held:
+        raise ValueError(f"its .metadata tells of {told:,} bytes of tensors, its files have {held:,}")
 
 
 def tensor_shapes(folder: Path) -> dict[str, TensorStorageMetadata]:
@@ -102,9 +128,16 @@ def write_closing_files(folder: Path, rest: dict[str, Any], metadata: dict[str, 
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """Names of files that are missing or not what they were when written. ValueError, OSError: metadata.json is not."""
-    files = json.loads((folder / METADATA_FILE).read_text())["files"]
-    return [name for name, was in files.items() if not (folder / name).is_file() or checksum(folder / name) != was]
+    """Names of files that are missing or not what they were when written, and of those that nothing tells of.
+
+    ValueError, OSError: metadata.json is damaged, or tells of files elsewhere.
+    """
+    files = read_json(folder / METADATA_FILE, "take another checkpoint").get("files")
+    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
+        raise ValueError(f"{METADATA_FILE} lists no files of this folder")
+    untold = sorted({path.name for path in folder.iterdir()} - {*files, METADATA_FILE})
+    there = {name for name in files if (folder / name).is_file() and not (folder / name).is_symlink()}
+    return [*(name for name, was in files.items() if name not in there or checksum(folder / name) != was), *untold]
 
 
 def checksum(path: Path) -> int:

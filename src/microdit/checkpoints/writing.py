@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from microdit.checkpoints.reading import read_checkpoint
+from microdit.files import partial_name
 
 
 class CheckpointFiles(CheckpointIO):
@@ -27,7 +28,9 @@ class CheckpointFiles(CheckpointIO):
         partial = partial_name(Path(path))
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(checkpoint, partial)
+            discard(partial)  # of a run that was killed while it wrote, or a link that waits there
+            with partial.open("xb") as file:
+                torch.save(checkpoint, file)
             complete(partial, Path(path))
         except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError where torch finds it
             self.failure = error
@@ -44,11 +47,6 @@ class CheckpointFiles(CheckpointIO):
         """What went wrong since it was last asked."""
         failure, self.failure = self.failure, None
         return failure
-
-
-def partial_name(path: Path) -> Path:
-    """Where a checkpoint is until it is complete: beside its place, under a name that nobody looks for."""
-    return path.with_name(f".{path.name}.partial")
 
 
 def complete(partial: Path, path: Path) -> None:
@@ -72,7 +70,9 @@ def flush(path: Path) -> None:
 
 def discard(path: Path) -> None:
     """Removes a checkpoint, file or folder, if it is there."""
-    if path.is_dir() and path.name.startswith("."):
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir() and path.name.startswith("."):
         shutil.rmtree(path)
     elif path.is_dir():
         # Without its name at once: a folder that is half gone must not be taken for a checkpoint.

@@ -20,9 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.markup import escape
 
-from microdit.build import SettingsError, check_names
+from microdit.build import SettingsError, check_names, trust
 from microdit.commands.messages import errors, failed_jobs, is_ours, run_told, tell_and_exit
-from microdit.runs.folder import RESULT_FILE, STAGES_FILE, read_config, run_to_resume
+from microdit.files import read_yaml
+from microdit.runs.differences import flat
+from microdit.runs.folder import CONFIG_FILE, RESULT_FILE, STAGES_FILE, read_config, refuse_links, run_to_resume
 from microdit.runs.older import todays_config
 
 # Groups that say where and how a run is made, not what it makes; how long it is stays with the run.
@@ -30,6 +32,12 @@ EXCHANGEABLE = ("trainer", "logger")
 HOW_LONG = ("max_steps", "max_flops")
 DATA_ORDER = ("seed", "resolution_stage.global_batch_size", "resolution_stage.resolution_px")
 # Groups of conf/ that decide what the network is, which a resumed run keeps.
+# Of the command line alone: neither is part of a run.
+NOT_SAVED = ("resume", "trust")
+# What a run's file may say of a logger, and the folders that others than the run are kept in.
+LOGGER_SETTINGS = ("_target_", "project", "name", "version", "offline", "group", "tags", "notes", "job_type")
+KEPT_FOLDERS = ("cache_folder", "download_folder")
+NOT_BY_FILE = "Where things are sent or kept, and as whom, no run's file may say; if it is meant, type it"
 NETWORK_GROUPS = ("model", "variation", "moe", "masking", "autoencoder", "text_encoder")
 # Bundles, of which a later one has the last word whatever the order they are typed in: what is compared (experiment)
 # holds at every size (scale), also where both choose a group.
@@ -79,6 +87,28 @@ OmegaConf.register_new_resolver("share_of", share_of, replace=True)
 OmegaConf.register_new_resolver("times", times, replace=True)
 
 
+def trusted(config: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain dictionaries, without `trust`: from here on settings may name what the
+    packages in it hold, and those that this command line or conf/ name themselves."""
+    settings = plain(config)
+    trust(*as_list(settings.pop("trust", [])), *packages_named(settings))
+    return settings
+
+
+def as_list(told: Any) -> list[Any]:
+    return [told] if isinstance(told, str) else list(told)
+
+
+def packages_named(settings: Any) -> set[str]:
+    """The packages of all classes that settings name."""
+    if not isinstance(settings, Mapping | list):
+        return set()
+    inside = settings.values() if isinstance(settings, Mapping) else settings
+    target = settings.get("_target_") if isinstance(settings, Mapping) else None
+    own = {target.partition(".")[0]} if isinstance(target, str) else set()
+    return own.union(*map(packages_named, inside))
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     """The composed configuration as plain dictionaries, every interpolation resolved."""
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -100,9 +130,10 @@ def changed_values(
 
     Raises SettingsError for an override that would make it another model or another run.
     """
-    config = OmegaConf.create(saved)
+    config = OmegaConf.create(as_text(saved))
+    assert isinstance(config, DictConfig)
     chosen = {str(group): str(choice) for group, choice in config.pop("choices").items()}
-    parsed = [o for o in OverridesParser.create().parse_overrides(overrides) if o.key_or_group != "resume"]
+    parsed = [o for o in OverridesParser.create().parse_overrides(overrides) if o.key_or_group not in NOT_SAVED]
     for override in (o for o in parsed if o.key_or_group in EXCHANGEABLE):
         group = override.key_or_group
         kept = {name: config.trainer[name] for name in HOW_LONG} if group == "trainer" else {}
@@ -124,7 +155,41 @@ def changed_values(
             what = "model" if key.partition(".")[0] in NETWORK_GROUPS else "samples and their order"
             raise SettingsError(f"{key} is {was} in {where}: a resumed run keeps its {what}, it cannot become {value}")
         OmegaConf.update(config, key, value)
-    return plain(config), chosen
+    changed = plain(config)
+    refuse_destinations(changed, {o.key_or_group for o in parsed}, now, where)
+    return changed, chosen
+
+
+def as_text(value: Any) -> Any:
+    """The same for OmegaConf, with nothing in it to be resolved: a run's file may come from elsewhere, and what it says
+    must not read this machine's environment."""
+    if isinstance(value, Mapping):
+        return {key: as_text(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [as_text(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def refuse_destinations(config: Mapping[str, Any], typed: set[str], now: DictConfig, where: Path) -> None:
+    """Raises SettingsError where a run's file alone says where something is sent, as whom, or where it is kept: that is
+    for the command line and the environment, which hold the user's secrets. `typed` are the keys of the command line.
+    """
+
+    def meant(key: str) -> bool:
+        return any(key == one or key.startswith(f"{one}.") for one in typed)
+
+    for name, value in flat(config["logger"]):
+        key, setting = f"logger.{name}", name.rpartition(".")[2]
+        path = isinstance(value, str) and (".." in Path(value).parts or Path(value).is_absolute())
+        if not meant(key) and (setting not in LOGGER_SETTINGS or path):
+            raise SettingsError(
+                f"{where / CONFIG_FILE} says {key}={value}. {NOT_BY_FILE}: {key}={value}, or logger=csv"
+            )
+    for key, value in flat(config):
+        if key.rpartition(".")[2] not in KEPT_FOLDERS or value is None or meant(key):
+            continue
+        if value != OmegaConf.select(now, key):
+            raise SettingsError(f"{where / CONFIG_FILE} says {key}={value}. {NOT_BY_FILE}: {key}={value}")
 
 
 def key_exists(config: DictConfig, key: str) -> bool:
@@ -136,8 +201,10 @@ def key_exists(config: DictConfig, key: str) -> bool:
 def composed(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """The configuration and the choices behind it: those of the command line, or of the run it resumes."""
     if config.resume is None:
-        return plain(config), choices()
+        return trusted(config), choices()
+    trust(*as_list(config.trust))
     folder = output_folder()
+    refuse_links(folder)
     resumed, chosen = changed_values(read_config(folder), list(HydraConfig.get().overrides.task), config, folder)
     return {**resumed, "resume": config.resume}, chosen
 
@@ -155,11 +222,13 @@ def composed_stages(config: DictConfig) -> tuple[list[tuple[str, dict[str, Any],
         of_scales, stages = config.stages, []
         for changed in of_scales[choices().get("scale", "laptop")]:
             stage, chosen = with_choices("stages", {**changed, "name": changed.resolution_stage})
-            own = {key: value for key, value in stage.items() if key not in ("stages", "expected_mfu")}
+            own = {key: value for key, value in stage.items() if key not in ("stages", "expected_mfu", "trust")}
+            trust(*as_list(config.trust), *packages_named(own))
             stages.append((changed.resolution_stage, own, {k: v for k, v in chosen.items() if k in choices()}))
         return stages, config.expected_mfu
-    content = OmegaConf.to_container(OmegaConf.load(folder / STAGES_FILE))
-    assert isinstance(content, dict)
+    trust(*as_list(config.trust))
+    refuse_links(folder)
+    content = read_yaml(folder / STAGES_FILE, "put a copy in its place, or go on with one stage: resume=FOLDER/1-...")
     overrides = list(HydraConfig.get().overrides.task)
     stages = []
     for stage in content["stages"]:

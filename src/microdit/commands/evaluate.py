@@ -10,7 +10,7 @@ from rich.table import Table
 
 from microdit.build import SettingsError, build
 from microdit.checkpoints.reading import CheckpointError
-from microdit.commands.compose import plain
+from microdit.commands.compose import trusted
 from microdit.commands.messages import check_device, console
 from microdit.evaluation.metric import Metric, measure
 from microdit.evaluation.subject import KeptSubject, Subject, checked_sampling, differing
@@ -159,4 +159,4 @@ def show_numbers(console: Console, numbers: Mapping[str, float], run: Path) -> N
 
 def evaluate_command(config: DictConfig) -> None:
     """Measures what the command line asks for."""
-    evaluate(**plain(config), console=console)
+    evaluate(**trusted(config), console=console)

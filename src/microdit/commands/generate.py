@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 
 from microdit.build import SettingsError
-from microdit.commands.compose import plain
+from microdit.commands.compose import trusted
 from microdit.commands.messages import check_device, console
 from microdit.grid import prompt_grid
 from microdit.kernels.compile import compile_network
@@ -79,4 +79,4 @@ def generate_grid(
 
 def generate_command(config: DictConfig) -> None:
     """Draws what the command line asks for, and says where it is."""
-    console.print(f"wrote {generate_grid(**plain(config))}", highlight=False)
+    console.print(f"wrote {generate_grid(**trusted(config))}", highlight=False)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from microdit.build import SettingsError
-from microdit.commands.compose import choices, plain, with_choices
+from microdit.commands.compose import choices, trusted, with_choices
 from microdit.commands.messages import console
 from microdit.cost.budget import step_costs, total_cost
 from microdit.cost.memory import DeviceMemory, training_memory
@@ -171,7 +171,7 @@ def show_plan(
 
 def plan_command(config: DictConfig) -> None:
     """Shows the plan that the command line asks for: each stage is this configuration with other choices."""
-    own = plain(config)
+    own = trusted(config)
     hardware, stages = own["hardware"], own["stages"][choices().get("scale", "laptop")]
     composed = [with_choices("plan", decisive(changed)) for changed in stages]
     show_plan([(without_own(plan), chosen) for plan, chosen in composed], hardware, console)
@@ -184,4 +184,4 @@ def decisive(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_own(config: Mapping[str, Any]) -> dict[str, Any]:
     """What train.py would be told: without the settings that are the plan's."""
-    return {key: value for key, value in config.items() if key not in ("hardware", "stages", "expected_mfu")}
+    return {key: value for key, value in config.items() if key not in ("hardware", "stages", "expected_mfu", "trust")}

@@ -15,8 +15,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from microdit.checkpoints.reading import CheckpointError, read_checkpoint, verify_checkpoint
 from microdit.checkpoints.sharded import first_of, read_into, tensor_shapes, write_closing_files
-from microdit.checkpoints.writing import complete, discard, partial_name
+from microdit.checkpoints.writing import complete, discard
 from microdit.distributed.sharding import fill
+from microdit.files import partial_name
 from microdit.runs.folder import SHARDED_MARK
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from microdit.data.sources.captioned import CaptionedImage
 from microdit.data.sources.tars import TarSource, write_pictures
-from microdit.files import write_whole
+from microdit.files import replacing, write_whole
 
 
 class PicturesError(ValueError):
@@ -60,7 +60,7 @@ class Pictures:
         for item in TarSource(str(self.tar)).read(0):
             if not isinstance(item, CaptionedImage):
                 raise PicturesError(f"{self.tar}: {item.key}: {item.reason}. Delete the tar and evaluate again")
-            pixels = np.asarray(Image.open(io.BytesIO(item.image)).convert("RGB"))
+            pixels = np.asarray(Image.open(io.BytesIO(item.image), formats=["PNG"]).convert("RGB"))
             batch.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
             found += 1
             if len(batch) == size or found == self.count:
@@ -86,14 +86,13 @@ def kept_making(tar: Path) -> Making | None:
 def keep(tar: Path, making: Making, batches: Iterator[Float[Tensor, "n 3 h w"]]) -> Pictures:
     """Writes pictures, in [0, 1], as they come: KEY.png and KEY.txt in `tar`, `making` beside it as .json."""
     tar.parent.mkdir(parents=True, exist_ok=True)
-    beside, partial = tar.with_suffix(".json"), tar.with_suffix(".tar.part")
+    beside = tar.with_suffix(".json")
     beside.unlink(missing_ok=True)  # a tar without its .json is not taken for whole
-    with partial.open("wb") as file:
+    with replacing(tar, "wb") as file:
         drawn = zip((one for batch in batches for one in batch), making.prompts, strict=True)
         write_pictures(
             file, (CaptionedImage(f"{i:06d}", png(picture), [prompt]) for i, (picture, prompt) in enumerate(drawn))
         )
-    partial.replace(tar)
     write_whole(beside, json.dumps(asdict(making), indent=1) + "\n")
     return Pictures(tar, making, len(making.prompts))
 

@@ -1,7 +1,6 @@
 """Runs to flat rows, one a run: from their folders, or from a results.csv that was committed."""
 
 import csv
-import json
 import math
 import re
 import statistics
@@ -9,11 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from microdit.build import SettingsError
+from microdit.files import DamagedFileError, read_json
 from microdit.runs.differences import settings_of
-from microdit.runs.folder import CONFIG_FILE, METRICS_FILE, RESULT_FILE, read_config
+from microdit.runs.folder import METRICS_FILE, RESULT_FILE, read_config
 
 FINISHED = "finished"
 Rows = list[dict[str, str]]
@@ -35,18 +33,16 @@ def read_run(run: Path) -> dict[str, Any]:
     """
     path = run / RESULT_FILE
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, "")
     except FileNotFoundError:
         record = {"status": "unfinished", "error": f"no {RESULT_FILE}: still running, or killed"}
-    except ValueError as error:
-        record = {"status": "unreadable", "error": f"{RESULT_FILE}: {error}"}
-    if not isinstance(record, dict):
-        record = {"status": "unreadable", "error": f"{RESULT_FILE}: no record, but a {type(record).__name__}"}
+    except DamagedFileError as error:
+        record = {"status": "unreadable", "error": str(error)}
     try:
         config = read_config(run)
-    except (yaml.YAMLError, ValueError) as error:
+    except ValueError as error:
         config = {}
-        record |= {"status": "unreadable", "error": f"{CONFIG_FILE}: {' '.join(str(error).split())}"}
+        record |= {"status": "unreadable", "error": str(error)}
     if record.get("status") != FINISHED and config:
         told = {f"choice/{group}": choice for group, choice in config.get("choices", {}).items()}
         record = {"seed": config.get("seed"), **told, **record}

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from microdit.build import SettingsError
+from microdit.files import read_yaml, write_whole
 from microdit.runs.older import todays_config
 
 CONFIG_FILE = "config.yaml"  # all that the run was told, with its `choices`
@@ -23,6 +24,7 @@ CHECKPOINTS, SAMPLES, EVALUATION, LOGS = "checkpoints", "samples", "evaluation",
 HISTORY_FILE = f"{EVALUATION}/history.jsonl"  # every evaluation after training, one a line
 JUDGED_PICTURES = f"{EVALUATION}/skills.tar"  # drawn for compositional accuracy
 
+CONFIG_CURE = "put a copy in its place, or start a new run from this one's weights: init_from=THE_RUN"
 SHARDED_MARK = "meta.pt"  # the file in a checkpoint that is a folder, by which it is known
 STEP_IN_NAME = re.compile(r"step_(\d+)")
 
@@ -108,18 +110,29 @@ def run_to_resume(resume: str, output_root: str) -> Path:
     return to_resume(max(begun, key=lambda run: (run / CONFIG_FILE).stat().st_mtime))
 
 
+def refuse_links(run: Path) -> None:
+    """Raises SettingsError where something in a run's folder is a link that leads out of it: what is written or removed
+    there would be elsewhere. Or where Weights & Biases would read there whom it sends the user's key to."""
+    inside = run.resolve()
+    for folder, folders, files in os.walk(inside):
+        for path in (Path(folder) / name for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise SettingsError(
+                    f"{path} is a link to {path.resolve()}, out of the run's folder, and a run writes nowhere else: "
+                    "put in its place what it leads to, or make the folder of the whole run a link"
+                )
+    for path in inside.glob("**/wandb/settings"):
+        raise SettingsError(f"{path} tells Weights & Biases whom to send things to, which no run's file may; remove it")
+
+
 def read_config(run: Path) -> dict[str, Any]:
-    """What a run was told, in today's names; empty where it has no config.yaml. Raises yaml.YAMLError or ValueError for
-    what is no configuration."""
+    """What a run was told, in today's names; empty where it has no config.yaml. DamagedFileError for what is no
+    configuration."""
     path = run / CONFIG_FILE
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if not isinstance(config, dict | None):
-        raise ValueError(f"no settings, but a {type(config).__name__}")
-    return todays_config(config or {})
+    return todays_config(read_yaml(path, CONFIG_CURE)) if path.is_file() else {}
 
 
 def write_config(run: Path, config: dict[str, Any], choices: dict[str, str]) -> None:
     """Writes config.yaml, whole or not at all; every machine of a run writes the same."""
-    partial = run / f".{CONFIG_FILE}.{os.environ.get('SLURM_NODEID', '0')}.partial"
-    partial.write_text(yaml.safe_dump({**config, "resume": None, "choices": choices}, sort_keys=False))
-    partial.replace(run / CONFIG_FILE)
+    text = yaml.safe_dump({**config, "resume": None, "choices": choices}, sort_keys=False)
+    write_whole(run / CONFIG_FILE, text, writer=os.environ.get("SLURM_NODEID", ""))

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from microdit.build import SettingsError
-from microdit.files import alone_in, write_whole
+from microdit.files import alone_in, read_json, write_whole
 from microdit.runs.folder import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, read_config
+
+RECORD_CURE = "move it away: training or evaluating again writes another"
 
 
 def write_record(run: Path, record: dict[str, Any]) -> None:
@@ -19,7 +19,7 @@ def write_record(run: Path, record: dict[str, Any]) -> None:
 def finished_record(run: Path) -> dict[str, Any] | None:
     """What a run left in result.json, if it finished."""
     path = run / RESULT_FILE
-    record = json.loads(path.read_text()) if path.is_file() else {}
+    record = read_json(path, RECORD_CURE) if path.is_file() else {}
     return record if record.get("status") == "finished" else None
 
 
@@ -27,7 +27,7 @@ def add_to_record(run: Path, numbers: dict[str, float], making: dict[str, Any]) 
     """Adds `numbers` to RUN/result.json, which is replaced whole, and a line with `making` to evaluation/history.jsonl.
 
     A number that was there under the same name is replaced; those whose value changed are returned with the old value,
-    which the history keeps too. Several processes may add at once. Raises SettingsError for a result.json that is none.
+    which the history keeps too. Several processes may add at once. DamagedFileError for a result.json that is none.
     """
     path, history = run / RESULT_FILE, run / HISTORY_FILE
     with alone_in(run):
@@ -51,7 +51,7 @@ def usual_settings(run: Path, metric: str) -> dict[str, Any] | None:
         lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
         made = (json.loads(line) for line in lines)
         return next((each["settings"] for each in made if each.get("metric") == metric and "settings" in each), None)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"{config} or {history} cannot be read ({error}), so it is not known how this run was measured before; "
             "move the damaged file away, then evaluate again"
@@ -62,10 +62,4 @@ def read_record(path: Path) -> dict[str, Any]:
     """A run's record; one that says "unfinished" where training left none yet."""
     if not path.exists():
         return {"status": "unfinished"}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SettingsError(f"{path} is no JSON ({error}); move it away, then evaluate again") from error
-    if not isinstance(record, dict):
-        raise SettingsError(f"{path} holds no record of a run; move it away, then evaluate again")
-    return record
+    return read_json(path, RECORD_CURE)

@@ -166,7 +166,7 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
     No network is built: what has to be counted on one comes later (`training.run.network_settings`). Raises
     SettingsError naming the key that is wrong and the ones there are.
     """
-    others = ("model", "moe", "callbacks", "metrics", "logger", "seed", "paths", "resume", "name")
+    others = ("model", "moe", "callbacks", "metrics", "logger", "seed", "paths", "resume", "trust", "name")
     check_names(config, [*GROUPS, *TARGETS, *others, *STARTING], where="the configuration")
     check_names(config["paths"], ["data_root", "output_root"], where="paths")
     check_names(config["callbacks"], ["samples"], where="callbacks")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from microdit.files import room_for
+from microdit.files import replacing
 
 WORD = 8
 MODULUS = (1 << 64) - 1
@@ -40,12 +40,10 @@ def write_columns(path: Path, columns: Iterable[tuple[str, np.ndarray]]) -> None
 
     The same columns give the same bytes. Two processes must not write the same file at once.
     """
-    partial = path.with_name(f".{path.name}.part")
-    with room_for(path), zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path, "wb") as whole, zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
         for name, column in columns:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, column, allow_pickle=False)
-    partial.replace(path)
 
 
 def open_columns(path: Path) -> dict[str, np.ndarray]:

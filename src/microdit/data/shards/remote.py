@@ -14,7 +14,7 @@ from pathlib import Path
 
 import fsspec
 
-from microdit.files import alone_in
+from microdit.files import alone_in, partial_name
 
 ATTEMPTS = 8
 FIRST_WAIT_S = 0.1
@@ -113,10 +113,11 @@ class FileCache:
         if self._present(path, expected_bytes):
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.part")
-        with alone_in(self.folder / f".{path.name}.lock", os.O_RDWR | os.O_CREAT):
+        partial = partial_name(path)
+        with alone_in(self.folder / f".{path.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW):
             if not self._present(path, expected_bytes):
                 self._make_room(expected_bytes or 0)
+                partial.unlink(missing_ok=True)
                 fetch(url, partial, expected_bytes)
                 os.replace(partial, path)
         self._make_room(0, keep=path)

@@ -9,7 +9,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Pillow's own guard warns or stops by a limit of the whole process; `max_pixels` below takes its place.
 Image.MAX_IMAGE_PIXELS = None
-MAX_PIXELS = 500_000_000
+MAX_PIXELS = 200_000_000
+# What is opened, whatever a file is called: none of these starts another program, as Pillow does for PostScript.
+WELL_KNOWN = "AVIF BMP DIB GIF HEIF ICO JPEG JPEG2000 JXL MPO PCX PNG PPM QOI TGA TIFF WEBP"
+Image.init()
+FORMATS = [name for name in WELL_KNOWN.split() if name in Image.OPEN]  # that this Pillow, with its plugins, knows
+BAND_PIXELS = 1 << 20
 
 
 class BrokenImageError(ValueError):
@@ -27,10 +32,10 @@ def square_images(
 
     The first frame of an animation, turned as its EXIF orientation says, transparency over white, any colour mode.
     BrokenImageError, or FilteredImageError where the shorter side has less than `min_side_px` or all have over
-    `max_pixels`.
+    `max_pixels`. Memory: the decoder's own, and three bytes a pixel.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if min(width, height) < min_side_px:
                 raise FilteredImageError(f"{width} x {height} px: a side shorter than {min_side_px} px")
@@ -39,7 +44,8 @@ def square_images(
             # A JPEG may be decoded at a fraction of its size; twice the target loses nothing that the resize would
             # keep.
             image.draft(None, (2 * max(sides_px), 2 * max(sides_px)))
-            rgb = to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = to_rgb(image)
     except FilteredImageError:
         raise
     except UnidentifiedImageError as error:  # its own message holds an address in memory, another one in each run
@@ -55,15 +61,35 @@ def square_images(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB, transparent places white."""
+    """Any mode as 8-bit RGB, transparent places white; band by band, so that no second copy of the whole is made."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
+    image.load()
+    scale = grey_scale(image)
+    rows = max(1, BAND_PIXELS // max(1, image.width))
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        rgb.paste(band_to_rgb(band, scale), (0, top))
+    return rgb
+
+
+def grey_scale(image: Image.Image) -> float:
+    """What greys of more than 8 bits are multiplied with, to reach 255; 1 for all other modes."""
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return 1.0
+    brightest = max(0.0, float(image.getextrema()[1]))  # type: ignore[arg-type]  # one band has one pair
+    if image.mode == "F":  # by custom either [0, 1] or [0, 255]
+        return 255.0 if brightest <= 1 else 1.0
+    # 16-bit greys, which Pillow may also hold as 32-bit numbers
+    return 1 / 257 if image.mode.startswith("I;16") or brightest > 255 else 1.0
+
+
+def band_to_rgb(image: Image.Image, scale: float) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        levels = np.asarray(image, dtype=np.float64)
-        brightest = levels.max(initial=0)
-        if image.mode == "F":  # by custom either [0, 1] or [0, 255]
-            scale = 255 if brightest <= 1 else 1
-        else:  # 16-bit greys, which Pillow may also hold as 32-bit numbers
-            scale = 1 / 257 if image.mode.startswith("I;16") or brightest > 255 else 1
-        return Image.fromarray((levels * scale).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        levels = np.asarray(image, dtype=np.float64) * scale
+        return Image.fromarray(levels.clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
