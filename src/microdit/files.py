@@ -3,6 +3,7 @@ files that may be damaged, or made by somebody else: what they hold is text and 
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -13,12 +14,18 @@ from typing import Any
 import yaml
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSALS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ENOLCK)
 LARGEST_SETTINGS = 1 << 24  # bytes; what is written here is a thousand times smaller
 MOST_VALUES = 1_000_000  # once every alias stands for what it repeats
 
 
 class NoRoomError(OSError):
     """A file does not fit on its disk; the message names it and says what to do."""
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the system did not let us look, which says nothing about what is there."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in REFUSALS)
 
 
 @contextmanager
@@ -49,6 +56,44 @@ def alone_in(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         # Said aloud: a process that was forked meanwhile shares the lock, and closing the file here would not end it.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+class InUseError(ValueError):
+    """Another process writes to this folder; the message says which folder, and what to do."""
+
+
+@contextmanager
+def only_writer(folder: Path, held: str) -> Iterator[None]:
+    """While the block runs no other process is in one for FOLDER/HELD, a folder that is made if it is not there.
+
+    The lock ends with its process, however that ends. Raises InUseError at once where another process holds it.
+    """
+    place = folder / held
+    place.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise InUseError(
+            f"{folder} is in use: another process trains there now. Wait until it has ended, or choose another folder "
+            "(hydra.run.dir=..., hydra.sweep.dir=...)"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def new_folder(path: Path) -> Path:
+    """Makes a folder that nobody else has: `path`, or where that is taken PATH-2, PATH-3, ..."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        mine = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            mine.mkdir()
+        except FileExistsError:
+            continue
+        return mine
+    raise AssertionError("there are always more numbers")
 
 
 @contextmanager

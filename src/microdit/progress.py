@@ -18,8 +18,9 @@ def progress_bar(title: str) -> Iterator[Report]:
     """A bar on standard error for as long as the block runs; gives the function that moves it: (done, total, what is
     done)."""
     title_and_bar = progress.SpinnerColumn(), "{task.description}", progress.BarColumn(), progress.MofNCompleteColumn()
+    doing_now = progress.TextColumn("{task.fields[doing]}", markup=False)  # may hold the names of files
     times = progress.TimeElapsedColumn(), "ETA", progress.TimeRemainingColumn()
-    with progress.Progress(*title_and_bar, *times, "{task.fields[doing]}", console=Console(stderr=True)) as bar:
+    with progress.Progress(*title_and_bar, *times, doing_now, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, doing="")
 
         def report(done: float, total: float, doing: str) -> None:

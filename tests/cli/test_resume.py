@@ -76,6 +76,7 @@ def test_a_run_is_found_by_its_folder_its_checkpoint_or_as_the_last(tmp_path):
     assert run_folder("last", str(tmp_path), "new") == str(tmp_path / "chain" / "1-first")
     (tmp_path / "chain" / "stages.yaml").touch()
     assert run_folder("last", str(tmp_path), "new") == str(tmp_path / "chain")
-    assert run_folder(None, "runs", "new") == "runs/new"
+    assert run_folder(None, str(tmp_path), "new") == str(tmp_path / "new")
+    assert (tmp_path / "new").is_dir()  # at once: nobody else takes it
     with pytest.raises(SettingsError, match=r"holds no config\.yaml"):
         run_folder(str(tmp_path), "runs", "new")

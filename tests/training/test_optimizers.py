@@ -153,7 +153,8 @@ def test_any_optimizer_of_torch_is_named_and_kinds_differ_where_they_are_told_to
     ("changed", "said"),
     [
         ({"_target_": "torch.optim.AdamV"}, "cannot be imported"),
-        ({"_target_": "torch.nn.Linear"}, "does not make a Optimizer"),
+        ({"_target_": "torch.nn.Linear"}, "is not of microdit"),
+        ({"_target_": "microdit.model.dit.DiT"}, "does not make a Optimizer"),
         ({"beta": 0.9}, "has no setting 'beta'; did you mean 'betas'"),
         ({"kinds": {"matrix": {"lr": 1.0}}}, "optimizer.kinds has no kind .matrix.. It knows: matrices: "),
         ({"kinds": {"matrices": 0.1}}, "holds arguments of the optimizer"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from microdit.checkpoints.sharded import METADATA_FILE, as_lightning_states, damaged_files, read_tensors
-from microdit.files import read_json
+from microdit.files import is_refusal, read_json
 from microdit.runs.folder import CHECKPOINTS, SHARDED_MARK, checkpoint_step, checkpoints_of
 
 
@@ -37,6 +37,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         module, optimizer = as_lightning_states(read_tensors(path), rest["parameter_names"], groups)
         return {**rest, "state_dict": module, "optimizer_states": [optimizer]}
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for what it cannot read
+        if is_refusal(error):
+            raise
         raise unreadable(path, error) from error
 
 
@@ -52,6 +54,8 @@ def verify_checkpoint(path: Path) -> None:
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except Exception as error:  # what zipfile raises for a damaged header depends on which byte it is
+        if is_refusal(error):
+            raise
         raise unreadable(path, error) from error
     if damaged:
         raise unreadable(path, f"the checksum of {', '.join(damaged)} is not what was written")

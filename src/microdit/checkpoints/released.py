@@ -13,6 +13,7 @@ from torch import Tensor
 from microdit.build import SettingsError
 from microdit.checkpoints.export import read_weights
 from microdit.checkpoints.reading import CheckpointError, check_archive, check_tensors, load_weights, told
+from microdit.files import is_refusal
 from microdit.model.sizes import RELEASED, TINY, XL, layerwise_scaled_dit
 
 # Arguments of layerwise_scaled_dit; what else it needs is in the file.
@@ -104,6 +105,8 @@ def read_released(path: Path) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for what it cannot read
+        if is_refusal(error):
+            raise
         raise CheckpointError(f"{path} cannot be read as tensors alone ({told(error)}); download it again") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         holds = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"

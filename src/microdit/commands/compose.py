@@ -18,11 +18,11 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.markup import escape
+from rich.text import Text
 
 from microdit.build import SettingsError, check_names, trust
 from microdit.commands.messages import errors, failed_jobs, is_ours, run_told, tell_and_exit
-from microdit.files import read_yaml
+from microdit.files import InUseError, new_folder, read_yaml
 from microdit.runs.differences import flat
 from microdit.runs.folder import CONFIG_FILE, RESULT_FILE, STAGES_FILE, read_config, refuse_links, run_to_resume
 from microdit.runs.older import todays_config
@@ -46,14 +46,25 @@ UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 
 
 def run_folder(resume: str | None, output_root: str, new: str) -> str:
-    """Where a run writes: into the run it resumes, else into a new folder. All processes of torchrun get the same
-    answer. Raises SettingsError when there is nothing to resume."""
-    return agreed(str(Path(output_root) / new if resume is None else run_to_resume(resume, output_root)))
+    """Where a run writes: into the run it resumes, else into a new folder, which is made at once so that no other
+    process takes it too. All processes of torchrun get the same answer. Raises SettingsError when there is nothing to
+    resume."""
+    if resume is not None:
+        return agreed(str(run_to_resume(resume, output_root)), is_new=False)
+    return agreed(str(Path(output_root) / new), is_new=True)
+
+
+def sweep_folder(path: str) -> str:
+    """Where a new sweep writes: a folder of its own, made at once."""
+    return agreed(path, is_new=True)
 
 
 @cache
-def agreed(folder: str) -> str:
-    """Rank zero's folder where torchrun started this process, because every process has a clock of its own."""
+def agreed(folder: str, is_new: bool) -> str:
+    """The folder, made if it is new. Rank zero's where torchrun started this process, because every process has a clock
+    of its own."""
+    if is_new and os.environ.get("RANK", "0") == "0":
+        folder = str(new_folder(Path(folder)))
     if "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
         return folder
     import torch
@@ -83,6 +94,8 @@ def times(*factors: float) -> float:
 
 OmegaConf.register_new_resolver("ask", ask, replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+# Kept with the configuration, from which a scheduler's jobs read it.
+OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("share_of", share_of, replace=True)
 OmegaConf.register_new_resolver("times", times, replace=True)
 
@@ -278,10 +291,10 @@ def told_in_a_sweep(config: DictConfig, write_failure: Callable[..., None]) -> I
         yield
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            if not (output_folder() / RESULT_FILE).exists():
+            if not isinstance(error, InUseError) and not (output_folder() / RESULT_FILE).exists():
                 write_failure(error, {"seed": OmegaConf.select(config, "seed")}, choices(), output_folder())
             failed_jobs.append(output_folder().name)
-            errors.print(f"[red]failed:[/red] {output_folder().name}: {escape(str(error))}")
+            errors.print(Text.assemble(("failed:", "red"), f" {output_folder().name}: {error}"))
         raise
 
 

@@ -1,17 +1,19 @@
 """What the user is told: consoles, and mistakes as one message that says what to do."""
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from microdit.build import SettingsError
 
-console = Console(soft_wrap=True)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+# What is printed holds paths and other people's words: nothing in it is markup.
+console = Console(soft_wrap=True, markup=False, emoji=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 DEBUG = "MICRODIT_DEBUG"
 # Mistakes whose message is all there is to say, as a rule; anything else keeps its traceback.
@@ -28,7 +30,9 @@ def tell_and_exit(message: str, error: BaseException) -> None:
     """Prints what is wrong and ends with exit code 1. With MICRODIT_DEBUG=1 the traceback comes first."""
     if os.environ.get(DEBUG):
         traceback.print_exception(error)
-    errors.print(f"[red]error:[/red] {escape(message)}")  # a message may hold [square brackets]
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        message += "; more may be open at once after ulimit -n 4096"
+    errors.print(Text.assemble(("error:", "red"), f" {message}"))
     if failed_jobs:
         errors.print(f"{len(failed_jobs)} jobs of the sweep failed, the others ran: {', '.join(failed_jobs)}")
     if not os.environ.get(DEBUG):

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +21,10 @@ from microdit.commands.plan import show_plan
 from microdit.cost.peak import matmul_flops_per_second
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank, is_rank_zero, peak_dtype
 from microdit.distributed.ranks import REQUEUE_CODE, PreemptedError, run_ranks
-from microdit.files import write_whole
+from microdit.files import only_writer, write_whole
 from microdit.runs.differences import differences, settings_of
 from microdit.runs.folder import (
+    CHECKPOINTS,
     CONFIG_FILE,
     RESULT_FILE,
     STAGES_FILE,
@@ -57,26 +59,35 @@ def launch_unless_finished(
     record is returned, and a line says so. A run that resume= names always goes on.
 
     Raises SettingsError where the folder holds a run with other settings, which is left as it is: its checkpoints
-    would be gone on with under the wrong name.
+    would be gone on with under the wrong name. InUseError where another process trains there now.
     """
-    if config["resume"] is not None or not (folder / CONFIG_FILE).is_file():
+    with only_trainer(folder):
+        if config["resume"] is not None or not (folder / CONFIG_FILE).is_file():
+            return launch(config, choices, folder, console)
+        was = settings_of(read_config(folder))
+        now = settings_of({**config, "choices": choices})
+        record = finished_record(folder)
+        if record is not None and was == now:
+            if is_rank_zero():
+                console.print(
+                    f"skipped, finished before with the same settings: {folder}", highlight=False, soft_wrap=True
+                )
+            return record
+        # Other metrics judge the same network: the run is evaluated again.
+        changed = [one for one in differences(was, now) if not one.startswith("metrics.")]
+        if changed and (record is not None or checkpoints_of(folder)):
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise SettingsError(
+                f"{folder} holds a run with other settings ({'; '.join(changed[:3])}{more}): choose another folder, "
+                f"or go on with that run as it was started, resume={folder}"
+            )
         return launch(config, choices, folder, console)
-    was = settings_of(read_config(folder))
-    now = settings_of({**config, "choices": choices})
-    record = finished_record(folder)
-    if record is not None and was == now:
-        if is_rank_zero():
-            console.print(f"skipped, finished before with the same settings: {folder}", highlight=False, soft_wrap=True)
-        return record
-    # Other metrics judge the same network: the run is evaluated again.
-    changed = [one for one in differences(was, now) if not one.startswith("metrics.")]
-    if changed and (record is not None or checkpoints_of(folder)):
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise SettingsError(
-            f"{folder} holds a run with other settings ({'; '.join(changed[:3])}{more}): choose another folder, "
-            f"or go on with that run as it was started, resume={folder}"
-        )
-    return launch(config, choices, folder, console)
+
+
+def only_trainer(folder: Path) -> AbstractContextManager[None]:
+    """Nobody else trains in `folder` while the block runs; of several ranks the first sees to that. InUseError where
+    somebody does."""
+    return only_writer(folder, CHECKPOINTS) if is_rank_zero() else nullcontext()
 
 
 def launch(config: dict[str, Any], choices: dict[str, str], folder: Path, console: Console) -> dict[str, Any]:
@@ -203,7 +214,8 @@ def run_chain(stages: Sequence[Stage], folder: Path, expected_mfu: float, consol
         told = "finished before" if record else f"in {run}"
         if is_rank_zero():
             console.print(f"\nstage {number} of {len(stages)}, {stage.name}: {told}", highlight=False)
-        records.append(record or launch({**stage.config, "resume": None}, stage.choices, run, console))
+        with only_trainer(run):
+            records.append(record or launch({**stage.config, "resume": None}, stage.choices, run, console))
     return records
 
 

@@ -47,8 +47,8 @@ class MaskDiT(TokenPath):
         if kept is not None:
             tokens = kept.select(tokens)
         tokens = self.map_in(network.backbone(tokens, conditioning))
-        if kept is not None:
-            tokens = kept.place(tokens, self.learned_token)
+        # Unused without a mask, but with a gradient of zero: DDP wants one of the same weights in every step.
+        tokens = tokens + 0 * self.learned_token if kept is None else kept.place(tokens, self.learned_token)
         tokens = tokens + network.positions_of(grid, self.positions)
         captions = self.map_captions(conditioning.captions)
         for block in self.decoder:

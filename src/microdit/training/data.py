@@ -124,7 +124,7 @@ class LatentData(L.LightningDataModule):
         )
         return self.watched
 
-    def val_dataloader(self) -> LatentLoader:
+    def validation_loader(self) -> LatentLoader:
         assert self.trainer is not None
         batches = validation_batches(
             len(self.validation_samples),

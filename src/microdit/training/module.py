@@ -1,4 +1,4 @@
-"""One step of training as Lightning wants it: loss, optimizer, moving average, validation."""
+"""One step of training as Lightning wants it: loss, optimizer, moving average."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from microdit.checkpoints.starting import OptimizerStates
 from microdit.cost.flops import on_meta
-from microdit.distributed.sharding import gathered, is_sharded, local_part, optimizer_state, shard, summed, whole_tensor
+from microdit.distributed.sharding import gathered, is_sharded, local_part, optimizer_state, shard, whole_tensor
 from microdit.model.dit import DiT
 from microdit.objectives.objective import Draws, LossTerms, Objective, training_loss
 from microdit.training.optimizers import make_optimizer
@@ -43,7 +43,6 @@ class DenoisingTask(L.LightningModule):
         self.max_skipped_steps, self.initial_optimizer = settings.trainer.max_skipped_steps, initial_optimizer
         self.skipped_in_a_row = self.skipped_steps = 0
         self.gradient_norm, self.learning_rate = torch.tensor(float("nan")), 0.0
-        self.validation_loss = torch.tensor(float("nan"))
 
     def configure_model(self) -> None:
         """With FSDP each rank keeps its part of network and moving average."""
@@ -87,25 +86,6 @@ class DenoisingTask(L.LightningModule):
         detached = terms.loss.detach()
         # The factor is 1, or NaN where the loss is not finite: the gradients of all ranks then say so, when they meet.
         return {"loss": terms.loss * (1 + 0 * detached), "terms": terms._replace(loss=detached)}
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Ends with a validation, whatever the interval: what is recorded of a run is what it ended with."""
-        if self.global_step == self.max_steps:
-            self.trainer.should_stop = True  # Lightning then validates after this step
-
-    def on_validation_epoch_start(self) -> None:
-        self.validation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """The unmasked denoising loss of what one would generate with, at noise that never changes."""
-        terms = self.loss(self.best_network, batch, mask_ratio=0.0)
-        # Every rank has as many batches as the others, so some repeat a sample that is another rank's.
-        own = batch["position"] % self.trainer.world_size == self.trainer.global_rank
-        self.validation_sums += torch.stack([(terms.per_sample * own).sum(), own.sum()])
-
-    def on_validation_epoch_end(self) -> None:
-        total, samples = summed(self.validation_sums)
-        self.validation_loss = total / samples
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = make_optimizer(self.network, self.optimizer)

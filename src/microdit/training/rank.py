@@ -55,7 +55,11 @@ def main(folder: str, launcher: str, checkpoint: str | None = None) -> None:
     choices = config.pop("choices")
     try:
         settings = training_settings(config, Path(folder), choices)
-        train(settings, Console(soft_wrap=True, quiet=rank > 0), None if checkpoint is None else Path(checkpoint))
+        train(
+            settings,
+            Console(soft_wrap=True, markup=False, emoji=False, quiet=rank > 0),
+            None if checkpoint is None else Path(checkpoint),
+        )
     except PreemptedError as error:
         leave_word(rank, error)
         leave(0)

@@ -34,6 +34,7 @@ from microdit.training.callbacks.progress import TrainingProgress
 from microdit.training.callbacks.samples import SampleGrids
 from microdit.training.callbacks.stopping import StopWhenAsked
 from microdit.training.callbacks.telemetry import Telemetry
+from microdit.training.callbacks.validation import Validation
 from microdit.training.data import LatentData, open_data
 from microdit.training.module import DenoisingTask
 from microdit.training.settings import TrainingSettings
@@ -74,6 +75,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     metrics_file = MetricsFile(run / METRICS_FILE)
     seconds = metrics_file.newest().get("train/seconds", 0.0)
     metrics_file.forget_after(-1 if checkpoint is None else checkpoint_step(checkpoint) - 1)
+    validated = metrics_file.steps_with("validation/loss")
     telemetry = Telemetry(costs, hardware, train_stream.source_counts, seconds, metrics_file.newest())
     checkpoints = StepCheckpoints(settings, console)
     cost = total_cost(costs, max_steps, pipeline)
@@ -89,14 +91,13 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
             callbacks=[
                 telemetry,
                 TrainingProgress(console, telemetry),
-                SampleGrids(run, settings.samples, pipeline),
-                checkpoints,
                 StopWhenAsked(checkpoints, timedelta(minutes=hardware.collective_timeout_minutes)),
+                SampleGrids(run, settings.samples, pipeline),
+                Validation(data, hardware.validate_every_n_steps, telemetry, validated),
+                checkpoints,
             ],
             log_every_n_steps=hardware.log_every_n_steps,
-            val_check_interval=hardware.validate_every_n_steps * division.micro_batches,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
+            limit_val_batches=0,  # Validation comes before the checkpoint of its step, which Lightning's would not
             accumulate_grad_batches=division.micro_batches,
             enable_model_summary=False,
             use_distributed_sampler=False,

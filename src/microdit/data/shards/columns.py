@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from microdit.files import replacing
+from microdit.files import is_refusal, replacing
 
 WORD = 8
 MODULUS = (1 << 64) - 1
@@ -71,6 +71,8 @@ def open_columns(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise
     except Exception as error:  # what zipfile and numpy's parser of headers raise on damaged files is not foreseen
+        if is_refusal(error):
+            raise
         raise ColumnsError(f"{path} is no readable file of columns ({error})") from error
     return columns
 

@@ -16,6 +16,7 @@ from microdit.data.shards.columns import WORD, word_sum
 from microdit.data.shards.corruption import CorruptSampleError
 from microdit.data.shards.index import DTYPES, HALF, ShardIndex
 from microdit.data.shards.tars import BLOCK
+from microdit.files import is_refusal
 
 HALF_BYTES = 2
 LARGEST_GAP = 1 << 16  # bytes that are sooner read than passed over
@@ -216,6 +217,8 @@ class ShardReader:
                     if not joint.fill(files[shard].fileno(), number):
                         fail(number, reads[-1].field, "the tar ends before the bytes that the index promises")
                 except OSError as error:
+                    if is_refusal(error):
+                        raise
                     fail(number, reads[0].field, f"the shard cannot be read ({error})")
             for read in reads:
                 read.add_up(first, end)
@@ -232,6 +235,8 @@ class ShardReader:
         try:
             block = os.pread(self.file(self.index.shard_of(row)).fileno(), BLOCK + length, offset - BLOCK)
         except OSError as error:
+            if is_refusal(error):
+                raise
             raise self.failure(row, "json", f"the shard cannot be read ({error})") from error
         total = (word_sum(block[:BLOCK]) + word_sum(memoryview(block)[BLOCK:])) % (1 << 64)
         if len(block) != BLOCK + length or total != int(self.index.column("json", "checksum")[row]):

@@ -71,7 +71,7 @@ class StepCheckpoints(Checkpoint):
             )
             if last:
                 raise CheckpointError(f"{told} Make room, then go on with resume={to_resume(self.run)}")
-            self.console.print(f"[red]warning:[/red] {told} Make room: training goes on", highlight=False)
+            self.console.print("warning:", told, "Make room: training goes on", highlight=False, markup=False)
             return
         for old in kept[: -self.hardware.keep_checkpoints]:
             for_good = self.hardware.keep_every_n_steps

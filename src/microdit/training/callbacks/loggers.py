@@ -56,6 +56,10 @@ class MetricsFile(Logger):
             if name != "step" and value not in (None, "")
         }
 
+    def steps_with(self, name: str) -> set[int]:
+        """After how many steps a value of this name was logged."""
+        return {int(row["step"]) + 1 for row in self.rows if row.get(name) not in (None, "")}
+
     @rank_zero_only
     def forget_after(self, step: int) -> None:
         """Drops rows past `step`, which training is about to make again."""

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL.Image import Image
 
+from microdit.files import replacing
 from microdit.grid import prompt_grid
 from microdit.model.dit import DiT
 from microdit.pipeline import LatentDiffusion
@@ -27,19 +28,41 @@ class SampleGrids(L.Callback):
         self.run, self.settings, self.pipeline = run, settings, pipeline
         self.drawn_step = -1
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def is_due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
         due = step % self.settings.every_n_steps == 0 or step == trainer.max_steps
-        if due and step > 0 and step != self.drawn_step and self.settings.prompts:
-            self.drawn_step = step
-            assert isinstance(pl_module, DenoisingTask)
-            network = pl_module.whole_network()
-            if trainer.is_global_zero:
-                assert network is not None
-                self.draw(trainer, network, pl_module.device)
-            trainer.strategy.barrier()
+        return due and step > 0 and bool(self.settings.prompts)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that was told to stop saved its step at once, without its pictures."""
+        self.drawn_step = trainer.global_step
+        there = sample_path(self.run, self.drawn_step).exists()
+        if self.is_due(trainer) and not trainer.strategy.broadcast(there):
+            self.draw_together(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if trainer.global_step != self.drawn_step and self.is_due(trainer):
+            self.drawn_step = trainer.global_step
+            self.draw_together(trainer, pl_module)
+
+    def draw_together(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """All ranks give their parts of the network, rank zero draws."""
+        assert isinstance(task, DenoisingTask)
+        network = task.whole_network()
+        if trainer.is_global_zero:
+            assert network is not None
+            self.draw(trainer, network, task.device)
+        trainer.strategy.barrier()
 
     def draw(self, trainer: L.Trainer, network: DiT, device: torch.device) -> None:
+        """What stands in the way of pictures costs a warning: training goes on without them."""
+        path = sample_path(self.run, trainer.global_step)
+        try:
+            self.write(self.grid(network, device), path, trainer)
+        except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
+            log.warning("%s is not drawn (%s); training goes on", path, error)
+
+    def grid(self, network: DiT, device: torch.device) -> Image:
         s = self.settings
         pipeline = self.pipeline.with_network(network).to(device)
         images = pipeline.generate(
@@ -53,16 +76,12 @@ class SampleGrids(L.Callback):
         )
         for encoder in (pipeline.autoencoder, pipeline.text_encoder):
             encoder.to("cpu")  # training has better use for the memory
-        grid = prompt_grid(images, s.prompts)
-        path = sample_path(self.run, trainer.global_step)
-        try:
-            self.write(grid, path, trainer)
-        except OSError as error:
-            log.warning("%s cannot be written (%s); training goes on", path, error)
+        return prompt_grid(images, s.prompts)
 
     def write(self, grid: Image, path: Path, trainer: L.Trainer) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
+        with replacing(path, "wb") as file:
+            grid.save(file, "png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("samples", np.asarray(grid), trainer.global_step, dataformats="HWC")

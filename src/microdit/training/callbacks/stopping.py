@@ -39,6 +39,11 @@ class StopWhenAsked(L.Callback):
         if trainer.global_step == self.step:
             return  # in the middle of an accumulated step
         self.step = trainer.global_step
+        if self.step < trainer.max_steps:  # the last step is validated and saved first, because nothing follows it
+            self.stop_if_asked(trainer)
+
+    def stop_if_asked(self, trainer: L.Trainer) -> None:
+        """At once, before pictures and validation, which a resumed run makes first."""
         if self.asked_of_any():
             if self.checkpoints.saved_step < self.step:
                 self.checkpoints.save(trainer, last=True)
@@ -57,7 +62,8 @@ class StopWhenAsked(L.Callback):
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self.group)
         return bool(asked)
 
-    def on_train_end(self, *args: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.stop_if_asked(trainer)
         self.restore()
 
     def on_exception(self, *args: Any) -> None:

@@ -85,11 +85,8 @@ class Telemetry(L.Callback):
             losses = reduced_losses(self.terms, pl_module.objective, trainer.world_size)
             self.tell(trainer, losses | self.measured(trainer, pl_module, ratio))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DenoisingTask)
-        self.tell(trainer, {"validation/loss": float(pl_module.validation_loss)})
-
     def tell(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
+        """Logs numbers of the step that was just made."""
         self.latest |= metrics
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step - 1)
