@@ -80,6 +80,12 @@ class LatentDiffusion(nn.Module):
     def device(self) -> torch.device:
         return next(self.dit.parameters()).device
 
+    def load_encoders(self, captions_only: bool = False) -> None:
+        """Reads the encoders' weights, once. FileNotFoundError or ValueError where they cannot be had."""
+        self.text_encoder.load()
+        if not captions_only:
+            self.autoencoder.load()
+
     @torch.no_grad()
     def generate(
         self,
@@ -121,9 +127,7 @@ class LatentDiffusion(nn.Module):
             raise ValueError(f"there is no sampler '{sampler}'; choose from {', '.join(SAMPLERS)}")
         if batch_size < 1:
             raise ValueError(f"batch_size is how many pictures are drawn at once: 1 or more, got {batch_size}")
-        self.text_encoder.load()
-        if not return_latents:
-            self.autoencoder.load()
+        self.load_encoders(captions_only=return_latents)
         if tokenized_prompts is None:
             tokenized_prompts = self.text_encoder.tokenize([prompt] if isinstance(prompt, str) else list(prompt or ()))
         count = len(tokenized_prompts)

@@ -62,8 +62,8 @@ def test_the_table_sums_what_it_lists():
 
 
 def test_the_memory_of_each_device_is_planned(run_settings):
-    alone = planned_memory(run_settings("trainer.device_batch_size=2"))
-    sharded = planned_memory(run_settings("trainer.devices=2", "trainer.strategy=fsdp"))
+    alone = planned_memory(run_settings("trainer.device_batch_size=2")).memory
+    sharded = planned_memory(run_settings("trainer.devices=2", "trainer.strategy=fsdp")).memory
     assert alone.optimizer == 2 * alone.parameters == 2 * alone.moving_average
     assert 0.5 * alone.parameters <= sharded.parameters < 0.6 * alone.parameters
     assert sharded.activations == alone.activations  # of two images each

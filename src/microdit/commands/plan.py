@@ -4,7 +4,7 @@ dollars follow from them."""
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -14,9 +14,10 @@ from microdit.build import SettingsError
 from microdit.commands.compose import choices, trusted, with_choices
 from microdit.commands.messages import console
 from microdit.cost.budget import step_costs, total_cost
-from microdit.cost.memory import DeviceMemory, training_memory
+from microdit.cost.memory import DeviceMemory
 from microdit.distributed.hardware import divide_batch
 from microdit.pipeline import build_pipeline
+from microdit.training.fitting import fitted, memory_held
 from microdit.training.run import network_settings
 from microdit.training.settings import TrainingSettings, bind, training_settings
 
@@ -33,12 +34,13 @@ IN_A_COLUMN = {
 
 @dataclass(frozen=True)
 class PlannedHardware:
-    """Devices that reach `mfu`, a share in (0, 1], of `peak_tflops` each, and what an hour of one costs."""
+    """Devices that reach `mfu`, a share in (0, 1], of `peak_tflops` each, what an hour of one costs, and its memory."""
 
     devices: int
     peak_tflops: float
     mfu: float
     dollars_per_device_hour: float
+    device_memory_gib: float | None = None
 
     def __post_init__(self) -> None:
         if self.devices < 1 or not self.peak_tflops > 0:
@@ -110,24 +112,29 @@ def columns(stages: Sequence[PlannedStage], hardware: PlannedHardware) -> list[s
     ]
 
 
-def planned_memory(settings: TrainingSettings) -> DeviceMemory:
-    """What each device of a run holds, at the micro-batch that its global batch is divided into."""
-    pipeline = build_pipeline(network_settings(settings), device="meta")
-    hardware = settings.trainer
-    return training_memory(
-        pipeline.dit,
-        ranks=hardware.world_size,
-        sharded=hardware.sharded,
-        bf16=hardware.precision == "bf16-mixed",
-        ema=settings.resolution_stage.ema_decay is not None,
-        images=divide_batch(settings.resolution_stage.global_batch_size, hardware).device_batch_size,
-        mask_ratio=settings.mask_ratio.ratio(0.0),
-        caption_length=pipeline.text_encoder.length,
-    )
+class PlannedMemory(NamedTuple):
+    """What each device holds at `images` at once, and why a run would refuse that (None: it would not)."""
+
+    images: int
+    memory: DeviceMemory
+    refused: str | None
 
 
-def memory_table(stages: Sequence[tuple[str, TrainingSettings]]) -> Table:
-    """GiB that each device holds, one row a stage; activations are those without activation checkpointing."""
+def planned_memory(settings: TrainingSettings, device_memory_gib: float | None = None) -> PlannedMemory:
+    """Of a GPU of this memory, the micro-batch that training would take."""
+    pipeline, hardware, refused = build_pipeline(network_settings(settings), device="meta"), settings.trainer, None
+    if hardware.accelerator == "gpu":
+        try:
+            hardware = fitted(settings, pipeline, device_memory_gib)
+        except SettingsError as error:
+            refused = str(error)
+    images = divide_batch(settings.resolution_stage.global_batch_size, hardware).device_batch_size
+    return PlannedMemory(images, memory_held(settings, pipeline, images), refused)
+
+
+def memory_table(stages: Sequence[tuple[str, TrainingSettings]], device_memory_gib: float | None = None) -> Table:
+    """GiB that each device holds, one row a stage; activations are those without activation checkpointing. Below it,
+    why a stage would be refused on a GPU of this memory."""
     hardware = stages[0][1].trainer
     title = f"GiB on each of {hardware.world_size} devices, {hardware.strategy} (trainer=...)"
     if hardware.activation_checkpointing:
@@ -138,8 +145,9 @@ def memory_table(stages: Sequence[tuple[str, TrainingSettings]]) -> Table:
     for column in ("images\nat once", *(IN_A_COLUMN.get(part, part) for part in parts), "in all"):
         table.add_column(column, justify="right")
     for name, settings in stages:
-        memory = planned_memory(settings)
-        images = divide_batch(settings.resolution_stage.global_batch_size, settings.trainer).device_batch_size
+        images, memory, refused = planned_memory(settings, device_memory_gib)
+        if refused is not None:
+            table.caption = f"{table.caption or ''}{name}: {refused}\n"
         numbers = [*(getattr(memory, part) for part in parts), memory.total]
         table.add_row(name, str(images), *(gibibytes(number) for number in numbers))
     return table
@@ -165,7 +173,7 @@ def show_plan(
         planned.append(planned_stage(name, settings))
         composed.append((name, settings))
     console.print(plan_table(planned, known), highlight=False)
-    console.print(memory_table(composed), highlight=False)
+    console.print(memory_table(composed, known.device_memory_gib), highlight=False)
     return planned
 
 

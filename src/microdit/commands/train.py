@@ -35,6 +35,7 @@ from microdit.runs.folder import (
     write_config,
 )
 from microdit.runs.record import finished_record, write_record
+from microdit.training.fitting import memory_of_this_device
 from microdit.training.run import train
 from microdit.training.settings import training_settings
 from microdit.training.summary import show_result
@@ -231,6 +232,7 @@ def planned_hardware(stage: Stage, expected_mfu: float) -> dict[str, Any]:
         "peak_tflops": peak,
         "mfu": expected_mfu,
         "dollars_per_device_hour": hardware.dollars_per_device_hour,
+        "device_memory_gib": memory_of_this_device(hardware),
     }
 
 

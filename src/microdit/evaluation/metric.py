@@ -7,11 +7,17 @@ from pathlib import Path
 from PIL import Image
 
 from microdit.evaluation.subject import Subject, suffix
+from microdit.pipeline import LatentDiffusion
 from microdit.progress import progress_bar
 
 
 class Metric(ABC):
     """A measurement of a trained pipeline, chosen by `conf/metrics/`."""
+
+    def ask(self, pipeline: LatentDiffusion) -> None:
+        """Raises what `evaluate` would raise because something is not there, such as weights or data: before training,
+        and not after it. By default the encoders of the pipeline are asked for."""
+        pipeline.load_encoders()
 
     @abstractmethod
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image | None]:

@@ -25,6 +25,7 @@ from microdit.evaluation.metric import Metric
 from microdit.evaluation.pictures import Pictures, PicturesError
 from microdit.evaluation.subject import Subject
 from microdit.grid import prompt_grid
+from microdit.pipeline import LatentDiffusion
 
 SHOWN = 12
 
@@ -43,6 +44,11 @@ class PhotoFrechet(Metric):
     features: Mapping[str, Any] | None
     inception_weights: str | None
     sampling: Mapping[str, Any]
+
+    def ask(self, pipeline: LatentDiffusion) -> None:
+        super().ask(pipeline)
+        self.metric()
+        build(self.source, Source).shards()
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`fid/FEATURES`: lower is better; distances of different counts or features cannot be compared."""
@@ -80,6 +86,11 @@ class PhotoClipScore(Metric):
     count: int
     weights: str
     sampling: Mapping[str, Any]
+
+    def ask(self, pipeline: LatentDiffusion) -> None:
+        super().ask(pipeline)
+        clip_model_and_processor(self.weights)
+        build(self.source, Source).shards()
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`clip_score`: higher is better; scores of different CLIP models cannot be compared."""

@@ -1,10 +1,13 @@
 """One run of training, from settings to result.json."""
 
 import logging
+import os
+import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
 
-from microdit.build import build
+from microdit.build import SettingsError, build
 from microdit.checkpoints.starting import initial_optimizer, load_initial_weights
 from microdit.cost.budget import step_costs, total_cost
 from microdit.cost.variation import inputs_of, varied_model
@@ -36,6 +39,7 @@ from microdit.training.callbacks.stopping import StopWhenAsked
 from microdit.training.callbacks.telemetry import Telemetry
 from microdit.training.callbacks.validation import Validation
 from microdit.training.data import LatentData, open_data
+from microdit.training.fitting import fitted, memory_of_this_device
 from microdit.training.module import DenoisingTask
 from microdit.training.settings import TrainingSettings
 from microdit.training.summary import device_name, show_summary
@@ -53,10 +57,13 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     check_hardware(hardware)
     if hardware.accelerator == "cpu":
         keep_freed_memory()
-    division = divide_batch(stage.global_batch_size, hardware)
     L.seed_everything(settings.seed, verbose=False)
     network = network_settings(settings)
     pipeline = build_pipeline(network)
+    hardware = fitted(settings, pipeline, memory_of_this_device(hardware))
+    settings = replace(settings, trainer=hardware)
+    division = divide_batch(stage.global_batch_size, hardware)
+    ask_for_what_comes_later(settings, pipeline, console)
     train_stream, validation_stream = open_data(settings, pipeline)
     costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size)
     max_steps = costs.steps(hardware.max_steps, hardware.max_flops)
@@ -133,10 +140,42 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     return record
 
 
+def ask_for_what_comes_later(settings: TrainingSettings, pipeline: LatentDiffusion, console: Console) -> None:
+    """Before the first step, on rank zero: what metrics need (SettingsError where it is not there, instead of hours
+    later), what sample grids need, and room for the checkpoints that are kept (a warning: training goes on without)."""
+    if not is_rank_zero():
+        return
+    for name, metric in settings.metrics.items():
+        try:
+            metric.ask(pipeline)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise SettingsError(
+                f"metrics.{name} is measured when training ends, and could not be: {error}. Or without: metrics=none"
+            ) from error
+    if settings.samples.prompts and not settings.metrics:
+        try:
+            pipeline.load_encoders()
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            console.print(f"warning: there will be no sample grids: {error}", highlight=False)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    copies = 4 if settings.resolution_stage.ema_decay is not None else 3  # weights, average, both moments at most
+    one = copies * sum(parameter.nbytes for parameter in pipeline.dit.parameters())
+    needed, free = (settings.trainer.keep_checkpoints + 1) * one, shutil.disk_usage(settings.output).free
+    if free < needed:
+        console.print(
+            f"warning: the checkpoints that are kept take up to {needed / 1e9:.3g} GB, and {settings.output} has "
+            f"{free / 1e9:.3g} GB free: make room, or lower trainer.keep_checkpoints",
+            highlight=False,
+        )
+
+
 @contextmanager
 def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
     """The loggers of the run; in the end each Weights & Biases run is closed, or the next of a sweep would join it."""
     chosen = [build(logger, Logger, save_dir=str(settings.output)) for logger in settings.loggers]
+    if is_rank_zero():
+        for logger in chosen:
+            ask_for_login(logger)
     try:
         yield chosen
     finally:
@@ -144,6 +183,18 @@ def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
             import wandb
 
             wandb.finish()
+
+
+def ask_for_login(logger: Logger) -> None:
+    """Raises SettingsError where Weights & Biases would ask for a key when nobody is there to give one."""
+    if not isinstance(logger, WandbLogger) or logger._offline or os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    import wandb
+
+    if wandb.api.api_key is None:
+        raise SettingsError(
+            "logger=wandb is online and there is no key: `wandb login`, or WANDB_API_KEY, or logger.wandb.offline=true"
+        )
 
 
 def network_settings(settings: TrainingSettings) -> dict[str, Any]:
