@@ -6,7 +6,9 @@ import fcntl
 import itertools
 import json
 import os
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ import yaml
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ENOLCK)
 LARGEST_SETTINGS = 1 << 24  # bytes; what is written here is a thousand times smaller
+CHECKSUM = "crc32"
+SEALED = "# Written by microdit; its checksum is the last line."
+LAST_LINE = re.compile(rf"^# {CHECKSUM} ([0-9a-f]{{8}})$\n?\Z", re.MULTILINE)
+BY_HAND = "if you changed it yourself, remove"
 MOST_VALUES = 1_000_000  # once every alias stands for what it repeats
 
 
@@ -152,6 +158,23 @@ def write_whole(path: Path, text: str, writer: str = "") -> None:
         file.write(text)
 
 
+def write_json(path: Path, content: Mapping[str, Any], writer: str = "") -> None:
+    """Writes an object whole, with its checksum, which `read_json` compares and takes away again."""
+    text = json.dumps({**content, CHECKSUM: checksum_of(content)}, indent=2)
+    write_whole(path, f"{text}\n", writer)
+
+
+def write_yaml(path: Path, content: Mapping[str, Any], writer: str = "") -> None:
+    """Writes settings whole, with their checksum as the last line, which `read_yaml` compares."""
+    text = f"{SEALED}\n{yaml.safe_dump(dict(content), sort_keys=False)}"
+    write_whole(path, f"{text}# {CHECKSUM} {zlib.crc32(text.encode()):08x}\n", writer)
+
+
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """The CRC-32 of an object as JSON, whatever the order of its names."""
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
 class DamagedFileError(ValueError):
     """A small file that does not hold what it should: the message names it, the place in it, and the way out."""
 
@@ -162,19 +185,37 @@ def read_json(path: Path, cure: str) -> dict[str, Any]:
         content = json.loads(small_text(path, cure))
     except (ValueError, RecursionError) as error:
         raise damaged(path, error, cure) from error
-    return a_dictionary(content, path, cure)
+    content = a_dictionary(content, path, cure)
+    told = content.pop(CHECKSUM, None)
+    if told is not None and told != checksum_of(content):
+        raise damaged(path, ValueError(f"its checksum is another; {BY_HAND} the value {CHECKSUM}"), cure)
+    return content
 
 
 def read_yaml(path: Path, cure: str) -> dict[str, Any]:
     """The mapping in a YAML file, plain values only. DamagedFileError, which ends with `cure`, for anything else, also
     for one whose aliases stand for more than could be meant; OSError as `open`."""
     try:
-        content = yaml.safe_load(small_text(path, cure))
+        text = small_text(path, cure)
+        check_seal(text)
+        content = yaml.safe_load(text)
         if values_in(content, {}) > MOST_VALUES:
             raise ValueError("its aliases repeat more than settings can hold")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise damaged(path, error, cure) from error
     return a_dictionary(content, path, cure)
+
+
+def check_seal(text: str) -> None:
+    """Raises ValueError where the last line tells of another text, or is gone. What was written by older versions, or
+    by hand, has neither first nor last line."""
+    found = LAST_LINE.search(text)
+    if found is None and not text.startswith(SEALED):
+        return
+    if found is None:
+        raise ValueError("its end is missing")
+    if int(found[1], 16) != zlib.crc32(text[: found.start()].encode()):
+        raise ValueError(f"its checksum is another; {BY_HAND} the first and the last line")
 
 
 def small_text(path: Path, cure: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from microdit.checkpoints.released import (
     recognise,
 )
 from microdit.encoders.protocols import Autoencoder, TextEncoder
-from microdit.files import read_json, write_whole
+from microdit.files import read_json, write_json
 from microdit.masking.token_path import TokenPath
 from microdit.model.dit import DiT
 from microdit.model.sizes import layerwise_scaled_dit
@@ -368,4 +367,4 @@ def described_pipeline(
 
 def write_settings(settings: dict[str, Any], folder: Path) -> None:
     """Writes `pipeline.json`, the file `LatentDiffusion.load` starts from."""
-    write_whole(folder / PIPELINE_FILE, json.dumps(settings, indent=2) + "\n")
+    write_json(folder / PIPELINE_FILE, settings)

@@ -1,11 +1,12 @@
 """`python evaluate.py` and `python report.py`, from the outside: from runs to a table."""
 
-import json
 from pathlib import Path
 
 import pytest
 from cli_processes import run_script
 from small_run import SMALL_RUN
+
+from microdit.files import read_json
 
 SMALL = [*SMALL_RUN, "trainer.max_steps=3", "trainer.validate_every_n_steps=1", "callbacks.samples.prompts=[]"]
 FEW = [
@@ -32,12 +33,12 @@ def run(sweep) -> Path:
 
 
 def test_evaluating_adds_numbers_under_names_of_their_own(run):
-    before = json.loads((run / "result.json").read_text())
+    before = read_json(run / "result.json", "")
     arguments = [f"checkpoint={run}", "metrics=[compositional,shapes_loss]", *FEW, "metrics.shapes_loss.count=8"]
     ended = run_script("evaluate.py", *arguments, "weights=[ema,raw]", "sampling.guidance_scale=2.0", cold=True)
     assert ended.returncode == 0, ended.stderr
     assert "compositional/overall@raw,guidance_scale=2" in ended.stdout
-    after = json.loads((run / "result.json").read_text())
+    after = read_json(run / "result.json", "")
     assert after.items() >= before.items()
     assert {"denoising_loss/mean", "denoising_loss/mean@raw", "compositional/overall@guidance_scale=2"} <= after.keys()
 

@@ -13,6 +13,7 @@ from microdit.checkpoints.reading import CheckpointError, read_checkpoint
 from microdit.checkpoints.sharded import write_closing_files
 from microdit.commands.evaluate import evaluate
 from microdit.evaluation.pictures import PicturesError
+from microdit.files import read_json
 
 METRICS = {
     "compositional": {
@@ -62,7 +63,7 @@ def measured(run: Path | None, pictures: Path | None = None, metrics=METRICS, we
 
 
 def record(run: Path) -> dict:
-    return json.loads((run / "result.json").read_text())
+    return read_json(run / "result.json", "")
 
 
 def test_numbers_join_what_training_left(run):

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from microdit.build import SettingsError
 from microdit.commands.train import launch_unless_finished
+from microdit.files import read_json, write_json
 from microdit.runs.folder import checkpoints_of
 
 CHOICES = {"autoencoder": "pixel", "text_encoder": "words", "experiment": "one", "trainer": "cpu"}
@@ -28,9 +29,9 @@ def config(run_settings) -> dict:
 def finished(config, tmp_path) -> Path:
     folder = tmp_path / "0-job"
     told(config, folder)
-    record = json.loads((folder / "result.json").read_text())
+    record = read_json(folder / "result.json", "")
     assert record["status"] == "finished"
-    (folder / "result.json").write_text(json.dumps({**record, "evaluated/later": 1.0}))
+    write_json(folder / "result.json", {**record, "evaluated/later": 1.0})
     return folder
 
 

@@ -5,12 +5,12 @@ from multiprocessing import get_context
 
 import pytest
 
-from microdit.files import DamagedFileError
+from microdit.files import DamagedFileError, read_json
 from microdit.runs.record import add_to_record
 
 
 def record_of(run) -> dict:
-    return json.loads((run / "result.json").read_text())
+    return read_json(run / "result.json", "")
 
 
 def test_what_was_there_stays(tmp_path):

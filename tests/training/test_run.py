@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import os
 import signal
 
@@ -15,6 +14,7 @@ from microdit.build import SettingsError
 from microdit.checkpoints.reading import latest_checkpoint, network_weights
 from microdit.data.shards.description import MismatchError
 from microdit.distributed.ranks import PreemptedError
+from microdit.files import read_json
 from microdit.pipeline import LatentDiffusion
 from microdit.runs.folder import checkpoints_of
 from microdit.training.callbacks.samples import SampleGrids
@@ -101,7 +101,7 @@ def test_a_signal_while_the_last_pictures_are_drawn_is_not_lost(run_settings, tm
 def test_a_finished_run_leaves_what_the_readme_promises(run_settings, tmp_path):
     record = quiet_train(run_settings(output=tmp_path / "run"))
     run = tmp_path / "run"
-    assert json.loads((run / "result.json").read_text()) == record
+    assert read_json(run / "result.json", "") == record
     assert record["status"] == "finished"
     assert record["images"] == 8 * 4
     assert record["patches"] == 64

@@ -5,9 +5,7 @@ says what the checkpoint is of and holds a checksum of every other file. Tensors
 the module holds and `optimizer.PARAMETER.NAME` for the optimizer's state.
 """
 
-import json
 import math
-import os
 import pickle
 import warnings
 import zlib
@@ -22,7 +20,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from microdit.files import read_json
+from microdit.files import read_json, write_json
 from microdit.runs.folder import SHARDED_MARK
 
 METADATA_FILE = "metadata.json"
@@ -120,11 +118,7 @@ def write_closing_files(folder: Path, rest: dict[str, Any], metadata: dict[str, 
     """What makes a folder of tensors a checkpoint: meta.pt, and metadata.json with the checksums of all files."""
     torch.save(rest, folder / SHARDED_MARK)
     files = {path.name: checksum(path) for path in sorted(folder.iterdir()) if path.name != METADATA_FILE}
-    with (folder / METADATA_FILE).open("w") as file:
-        json.dump({**metadata, "files": files}, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(folder / METADATA_FILE, {**metadata, "files": files})  # `complete` sees that it is on the disk
 
 
 def damaged_files(folder: Path) -> list[str]:

@@ -11,12 +11,21 @@ from rich.table import Table
 from microdit.build import SettingsError, build
 from microdit.checkpoints.reading import CheckpointError
 from microdit.commands.compose import trusted
-from microdit.commands.messages import check_device, console
+from microdit.commands.messages import check_device, console, tell_places
 from microdit.evaluation.metric import Metric, measure
 from microdit.evaluation.subject import KeptSubject, Subject, checked_sampling, differing
 from microdit.pipeline import LatentDiffusion
 from microdit.runs.differences import flat
-from microdit.runs.folder import EVALUATION, PIPELINE_FILE, RESULT_FILE, checkpoints_of, is_checkpoint, run_of
+from microdit.runs.folder import (
+    EVALUATION,
+    PIPELINE_FILE,
+    RESULT_FILE,
+    checkpoints_of,
+    is_checkpoint,
+    places_named,
+    refuse_links,
+    run_of,
+)
 from microdit.runs.record import add_to_record, usual_settings
 
 CHECKPOINT_SUFFIX = ".ckpt"
@@ -81,6 +90,7 @@ def evaluate_checkpoint(
         there = ", ".join(path.name for path in checkpoints_of(checkpoint.parent.parent)) or "none"
         raise CheckpointError(f"there is no checkpoint {checkpoint}; that run has: {there}")
     run = run_of(checkpoint)
+    refuse_links(run)
     if checkpoint != run and not checkpoints_of(run):
         raise CheckpointError(f"{checkpoint} is no checkpoint of a run: name a run, or a file in its checkpoints/")
     older = checkpoint != run and checkpoint.resolve() != checkpoints_of(run)[-1].resolve()
@@ -88,6 +98,7 @@ def evaluate_checkpoint(
     numbers: dict[str, float] = {}
     for which in weights:
         pipeline = LatentDiffusion.load(checkpoint, which).to(device)
+        tell_places(places_named(pipeline.settings, run), run / PIPELINE_FILE)
         label = [*(["raw"] if which == "raw" else []), *([f"checkpoint={checkpoint.stem}"] if older else [])]
         subject = Subject(pipeline, run / EVALUATION, label, sampling, batch_size)
         console.print(f"{which} weights of {checkpoint}", highlight=False)
@@ -110,6 +121,8 @@ def evaluate_kept(
             f"pictures={folder} is no folder; evaluate.py checkpoint=RUN keeps them in RUN/{EVALUATION}"
         )
     run = next((above for above in folder.resolve().parents if (above / PIPELINE_FILE).is_file()), None)
+    if run is not None:
+        refuse_links(run)
     if run is None:
         raise SettingsError(
             f"{folder} lies in no run (a folder with {PIPELINE_FILE}) whose result.json could be added to"

@@ -8,12 +8,12 @@ from omegaconf import DictConfig
 
 from microdit.build import SettingsError
 from microdit.commands.compose import trusted
-from microdit.commands.messages import check_device, console
+from microdit.commands.messages import check_device, console, tell_places
 from microdit.grid import prompt_grid
 from microdit.kernels.compile import compile_network
 from microdit.pipeline import LatentDiffusion
 from microdit.progress import progress_bar
-from microdit.runs.folder import PIPELINE_FILE
+from microdit.runs.folder import PIPELINE_FILE, places_named, run_of
 
 
 def open_pipeline(
@@ -26,7 +26,9 @@ def open_pipeline(
     path = Path(checkpoint)
     if path.is_file() and not (path.parent.parent / PIPELINE_FILE).is_file():
         return LatentDiffusion.from_released(path, autoencoder_weights, text_encoder_weights)
-    return LatentDiffusion.load(path, weights, autoencoder_weights, text_encoder_weights)
+    pipeline = LatentDiffusion.load(path, weights, autoencoder_weights, text_encoder_weights)
+    tell_places(places_named(pipeline.settings, run_of(path)), run_of(path) / PIPELINE_FILE)
+    return pipeline
 
 
 def generate_grid(

@@ -4,7 +4,8 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -51,6 +52,12 @@ def run_told(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         errors.print("stopped by Ctrl-C; finished checkpoints are kept and resume=RUN continues from the newest")
         sys.exit(130)
+
+
+def tell_places(places: Sequence[str], file: Path) -> None:
+    """Names what is about to be read because a run's file says so: the file may come from somebody else."""
+    if places:
+        console.print(f"as {file} says: {', '.join(places)}", highlight=False)
 
 
 def check_device(device: str) -> None:

@@ -1,6 +1,5 @@
 """What `train.py` does: from a composed configuration to a finished run, or a chain of stages; new, or gone on with."""
 
-import json
 import logging
 import os
 import signal
@@ -10,18 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from omegaconf import DictConfig
 from rich.console import Console
 
 from microdit.build import SettingsError
 from microdit.commands.compose import composed, composed_stages, is_chain, output_folder, told_in_a_sweep
-from microdit.commands.messages import console
+from microdit.commands.messages import console, tell_places
 from microdit.commands.plan import show_plan
 from microdit.cost.peak import matmul_flops_per_second
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank, is_rank_zero, peak_dtype
 from microdit.distributed.ranks import REQUEUE_CODE, PreemptedError, run_ranks
-from microdit.files import only_writer, write_whole
+from microdit.files import only_writer, read_json, write_yaml
 from microdit.runs.differences import differences, settings_of
 from microdit.runs.folder import (
     CHECKPOINTS,
@@ -31,10 +29,11 @@ from microdit.runs.folder import (
     checkpoint_step,
     checkpoints_of,
     is_checkpoint,
+    places_named,
     read_config,
     write_config,
 )
-from microdit.runs.record import finished_record, write_record
+from microdit.runs.record import RECORD_CURE, finished_record, write_record
 from microdit.training.fitting import memory_of_this_device
 from microdit.training.run import train
 from microdit.training.settings import training_settings
@@ -48,9 +47,22 @@ def train_command(config: DictConfig) -> None:
     with told_in_a_sweep(config, write_failure):
         if is_chain(config):
             stages, expected_mfu = composed_stages(config)
+            tell_what_is_read(config, [stage[1] for stage in stages], STAGES_FILE)
             run_chain([Stage(*stage) for stage in stages], output_folder(), expected_mfu, console)
         else:
-            launch_unless_finished(*composed(config), output_folder(), console)
+            told, choices = composed(config)
+            tell_what_is_read(config, [told], CONFIG_FILE)
+            launch_unless_finished(told, choices, output_folder(), console)
+
+
+def tell_what_is_read(config: DictConfig, told: Sequence[dict[str, Any]], file: str) -> None:
+    """Of a resumed run: what its file says is read from elsewhere, before it is."""
+    if config.resume is not None and is_rank_zero():
+        folder = output_folder()
+        found = [
+            place for settings in told for place in places_named({**settings, "logger": {}, "resume": None}, folder)
+        ]
+        tell_places(list(dict.fromkeys(found)), folder / file)
 
 
 def launch_unless_finished(
@@ -115,7 +127,7 @@ def launch(config: dict[str, Any], choices: dict[str, str], folder: Path, consol
             write_config(folder, config, choices)
         if settings.trainer.world_size > 1 and not is_rank():
             run_ranks(folder.resolve(), settings.trainer, checkpoint, console)
-            record = json.loads((folder / RESULT_FILE).read_text()) if is_rank_zero() else {}
+            record = read_json(folder / RESULT_FILE, RECORD_CURE) if is_rank_zero() else {}
         else:
             record = train(settings, console, checkpoint)
     except PreemptedError as error:
@@ -239,4 +251,4 @@ def planned_hardware(stage: Stage, expected_mfu: float) -> dict[str, Any]:
 def write_stages(stages: Sequence[Stage], expected_mfu: float, folder: Path) -> None:
     """Writes stages.yaml, from which the chain goes on."""
     content = {"expected_mfu": expected_mfu, "stages": [stage._asdict() for stage in stages]}
-    write_whole(folder / STAGES_FILE, yaml.safe_dump(content, sort_keys=False))
+    write_yaml(folder / STAGES_FILE, content)

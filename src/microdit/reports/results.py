@@ -12,6 +12,7 @@ from microdit.build import SettingsError
 from microdit.files import DamagedFileError, read_json
 from microdit.runs.differences import settings_of
 from microdit.runs.folder import METRICS_FILE, RESULT_FILE, read_config
+from microdit.runs.metrics import read_rows
 
 FINISHED = "finished"
 Rows = list[dict[str, str]]
@@ -135,13 +136,12 @@ def curves(runs: Sequence[Path]) -> Rows:
     for run in runs:
         path = run / METRICS_FILE
         if path.is_file():
-            found += [{"run": read_run(run)["run"], **point} for point in curve_points(read_csv(path))]
+            found += [{"run": read_run(run)["run"], **point} for point in curve_points(read_rows(path))]
     return found
 
 
 def curve_points(logged: Rows) -> Rows:
-    """The points of one run's curves, by step. A last line that a kill cut short is left out."""
-    logged = [row for row in logged if row["step"].isdigit() and None not in row.values()]
+    """The points of one run's curves, by step."""
     points: dict[int, dict[str, float | None]] = {}
     steps = {int(row["step"]) + 1: row for row in logged}
     train = [(step, loss) for step, row in steps.items() if (loss := number(row, "train/loss")) is not None]

@@ -5,14 +5,12 @@ Each name stands here and nowhere else; training, resuming, reports, evaluation 
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from microdit.build import SettingsError
-from microdit.files import read_yaml, write_whole
+from microdit.files import read_yaml, write_yaml
 from microdit.runs.older import todays_config
 
 CONFIG_FILE = "config.yaml"  # all that the run was told, with its `choices`
@@ -25,6 +23,8 @@ HISTORY_FILE = f"{EVALUATION}/history.jsonl"  # every evaluation after training,
 JUDGED_PICTURES = f"{EVALUATION}/skills.tar"  # drawn for compositional accuracy
 
 CONFIG_CURE = "put a copy in its place, or start a new run from this one's weights: init_from=THE_RUN"
+PLACES = ("weights", "data_root", "init_from", "inception_weights")
+ELSEWHERE = re.compile(r"/|~|\.\.(/|$)|[\w.+-]+://|hf-hub:|local-dir:")
 SHARDED_MARK = "meta.pt"  # the file in a checkpoint that is a folder, by which it is known
 STEP_IN_NAME = re.compile(r"step_(\d+)")
 
@@ -110,6 +110,21 @@ def run_to_resume(resume: str, output_root: str) -> Path:
     return to_resume(max(begun, key=lambda run: (run / CONFIG_FILE).stat().st_mtime))
 
 
+def places_named(settings: Any, run: Path, above: str = "") -> list[str]:
+    """What a run's file says is to be read or kept elsewhere, as "autoencoder.weights=/somewhere": data, weights,
+    folders and addresses that are not in the run's own folder."""
+    if isinstance(settings, Mapping):
+        parts = [(str(name), inner) for name, inner in settings.items()]
+    elif isinstance(settings, list):
+        parts = [(str(number), inner) for number, inner in enumerate(settings)]
+    else:
+        name = above.rpartition(".")[2]
+        is_place = name in PLACES or (isinstance(settings, str) and ELSEWHERE.match(settings) is not None)
+        inside = isinstance(settings, str) and Path(settings).absolute().is_relative_to(run.absolute())
+        return [f"{above}={settings}"] if is_place and settings is not None and not inside else []
+    return [found for name, inner in parts for found in places_named(inner, run, f"{above}.{name}".lstrip("."))]
+
+
 def refuse_links(run: Path) -> None:
     """Raises SettingsError where something in a run's folder is a link that leads out of it: what is written or removed
     there would be elsewhere. Or where Weights & Biases would read there whom it sends the user's key to."""
@@ -134,5 +149,5 @@ def read_config(run: Path) -> dict[str, Any]:
 
 def write_config(run: Path, config: dict[str, Any], choices: dict[str, str]) -> None:
     """Writes config.yaml, whole or not at all; every machine of a run writes the same."""
-    text = yaml.safe_dump({**config, "resume": None, "choices": choices}, sort_keys=False)
-    write_whole(run / CONFIG_FILE, text, writer=os.environ.get("SLURM_NODEID", ""))
+    content = {**config, "resume": None, "choices": choices}
+    write_yaml(run / CONFIG_FILE, content, writer=os.environ.get("SLURM_NODEID", ""))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from microdit.build import SettingsError
-from microdit.files import alone_in, read_json, write_whole
+from microdit.files import alone_in, read_json, write_json
 from microdit.runs.folder import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, read_config
 
 RECORD_CURE = "move it away: training or evaluating again writes another"
@@ -13,7 +13,7 @@ RECORD_CURE = "move it away: training or evaluating again writes another"
 
 def write_record(run: Path, record: dict[str, Any]) -> None:
     """Writes the run's result.json, whole or not at all."""
-    write_whole(run / RESULT_FILE, json.dumps(record, indent=2) + "\n")
+    write_json(run / RESULT_FILE, record)
 
 
 def finished_record(run: Path) -> dict[str, Any] | None:
@@ -36,7 +36,7 @@ def add_to_record(run: Path, numbers: dict[str, float], making: dict[str, Any]) 
         history.parent.mkdir(parents=True, exist_ok=True)
         with history.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**making, "numbers": numbers, "replaced": replaced}) + "\n")
-        write_whole(path, json.dumps(record | numbers, indent=2) + "\n")
+        write_json(path, record | numbers)
     return replaced
 
 

@@ -1,14 +1,11 @@
 """metrics.csv at any moment, after any end."""
 
-import csv
 import resource
 
+from microdit.runs.metrics import read_rows
 from microdit.training.callbacks.loggers import MetricsFile
 
-
-def rows(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
+rows = read_rows
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_logged(tmp_path):

@@ -55,11 +55,13 @@ def load_fused_operations() -> Operations:
     try:
         library = library_folder() / name
         if not library.exists():
-            library.parent.mkdir(parents=True, exist_ok=True)
+            library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
                 made = Path(scratch) / name
                 subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
+                made.chmod(0o700)
                 made.replace(library)  # at once, because other processes may be looking for it, or making it too
+        refuse_others(library)
         torch.ops.load_library(library)
         register_shapes_and_derivatives()
     except subprocess.CalledProcessError as error:
@@ -67,6 +69,17 @@ def load_fused_operations() -> Operations:
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
         raise CompilerError(f"the operations cannot be compiled, kept or loaded: {error}\n{WAYS_OUT}") from error
     return Operations(fused_normalised_attention, fused_modulated_norm, fused_add_gated, fused_silu_product)
+
+
+def refuse_others(library: Path) -> None:
+    """Raises CompilerError where somebody else could have put there what is about to be run."""
+    for path in (library.parent, library):
+        found = path.stat()
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise CompilerError(
+                f"{path} belongs to somebody else, or others may write there, so what lies there is not run: "
+                f"chmod go-w {path}, or TORCH_EXTENSIONS_DIR=... for a folder of your own"
+            )
 
 
 def library_name(command: list[str]) -> str:

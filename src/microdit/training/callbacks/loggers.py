@@ -11,7 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from microdit.files import replacing
+from microdit.files import CHECKSUM, replacing
+from microdit.runs.metrics import is_whole, read_rows, with_checksum
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,8 @@ class MetricsFile(Logger):
         self.rows: list[dict[str, Any]] = []
         self.incomplete = False
         if path.exists():
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                self.columns = list(reader.fieldnames or self.columns)
-                # A row cut short by a kill has None for what it lacks.
-                self.rows = [row for row in reader if None not in row.values() and row["step"]]
+            self.rows, self.incomplete = read_rows(path), not is_whole(path)
+            self.columns = list(self.rows[-1]) if self.rows else self.columns
 
     @property
     def name(self) -> str:
@@ -73,7 +71,7 @@ class MetricsFile(Logger):
         metrics = {name: value for name, value in metrics.items() if name != "epoch"}
         if step is None or not metrics:
             return
-        row = {"step": step, **metrics}
+        row: dict[str, Any] = {"step": step, **metrics}
         merged = bool(self.rows) and int(self.rows[-1]["step"]) == step
         if merged:
             self.rows[-1] |= row
@@ -86,7 +84,7 @@ class MetricsFile(Logger):
                 self.rewrite()
             else:
                 with self.path.open("a", newline="") as file:
-                    csv.DictWriter(file, self.columns).writerow(row)
+                    csv.DictWriter(file, [*self.columns, CHECKSUM]).writerow(with_checksum(row))
             self.incomplete = False
         except OSError as error:
             if not self.incomplete:
@@ -96,12 +94,9 @@ class MetricsFile(Logger):
     def rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path, newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
+            writer = csv.DictWriter(file, [*self.columns, CHECKSUM])
             writer.writeheader()
-            writer.writerows(self.rows)
-
-
-log = logging.getLogger(__name__)
+            writer.writerows(map(with_checksum, self.rows))
 
 
 class PatientTensorBoard(TensorBoardLogger):

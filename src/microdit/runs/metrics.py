@@ -1,0 +1,61 @@
+"""metrics.csv: one row a logged step, each with its own checksum, because a file that grows has none of the whole."""
+
+import csv
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from microdit.files import CHECKSUM, DamagedFileError
+
+CURE = "remove that line: the numbers of its step are lost, and the run goes on"
+
+
+def with_checksum(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as it is written: what it lacks is left empty, which does not count."""
+    told = ",".join(f"{name}={value}" for name, value in sorted(row.items()) if value not in (None, ""))
+    return {**row, CHECKSUM: f"{zlib.crc32(told.encode()):08x}"}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, without their checksums. A last row that a kill cut short is left out.
+
+    Raises DamagedFileError, with the line, for any other row that is not as it was written.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            lines = [(reader.line_num, row) for row in reader]
+            columns = list(reader.fieldnames or [])
+    except (csv.Error, ValueError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}); move it away: the run begins another") from error
+    rows, cut_short = [], not is_whole(path)
+    for number, row in lines:
+        reason = damage(row, columns)
+        if reason is None:
+            rows.append({name: value for name, value in row.items() if name != CHECKSUM})
+        elif number < lines[-1][0] or not cut_short:
+            raise DamagedFileError(f"{path}, line {number}, is damaged ({reason}); {CURE}")
+    return rows
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the last line was written to its end."""
+    with path.open("rb") as file:
+        if not file.seek(0, 2):
+            return True
+        file.seek(-1, 2)
+        return file.read() == b"\n"
+
+
+def damage(row: dict[str, Any], columns: list[str]) -> str | None:
+    """What is wrong with a row; None where it is as it was written. Those of older versions have no checksum."""
+    if None in row or None in row.values():
+        return f"it does not have the {len(columns)} values of the first line"
+    if "step" not in row or not row["step"].isdigit():
+        return "it has no step"
+    told = row.get(CHECKSUM)
+    bare = {name: value for name, value in row.items() if name != CHECKSUM}
+    if told is not None and told != with_checksum(bare)[CHECKSUM]:
+        return "its checksum is another"
+    return None
