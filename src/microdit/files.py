@@ -171,8 +171,8 @@ def write_yaml(path: Path, content: Mapping[str, Any], writer: str = "") -> None
 
 
 def checksum_of(content: Mapping[str, Any]) -> str:
-    """The CRC-32 of an object as JSON, whatever the order of its names."""
-    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+    """The CRC-32 of an object as JSON, whatever the order of its names; known as one even if its name is damaged."""
+    return f"{CHECKSUM} {zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
 class DamagedFileError(ValueError):
@@ -187,7 +187,8 @@ def read_json(path: Path, cure: str) -> dict[str, Any]:
         raise damaged(path, error, cure) from error
     content = a_dictionary(content, path, cure)
     told = content.pop(CHECKSUM, None)
-    if told is not None and told != checksum_of(content):
+    nameless = any(isinstance(value, str) and value.startswith(f"{CHECKSUM} ") for value in content.values())
+    if nameless or (told is not None and told != checksum_of(content)):
         raise damaged(path, ValueError(f"its checksum is another; {BY_HAND} the value {CHECKSUM}"), cure)
     return content
 

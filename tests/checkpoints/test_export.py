@@ -1,10 +1,13 @@
 """Weights for others."""
 
+import random
+
+import pytest
 import torch
 from safetensors import safe_open
 
-from microdit.checkpoints.export import export_weights
-from microdit.checkpoints.reading import network_weights
+from microdit.checkpoints.export import export_weights, read_weights
+from microdit.checkpoints.reading import CheckpointError, network_weights
 
 
 def checkpoint(run):
@@ -27,3 +30,21 @@ def test_the_average_or_the_raw_weights_are_written_with_released_names(tmp_path
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert export_weights(path, output=tmp_path / "new" / "a.safetensors").is_file()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_flipped_bit_or_lost_end_of_exported_weights_is_noticed(tmp_path, seed):
+    written, chance = export_weights(checkpoint(tmp_path)), random.Random(seed)
+    expected, content = read_weights(written), bytearray(written.read_bytes())
+    if seed % 4:
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    else:
+        del content[chance.randrange(len(content)) :]
+    written.write_bytes(content)
+    try:
+        found, told = read_weights(written), str(written)
+    except CheckpointError as error:
+        found, told = expected, str(error)
+    assert str(written) in told
+    assert found.keys() == expected.keys()  # what says which step it is has no part in the numbers
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

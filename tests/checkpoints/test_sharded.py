@@ -1,5 +1,6 @@
 """Checkpoints of many processes are read whole or refused, and nothing in them runs."""
 
+import dataclasses
 import json
 import pickle
 import random
@@ -11,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 
 from microdit.checkpoints.reading import CheckpointError, checkpoint_metadata, network_weights, read_checkpoint
 from microdit.checkpoints.sharded import METADATA_FILE, checksum, read_into, read_tensors, write_closing_files
+from microdit.files import write_json
 from microdit.runs.folder import SHARDED_MARK, is_checkpoint
 
 TENSORS = {
@@ -81,6 +83,64 @@ def test_nothing_in_the_list_of_tensors_runs(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         read_tensors(path)
     assert not (tmp_path / "made").exists()
+
+
+def with_list(path: Path, change) -> Path:
+    """The checkpoint with another list of tensors, and checksums that fit, by somebody who can make them."""
+    with (path / ".metadata").open("rb") as file:
+        listed = pickle.load(file)
+    change(listed)
+    (path / ".metadata").write_bytes(pickle.dumps(listed))
+    write_closing_files(path, REST, {"step": 7})
+    return path
+
+
+def named(module: str, name: str, *arguments: str) -> bytes:
+    """A pickle, protocol 4, that calls what a dotted name reaches through a module."""
+
+    def text(value: str) -> bytes:
+        return b"\x8c" + bytes([len(value)]) + value.encode()
+
+    return b"\x80\x04" + text(module) + text(name) + b"\x93" + b"".join(map(text, arguments)) + b"\x85R."
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "torch.save", "dataclass", "Enum.__class__", "TensorProperties.create_from_tensor"]
+)
+def test_no_name_reaches_through_the_module_of_the_list(tmp_path, name):
+    path = written(tmp_path)
+    (path / ".metadata").write_bytes(named("torch.distributed.checkpoint.metadata", name, f"touch {tmp_path}/made"))
+    write_closing_files(path, REST, {"step": 7})
+    with pytest.raises(CheckpointError, match="no part of a checkpoint"):
+        read_checkpoint(path)
+    assert not (tmp_path / "made").exists()
+
+
+def elsewhere(listed) -> None:
+    for key, part in listed.storage_data.items():
+        listed.storage_data[key] = dataclasses.replace(part, relative_path="../../../secret")
+
+
+def larger(listed) -> None:
+    for name, kind in listed.state_dict_metadata.items():
+        listed.state_dict_metadata[name] = dataclasses.replace(kind, size=torch.Size([1 << 40]))
+
+
+@pytest.mark.parametrize(("change", "said"), [(elsewhere, "no file of its folder"), (larger, "bytes of tensors")])
+def test_a_list_tells_of_its_own_files_and_of_no_more_than_they_hold(tmp_path, change, said):
+    with pytest.raises(CheckpointError, match=said):
+        read_checkpoint(with_list(written(tmp_path), change))
+
+
+def test_a_list_of_files_that_are_elsewhere_or_not_listed_is_refused(tmp_path):
+    path = written(tmp_path)
+    (path / "one_more.distcp").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="one_more"):
+        read_checkpoint(path)
+    (path / "one_more.distcp").unlink()
+    write_json(path / METADATA_FILE, {"files": {"/dev/zero": 0}})
+    with pytest.raises(CheckpointError, match="lists no files of this folder"):
+        read_checkpoint(path)
 
 
 def test_a_tensor_that_no_part_holds_is_an_ordinary_error(tmp_path):

@@ -74,6 +74,24 @@ def test_the_memory_of_each_device_is_planned(run_settings):
     assert "│the stage │      2 │" in shown.get()
 
 
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_the_micro_batch_of_a_gpu_is_the_most_that_fits_its_memory(run_settings, most):
+    gpu = ["trainer.accelerator=gpu", "resolution_stage.global_batch_size=4"]
+    gib = planned_memory(run_settings(*gpu, f"trainer.device_batch_size={most}")).memory.total / 0.89 / 2**30
+    found = planned_memory(run_settings(*gpu), gib)
+    assert (found.images, found.refused) == (most, None)
+    assert found.memory.total <= 0.9 * gib * 2**30
+    typed = planned_memory(run_settings(*gpu, "trainer.device_batch_size=4"), gib)
+    assert (typed.refused is None) == (most == 4)
+    assert typed.refused is None or f"the most is {most} " in typed.refused
+
+
+def test_a_gpu_that_holds_not_one_image_is_told_what_helps(run_settings):
+    found = planned_memory(run_settings("trainer.accelerator=gpu"), 1e-4)
+    assert "not even one image fits" in found.refused
+    assert "trainer.strategy=fsdp" in found.refused
+
+
 def test_tables_are_readable_on_80_columns(run_settings):
     name = "shapes16_pretrain, deferred, p75"
     settings = run_settings("trainer.activation_checkpointing=true")

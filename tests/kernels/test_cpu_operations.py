@@ -12,7 +12,7 @@ from torch import nn
 from microdit.cost.flops import training_flops_per_image
 from microdit.kernels.compile import fuse_operations
 from microdit.kernels.cpu import operations as fused_operations
-from microdit.kernels.cpu.operations import CompilerError, load_fused_operations
+from microdit.kernels.cpu.operations import CompilerError, load_fused_operations, refuse_others
 from microdit.model.operations import FORMULAS, Operations
 
 
@@ -44,6 +44,18 @@ def assert_alike(formula, fused, *inputs: torch.Tensor, tolerance: float = 1e-5)
     for actual, expected in zip(results(fused), results(formula), strict=True):
         # Some gradients are zero but for rounding, such as that of a query with one key to choose from.
         assert (actual - expected).norm() <= tolerance * max(expected.norm(), expected.numel() ** 0.5)
+
+
+def test_a_library_that_others_could_have_made_is_not_loaded(tmp_path):
+    library = tmp_path / "microdit.so"
+    library.touch(mode=0o700)
+    refuse_others(library)
+    for place in (library, tmp_path):
+        mode = place.stat().st_mode
+        place.chmod(0o777)
+        with pytest.raises(CompilerError, match="others may write there"):
+            refuse_others(library)
+        place.chmod(mode)
 
 
 @needs_compiler

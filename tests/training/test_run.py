@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import shutil
 import signal
 
 import pytest
@@ -18,6 +19,7 @@ from microdit.files import read_json
 from microdit.pipeline import LatentDiffusion
 from microdit.runs.folder import checkpoints_of
 from microdit.training.callbacks.samples import SampleGrids
+from microdit.training.callbacks.telemetry import Telemetry
 from microdit.training.module import NonFiniteLossError
 from microdit.training.run import train
 
@@ -96,6 +98,63 @@ def test_a_signal_while_the_last_pictures_are_drawn_is_not_lost(run_settings, tm
     monkeypatch.undo()
     resumed = quiet_train(run_settings(output=tmp_path), latest_checkpoint(tmp_path))
     assert (resumed["status"], resumed["steps"], len(losses(tmp_path))) == ("finished", 8, 8)
+
+
+def test_what_a_run_was_stopped_before_a_resumed_one_makes_first(run_settings, logged, tmp_path, monkeypatch):
+    def settings(name):
+        both = ["trainer.validate_every_n_steps=4", "callbacks.samples.every_n_steps=4"]
+        return run_settings(*both, output=tmp_path / name)
+
+    quiet_train(settings("whole"))
+    tell = Telemetry.on_train_batch_end
+
+    def tell_and_be_asked(self, trainer, *given):
+        tell(self, trainer, *given)
+        if trainer.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Telemetry, "on_train_batch_end", tell_and_be_asked)
+    with pytest.raises(PreemptedError, match="stopped at step 4"):
+        quiet_train(settings("cut"))
+    monkeypatch.undo()
+    assert "validation/loss" not in (tmp_path / "cut" / "metrics.csv").read_text()
+    quiet_train(settings("cut"), latest_checkpoint(tmp_path / "cut"))
+    assert list(logged(tmp_path / "cut", "validation/loss")) == [3, 7]
+    for name in ("train/loss", "validation/loss"):
+        assert logged(tmp_path / "cut", name) == logged(tmp_path / "whole", name)
+    whole, cut = (tmp_path / name / "samples" / "step_0000004.png" for name in ("whole", "cut"))
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def out_of_reach(*given, **named):
+    raise FileNotFoundError("the weights are out of reach")
+
+
+def test_without_the_encoders_weights_there_are_no_pictures_and_a_warning_before_the_first_step(
+    run_settings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(LatentDiffusion, "load_encoders", out_of_reach)
+    console = Console(file=(tmp_path / "said.txt").open("w"), record=True, width=200)
+    record = train(run_settings(output=tmp_path / "run"), console)
+    assert record["status"] == "finished"
+    assert "warning: there will be no sample grids: the weights are out of reach" in console.export_text()
+    assert not list((tmp_path / "run" / "samples").glob("*"))
+
+
+def test_a_metric_that_could_not_be_measured_at_the_end_is_refused_at_the_start(run_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(LatentDiffusion, "load_encoders", out_of_reach)
+    settings = run_settings("metrics=shapes", output=tmp_path / "run")
+    with pytest.raises(SettingsError, match=r"is measured when training ends, and could not be: .*metrics=none"):
+        quiet_train(settings)
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told_at_the_start(run_settings, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("microdit.training.run.shutil.disk_usage", lambda path: usage)
+    console = Console(file=(tmp_path / "said.txt").open("w"), record=True, width=300)
+    train(run_settings("trainer.max_steps=1", output=tmp_path / "run"), console)
+    assert "1e-06 GB free: make room, or lower trainer.keep_checkpoints" in console.export_text()
 
 
 def test_a_finished_run_leaves_what_the_readme_promises(run_settings, tmp_path):

@@ -1,5 +1,7 @@
 import io
 import random
+import subprocess
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -91,6 +93,45 @@ def test_huge_pictures_are_read_and_bombs_are_not() -> None:
     assert square(bilevel).shape == (16, 16, 3)
     with pytest.raises(FilteredImageError, match="more than 1000000 pixels"):
         square(bilevel, max_pixels=1_000_000)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_a_picture_that_is_a_program_starts_none(tmp_path, monkeypatch) -> None:
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(BrokenImageError, match="no picture of a format that is read here"):
+        square(EPS)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "P", "L"])
+def test_memory_is_a_few_bytes_a_pixel(mode: str) -> None:
+    """In a process of its own, whose memory is measured at its peak."""
+    program = f"""
+import io, resource
+from PIL import Image
+from microdit.data.sources.images import square_images
+
+def picture(side):
+    file = io.BytesIO()
+    Image.new({mode!r}, (side, side)).save(file, "tiff", compression="tiff_deflate")
+    return file.getvalue()
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+small, large = picture(70), picture(7000)
+square_images(small, [16])
+before = peak()
+square_images(large, [16])
+print((peak() - before) / 49e6)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 12
 
 
 def test_a_strip_costs_no_more_than_its_square() -> None:

@@ -1,6 +1,7 @@
 """When checkpoints are written, what they say of themselves, and which are kept."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -42,6 +43,12 @@ class StepCheckpoints(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.settle(trainer, last=True)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Also of a run that was killed after its last checkpoint, and had nothing left to train."""
+        if trainer.is_global_zero:
+            discard_unfinished(self.run / CHECKPOINTS)
+            self.discard_old(checkpoints_of(self.run))
+
     def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.world_size == 1:  # with others, one of them may be gone, and waiting for it would not end
             self.settle(trainer, last=False)
@@ -73,6 +80,9 @@ class StepCheckpoints(Checkpoint):
                 raise CheckpointError(f"{told} Make room, then go on with resume={to_resume(self.run)}")
             self.console.print("warning:", told, "Make room: training goes on", highlight=False, markup=False)
             return
+        self.discard_old(kept)
+
+    def discard_old(self, kept: list[Path]) -> None:
         for old in kept[: -self.hardware.keep_checkpoints]:
             for_good = self.hardware.keep_every_n_steps
             if for_good is None or checkpoint_step(old) % for_good:

@@ -1,0 +1,183 @@
+"""A run folder from elsewhere is data: its files are text, compared with closed lists, and stay in the folder."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from microdit.build import SettingsError
+from microdit.checkpoints.reading import CheckpointError, read_checkpoint
+from microdit.checkpoints.released import read_released
+from microdit.commands.compose import as_text, changed_values
+from microdit.pipeline import LatentDiffusion
+from microdit.runs.folder import places_named, refuse_links
+
+NOW = OmegaConf.create({"trainer": {"max_steps": 1, "max_flops": None}, "reading": {"cache_folder": "/home/me/cache"}})
+WANDB = {"_target_": "lightning.pytorch.loggers.WandbLogger", "project": "theirs", "offline": False}
+
+
+def resumed(saved: dict, *overrides: str) -> dict:
+    saved = {"logger": {}, "trainer": {"max_steps": 1, "max_flops": None}, "choices": {}, **saved}
+    return changed_values(saved, [*overrides, "resume=runs/theirs"], NOW, Path("runs/theirs"))[0]
+
+
+@given(st.text(alphabet="ab$\\{}:.,[]'\" ", max_size=20))
+@example("${oc.env:HOME}")
+@example("\\${oc.env:HOME}")
+@example("\\\\${oc.env:HOME} \\${a} $${b} ${")
+def test_nothing_in_a_saved_setting_is_resolved(text):
+    assert resumed({"name": text, "model": {"list": [text]}})["name"] == text
+    assert OmegaConf.to_container(OmegaConf.create({"a": as_text(text)}), resolve=True) == {"a": text}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"settings": {"base_url": "http://127.0.0.1:1"}},
+        {"entity": "theirs"},
+        {"dir": "/tmp/elsewhere"},
+        {"save_dir": "/tmp/elsewhere"},
+        {"id": "mine"},
+        {"name": "../../elsewhere"},
+        {"project": "/elsewhere"},
+    ],
+)
+def test_where_a_run_logs_is_not_for_its_file(setting):
+    with pytest.raises(SettingsError, match=r"config\.yaml says logger\.wandb.*no run's file may say"):
+        resumed({"logger": {"wandb": WANDB | setting}})
+
+
+def test_what_is_typed_is_meant():
+    assert resumed({"logger": {"wandb": WANDB}})["logger"] == {"wandb": WANDB}
+    mine = resumed({"logger": {"wandb": WANDB | {"entity": "mine"}}}, "logger.wandb.entity=mine")
+    assert mine["logger"]["wandb"]["entity"] == "mine"
+    with pytest.raises(SettingsError, match=r"reading\.cache_folder=/theirs"):
+        resumed({"reading": {"cache_folder": "/theirs"}})
+    assert resumed({"reading": {"cache_folder": "/home/me/cache"}})  # as this command line has it
+    assert resumed({"reading": {"cache_folder": "/theirs"}}, "reading.cache_folder=/theirs")
+    with pytest.raises(SettingsError, match="download_folder"):
+        resumed({"metrics": {"fid": {"source": {"download_folder": "/theirs"}}}})
+
+
+def test_a_link_that_leads_out_of_a_run_is_refused_and_one_inside_is_not(tmp_path):
+    run = tmp_path / "run"
+    (run / "wandb" / "run-1").mkdir(parents=True)
+    (run / "wandb" / "latest-run").symlink_to("run-1")
+    refuse_links(run)
+    (tmp_path / "linked").symlink_to(run)
+    refuse_links(tmp_path / "linked")
+    (run / "samples").symlink_to(tmp_path)
+    with pytest.raises(SettingsError, match="samples is a link to"):
+        refuse_links(run)
+
+
+def test_settings_of_weights_and_biases_in_a_run_are_refused(tmp_path):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = http://127.0.0.1:1\n")
+    with pytest.raises(SettingsError, match="tells Weights & Biases whom to send things to"):
+        refuse_links(tmp_path)
+
+
+def test_what_lies_elsewhere_is_named(tmp_path):
+    settings = {
+        "autoencoder": {"weights": "owner/name"},
+        "metrics": [{"path": "https://host/a.tar"}, {"path": str(tmp_path / "inside")}, {"path": "beside"}],
+        "paths": {"data_root": "data"},
+    }
+    told = ["autoencoder.weights=owner/name", "metrics.0.path=https://host/a.tar", "paths.data_root=data"]
+    assert places_named(settings, tmp_path) == told
+
+
+def test_a_pipeline_names_nothing_that_nobody_trusts(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'made')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    part = {"_target_": "evil.X"}
+    settings = dict.fromkeys(("token_path", "objective", "autoencoder", "text_encoder"), part)
+    (tmp_path / "run" / "pipeline.json").write_text(json.dumps({"model": {}, **settings}))
+    with pytest.raises(SettingsError, match=r"pipeline\.json: _target_ evil\.X is not of microdit"):
+        LatentDiffusion.load(tmp_path / "run")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", [{}, {"model": 3}, {"model": {"dim": "a"}}, {"model": {"depth": 10**9}}, {"model": {"dim": -1}}]
+)
+def test_a_pipeline_that_describes_nothing_is_refused_in_one_sentence(tmp_path, small_settings, damage):
+    parts = {
+        "token_path": {"_target_": "microdit.masking.deferred.Deferred"},
+        "objective": {"_target_": "microdit.objectives.edm.EDM"},
+        "autoencoder": {"_target_": "microdit.encoders.pixel.PixelAutoencoder"},
+        "text_encoder": {"_target_": "microdit.encoders.words.WordsTextEncoder", "channels": 16, "length": 6},
+    }
+    elsewhere = ("in_channels", "caption_channels", "use_patch_mixer")
+    model = {k: v for k, v in small_settings.items() if k not in elsewhere}
+    told = {**parts, "model": model}
+    if "model" in damage:
+        told["model"] = {**model, **damage["model"]} if isinstance(damage["model"], dict) else damage["model"]
+    else:
+        del told["model"]
+    (tmp_path / "pipeline.json").write_text(json.dumps(told))
+    with pytest.raises((CheckpointError, SettingsError), match=r"pipeline\.json"):
+        LatentDiffusion.load(tmp_path)
+
+
+class Mischief:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("read", [read_checkpoint, read_released])
+def test_no_message_advises_to_read_unsafely(tmp_path, read):
+    torch.save({"a": Mischief(tmp_path / "made")}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError) as caught:
+        read(tmp_path / "a.ckpt")
+    assert not any(word in str(caught.value) for word in ("weights_only", "arbitrary", "add_safe_globals"))
+    assert "it names" in str(caught.value)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a tensor of shape \[1048576, 1048576\] has 4 bytes"):
+        read_released(tmp_path / "a.pt")
+
+
+def test_a_packed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save({"a": torch.zeros(1 << 20)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for member in plain.namelist():
+            packed.writestr(member, plain.read(member))
+    with pytest.raises(CheckpointError, match="packed archive"):
+        read_released(tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="packed archive"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_processes_of_other_ranks_trust_what_this_one_does():
+    program = "import microdit.build as b; print(sorted(b.TRUSTED))"
+    environment = {**os.environ, "MICRODIT_TRUST": "mine,yours"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['microdit', 'mine', 'yours']"
+
+
+def test_pickles_are_not_read_as_weights(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(pickle.dumps(Mischief(tmp_path / "made")))
+    with pytest.raises(CheckpointError):
+        read_released(tmp_path / "a.safetensors")
+    assert not (tmp_path / "made").exists()

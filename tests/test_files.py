@@ -1,0 +1,146 @@
+"""Small files are written whole and read back as they were, or not at all; folders and files have one owner."""
+
+import json
+import multiprocessing
+import os
+import random
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microdit.files import (
+    DamagedFileError,
+    InUseError,
+    new_folder,
+    only_writer,
+    read_json,
+    read_yaml,
+    replacing,
+    write_json,
+    write_whole,
+    write_yaml,
+)
+
+CONTENT = {"seed": 3, "model": {"dim": 64, "ratios": [0.5, 1.0]}, "name": "a run, 50 % [of] it", "none": None}
+FORMATS = {"a.json": (write_json, read_json), "a.yaml": (write_yaml, read_yaml)}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("seed", range(60))
+def test_any_damage_is_named_with_the_cure_or_changes_nothing(tmp_path, name, seed):
+    (write, read), path, chance = FORMATS[name], tmp_path / name, random.Random(seed)
+    write(path, CONTENT)
+    content = bytearray(path.read_bytes())
+    kind = chance.choice(["flip", "truncate", "swap"])
+    if kind == "flip":
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    elif kind == "truncate":
+        del content[chance.randrange(len(content)) :]
+    else:
+        a, b = (chance.randrange(len(content)) for _ in range(2))
+        content[a], content[b] = content[b], content[a]
+    path.write_bytes(content)
+    try:
+        found = read(path, "do this")
+    except DamagedFileError as error:
+        found, told = CONTENT, str(error)
+    else:
+        told = f"{path} do this"
+    assert found == CONTENT
+    assert str(path) in told
+    assert told.endswith("do this")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_has_no_checksum_is_read_as_it_is(tmp_path, name):
+    dump = json.dumps if name.endswith("json") else yaml.safe_dump
+    (tmp_path / name).write_text(dump(CONTENT))
+    assert FORMATS[name][1](tmp_path / name, "") == CONTENT
+
+
+@given(st.dictionaries(st.text(), st.recursive(st.none() | st.floats(allow_nan=False) | st.text(), st.lists)))
+def test_whatever_was_written_is_read(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("a") / "a.json"
+    content.pop("crc32", None)
+    write_json(path, content)
+    assert read_json(path, "") == content
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "a: &a [1]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
+        + "".join(f"c{n}: &c{n} [{', '.join([f'*c{n - 1}' if n else '*b'] * 9)}]\n" for n in range(9)),
+        "a: &a\n  b: *a\n",
+        "!!python/object/apply:os.system ['true']",
+        "- 1\n- 2\n",
+        "\x00\x01",
+    ],
+    ids=["deep", "aliases", "itself", "python", "list", "binary"],
+)
+def test_yaml_that_is_no_settings_is_refused_before_it_takes_memory(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(DamagedFileError, match=r"a\.yaml is damaged"):
+        read_yaml(tmp_path / "a.yaml", "")
+
+
+def test_a_file_larger_than_any_settings_is_not_read(tmp_path):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DamagedFileError, match="1,099,511,627,776 bytes"):
+        read_json(tmp_path / "a.json", "")
+
+
+def test_a_link_that_waits_under_a_temporary_name_is_not_written_through(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    (tmp_path / ".a.json.partial").symlink_to(mine)
+    write_whole(tmp_path / "a.json", "{}")
+    assert (mine.read_text(), (tmp_path / "a.json").read_text()) == ("precious", "{}")
+
+
+def test_what_is_not_finished_leaves_the_old_file_and_nothing_else(tmp_path):
+    write_whole(tmp_path / "a", "old")
+
+    def interrupted():
+        with replacing(tmp_path / "a") as file:
+            file.write("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def take_folders(root, count):
+    return [str(new_folder(root / "2026-11-27-run")) for _ in range(count)]
+
+
+def test_eight_processes_take_two_hundred_folders_and_none_twice(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(8) as pool:
+        taken = [one for found in pool.starmap(take_folders, [(tmp_path, 25)] * 8) for one in found]
+    assert len({*taken}) == len(taken) == len(list(tmp_path.iterdir())) == 200
+
+
+def hold(folder, held, release):
+    with only_writer(folder, "checkpoints"):
+        held.set()
+        release.wait(60)
+
+
+def test_a_folder_has_one_writer_until_that_process_ends(tmp_path):
+    spawned = multiprocessing.get_context("spawn")
+    held, release = spawned.Event(), spawned.Event()
+    holder = spawned.Process(target=hold, args=(tmp_path, held, release))
+    holder.start()
+    assert held.wait(60)
+    with pytest.raises(InUseError, match=f"{tmp_path} is in use"), only_writer(tmp_path, "checkpoints"):
+        pass
+    os.kill(holder.pid, 9)
+    holder.join()
+    with only_writer(tmp_path, "checkpoints"):
+        pass
