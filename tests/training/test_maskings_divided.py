@@ -27,7 +27,7 @@ WAYS = {
     for strategy in ("ddp", "fsdp")
     for batches, share in SHARES.items()
 }
-# All of them take minutes. MaskDiT without a mask is where not every weight is used; masked ones are in test_strategies.
+# All of them take minutes. MaskDiT without a mask is where not every weight is used.
 ALL = [(*method, *way) for method in METHODS for way in WAYS]
 SOME = [one for one in ALL if one[0] == "maskdit" and one[1] != "p75"]
 CHOSEN = ALL if os.environ.get("MICRODIT_ALL_MASKINGS") else SOME

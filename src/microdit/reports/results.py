@@ -1,6 +1,7 @@
 """Runs to flat rows, one a run: from their folders, or from a results.csv that was committed."""
 
 import csv
+import logging
 import math
 import re
 import statistics
@@ -12,8 +13,9 @@ from microdit.build import SettingsError
 from microdit.files import DamagedFileError, read_json
 from microdit.runs.differences import settings_of
 from microdit.runs.folder import METRICS_FILE, RESULT_FILE, read_config
-from microdit.runs.metrics import read_rows
+from microdit.runs.metrics import lost_end, read_rows
 
+log = logging.getLogger(__name__)
 FINISHED = "finished"
 Rows = list[dict[str, str]]
 """Every value as a CSV file holds it; all rows have the same columns."""
@@ -136,6 +138,10 @@ def curves(runs: Sequence[Path]) -> Rows:
     for run in runs:
         path = run / METRICS_FILE
         if path.is_file():
+            record = read_run(run)
+            lost = lost_end(path, int(record.get("steps", 0)), 1) if record["status"] == FINISHED else None
+            if lost is not None:
+                log.warning("%s; its curve is cut", lost)
             found += [{"run": read_run(run)["run"], **point} for point in curve_points(read_rows(path))]
     return found
 

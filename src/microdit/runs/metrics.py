@@ -14,7 +14,7 @@ CURE = "remove that line: the numbers of its step are lost, and the run goes on"
 def with_checksum(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as it is written: what it lacks is left empty, which does not count."""
     told = ",".join(f"{name}={value}" for name, value in sorted(row.items()) if value not in (None, ""))
-    return {**row, CHECKSUM: f"{zlib.crc32(told.encode()):08x}"}
+    return {**row, CHECKSUM: f"{CHECKSUM} {zlib.crc32(told.encode()):08x}"}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -39,6 +39,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def lost_end(path: Path, steps: int, every: int) -> str | None:
+    """What to say where the last rows of a run that has made so many steps, and logs each `every`-th, are not there."""
+    newest = max((int(row["step"]) + 1 for row in read_rows(path)), default=0) if path.is_file() else 0
+    if newest >= steps - steps % every:
+        return None
+    return f"{path} ends with step {newest}, and the run has made {steps}: what was logged after that is lost"
+
+
 def is_whole(path: Path) -> bool:
     """Whether the last line was written to its end."""
     with path.open("rb") as file:
@@ -55,6 +63,8 @@ def damage(row: dict[str, Any], columns: list[str]) -> str | None:
     if "step" not in row or not row["step"].isdigit():
         return "it has no step"
     told = row.get(CHECKSUM)
+    if told is None and any(value.startswith(f"{CHECKSUM} ") for value in row.values()):
+        return "the names in its first line are others"
     bare = {name: value for name, value in row.items() if name != CHECKSUM}
     if told is not None and told != with_checksum(bare)[CHECKSUM]:
         return "its checksum is another"

@@ -30,6 +30,7 @@ from microdit.kernels.compile import compile_network
 from microdit.kernels.cpu.host_memory import keep_freed_memory
 from microdit.pipeline import LatentDiffusion, build_pipeline, write_settings
 from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoint_step
+from microdit.runs.metrics import lost_end
 from microdit.runs.record import write_record
 from microdit.training.callbacks.checkpoints import StepCheckpoints
 from microdit.training.callbacks.loggers import MetricsFile
@@ -81,6 +82,10 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     data = LatentData(train_stream, validation_stream, settings, pipeline.dit.patch_size)
     metrics_file = MetricsFile(run / METRICS_FILE)
     seconds = metrics_file.newest().get("train/seconds", 0.0)
+    if checkpoint is not None and is_rank_zero():
+        lost = lost_end(run / METRICS_FILE, checkpoint_step(checkpoint), hardware.log_every_n_steps)
+        if lost is not None:
+            console.print(f"warning: {lost}", highlight=False)
     metrics_file.forget_after(-1 if checkpoint is None else checkpoint_step(checkpoint) - 1)
     validated = metrics_file.steps_with("validation/loss")
     telemetry = Telemetry(costs, hardware, train_stream.source_counts, seconds, metrics_file.newest())
