@@ -22,6 +22,7 @@ from microdit.files import (
     write_whole,
     write_yaml,
 )
+from microdit.runs.metrics import read_rows
 
 CONTENT = {"seed": 3, "model": {"dim": 64, "ratios": [0.5, 1.0]}, "name": "a run, 50 % [of] it", "none": None}
 FORMATS = {"a.json": (write_json, read_json), "a.yaml": (write_yaml, read_yaml)}
@@ -144,3 +145,12 @@ def test_a_folder_has_one_writer_until_that_process_ends(tmp_path):
     holder.join()
     with only_writer(tmp_path, "checkpoints"):
         pass
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("read", [lambda path: read_json(path, ""), lambda path: read_yaml(path, ""), read_rows])
+def test_what_would_never_end_is_not_read(tmp_path, kind, read):
+    path = tmp_path / "a"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="no ordinary file"):
+        read(path)

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -220,9 +221,17 @@ def check_seal(text: str) -> None:
 
 
 def small_text(path: Path, cure: str) -> str:
-    if (size := path.stat().st_size) > LARGEST_SETTINGS:
+    if (size := size_of_file(path)) > LARGEST_SETTINGS:
         raise DamagedFileError(f"{path} has {size:,} bytes, which no such file needs; {cure}")
     return path.read_text(encoding="utf-8")
+
+
+def size_of_file(path: Path) -> int:
+    """The bytes of a file. OSError where it is no ordinary one: a pipe or a device, which reading would not end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{path} is no ordinary file")
+    return found.st_size
 
 
 def damaged(path: Path, error: Exception, cure: str) -> DamagedFileError:

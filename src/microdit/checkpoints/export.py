@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, network_weights
-from microdit.files import partial_name, room_for
+from microdit.files import partial_name, room_for, size_of_file
 from microdit.runs.folder import checkpoint_step, is_checkpoint
 
 CHECKSUM = "sha256"  # in the file's metadata: of all tensors, by `checksum_of`
@@ -46,6 +46,7 @@ def write_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file. Raises CheckpointError where it is damaged: by the checksum that
     `write_weights` leaves; files of others have none."""
+    size_of_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             told = (file.metadata() or {}).get(CHECKSUM)

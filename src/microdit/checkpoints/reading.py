@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from microdit.checkpoints.sharded import METADATA_FILE, as_lightning_states, damaged_files, read_tensors
-from microdit.files import is_refusal, read_json
+from microdit.files import is_refusal, read_json, size_of_file
 from microdit.runs.folder import CHECKPOINTS, SHARDED_MARK, checkpoint_step, checkpoints_of
 
 
@@ -48,6 +48,7 @@ def verify_checkpoint(path: Path) -> None:
         if path.is_dir():
             damaged = damaged_files(path)
         else:
+            size_of_file(path)
             with zipfile.ZipFile(path) as archive:  # torch's files are zip archives with a CRC-32 of every member
                 check_archive(archive, path)
                 damaged = [name] if (name := archive.testzip()) else []

@@ -13,7 +13,7 @@ from torch import Tensor
 from microdit.build import SettingsError
 from microdit.checkpoints.export import read_weights
 from microdit.checkpoints.reading import CheckpointError, check_archive, check_tensors, load_weights, told
-from microdit.files import is_refusal
+from microdit.files import is_refusal, size_of_file
 from microdit.model.sizes import RELEASED, TINY, XL, layerwise_scaled_dit
 
 # Arguments of layerwise_scaled_dit; what else it needs is in the file.
@@ -90,6 +90,8 @@ def read_released(path: Path) -> dict[str, Tensor]:
     Raises CheckpointError when there is no such file, or when it holds anything but tensors by name.
     """
     try:
+        if not path.is_dir():
+            size_of_file(path)
         if path.suffix == ".safetensors":
             content: Any = read_weights(path)
         else:

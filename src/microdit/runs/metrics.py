@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from microdit.files import CHECKSUM, DamagedFileError
+from microdit.files import CHECKSUM, DamagedFileError, size_of_file
 
 CURE = "remove that line: the numbers of its step are lost, and the run goes on"
 
@@ -22,6 +22,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
     Raises DamagedFileError, with the line, for any other row that is not as it was written.
     """
+    size_of_file(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import sys
 import tarfile
 from hashlib import blake2b
@@ -307,3 +308,17 @@ def test_scenes_do_not_change_without_a_new_version():
     ]
     found = blake2b(repr(told).encode(), digest_size=8).hexdigest()
     assert (SCENES_VERSION, found) == (3, "9e44cab7dc3245e7"), "raise SCENES_VERSION: earlier folders are stale"
+
+
+def test_what_is_no_ordinary_file_or_larger_than_any_picture_is_listed_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(1 << 40)
+    for name in ("pipe", "endless", "large"):
+        (tmp_path / f"{name}.txt").write_text("a caption")
+    found = {item.key: item.reason for item in FolderSource(str(tmp_path)).read(0) if isinstance(item, Unreadable)}
+    assert set(found) == {"pipe.jpg", "endless.jpg", "large.jpg"}
+    assert "no ordinary file" in found["pipe.jpg"]
+    assert "no ordinary file" in found["endless.jpg"]
+    assert "more than any picture" in found["large.jpg"]

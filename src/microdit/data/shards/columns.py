@@ -83,7 +83,7 @@ def map_array(path: Path, file: io.BufferedReader, end: int) -> np.ndarray:
     if version not in NPY_HEADERS:
         raise ColumnsError(f"{path}: npy version {version} is not read")
     shape, fortran, dtype = NPY_HEADERS[version](file)
-    if (fortran and len(shape) > 1) or dtype.hasobject:
+    if (fortran and len(shape) > 1) or dtype.hasobject or not dtype.itemsize:
         raise ColumnsError(f"{path}: holds an array that is not plain rows of numbers")
     if file.tell() + dtype.itemsize * int(np.prod(shape)) > end:
         raise ColumnsError(f"{path}: is cut short")

@@ -4,6 +4,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from microdit.files import size_of_file
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,17 @@ def check_shard_size(shard_size: int) -> None:
     """ValueError where a source cannot be divided into input shards of this many pictures."""
     if shard_size < 1:
         raise ValueError(f"source.shard_size must be at least 1, got {shard_size}")
+
+
+LARGEST_FILE = 1 << 30  # bytes, of a picture or its caption: the largest photographs have a tenth of that
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a picture or of the words beside it. OSError where it is no ordinary file, such as a pipe or device
+    that would never end, or larger than any picture."""
+    if (size := size_of_file(path)) > LARGEST_FILE:
+        raise OSError(f"{path} has {size:,} bytes, more than any picture")
+    return path.read_bytes()
 
 
 class NoCaptionError(ValueError):

@@ -10,6 +10,7 @@ from microdit.data.sources.captioned import (
     Unreadable,
     captions_beside,
     check_shard_size,
+    content_of,
 )
 
 # Those of telephones are named too, so that what cannot be decoded is listed and not passed over.
@@ -56,7 +57,7 @@ class FolderSource(Source):
             key = picture.relative_to(self.path).as_posix()
             try:
                 captions = captions_beside(beside(picture, ".txt"), beside(picture, ".json"), self.caption_column)
-                yield CaptionedImage(key, picture.read_bytes(), captions)
+                yield CaptionedImage(key, content_of(picture), captions)
             except NoCaptionError as error:
                 yield Unreadable(key, str(error))
             except OSError as error:
@@ -68,5 +69,5 @@ def beside(picture: Path, suffix: str) -> bytes | None:
     for spelling in (suffix, suffix.upper()):
         path = picture.with_suffix(spelling)
         if path.exists():
-            return path.read_bytes()
+            return content_of(path)
     return None

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Image.MAX_IMAGE_PIXELS = None
 MAX_PIXELS = 200_000_000
 # What is opened, whatever a file is called: none of these starts another program, as Pillow does for PostScript.
-WELL_KNOWN = "AVIF BMP DIB GIF HEIF ICO JPEG JPEG2000 JXL MPO PCX PNG PPM QOI TGA TIFF WEBP"
+WELL_KNOWN = "AVIF BMP DIB GIF HEIF JPEG JPEG2000 JXL MPO PCX PNG PPM QOI TGA TIFF WEBP"
 Image.init()
 FORMATS = [name for name in WELL_KNOWN.split() if name in Image.OPEN]  # that this Pillow, with its plugins, knows
 BAND_PIXELS = 1 << 20

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable, captions_in, check_shard_size
+from microdit.data.sources.captioned import (
+    CaptionedImage,
+    Source,
+    Unreadable,
+    captions_in,
+    check_shard_size,
+    content_of,
+)
 
 Row = Mapping[str, object] | str  # or why it cannot be read
 
@@ -135,7 +142,7 @@ class TableSource(Source):
                 yield Unreadable(key, f"no caption: the row holds none in {self.caption_column!r}")
                 continue
             try:
-                yield CaptionedImage(key, (self.image_folder / key).read_bytes(), captions)
+                yield CaptionedImage(key, content_of(self.image_folder / key), captions)
             except (OSError, ValueError) as error:
                 yield Unreadable(key, f"cannot be read: {error}")
 
