@@ -77,10 +77,15 @@ def test_whatever_was_written_is_read(tmp_path_factory, content):
         + "".join(f"c{n}: &c{n} [{', '.join([f'*c{n - 1}' if n else '*b'] * 9)}]\n" for n in range(9)),
         "a: &a\n  b: *a\n",
         "!!python/object/apply:os.system ['true']",
+        "a: !!pairs [k: '${oc.env:HOME}']",
+        "a: !!set {b}",
+        "a: 1:1:1:1",
+        "a: !!int ''",
+        "a0: &a0 {b: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60)),
         "- 1\n- 2\n",
         "\x00\x01",
     ],
-    ids=["deep", "aliases", "itself", "python", "list", "binary"],
+    ids=["deep", "aliases", "itself", "python", "pairs", "set", "sixty", "int", "merges", "list", "binary"],
 )
 def test_yaml_that_is_no_settings_is_refused_before_it_takes_memory(tmp_path, text):
     (tmp_path / "a.yaml").write_text(text)

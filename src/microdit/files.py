@@ -18,7 +18,7 @@ import yaml
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ENOLCK)
-LARGEST_SETTINGS = 1 << 24  # bytes; what is written here is a thousand times smaller
+LARGEST_SETTINGS = 1 << 20  # bytes; what is written here is a thousand times smaller
 CHECKSUM = "crc32"
 SEALED = "# Written by microdit; its checksum is the last line."
 LAST_LINE = re.compile(rf"^# {CHECKSUM} ([0-9a-f]{{8}})$\n?\Z", re.MULTILINE)
@@ -200,12 +200,36 @@ def read_yaml(path: Path, cure: str) -> dict[str, Any]:
     try:
         text = small_text(path, cure)
         check_seal(text)
-        content = yaml.safe_load(text)
+        content = yaml.load(text, PlainLoader)
         if values_in(content, {}) > MOST_VALUES:
             raise ValueError("its aliases repeat more than settings can hold")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, ArithmeticError) as error:
         raise damaged(path, error, cure) from error
     return a_dictionary(content, path, cure)
+
+
+PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML as far as settings need it: names, lists, texts, numbers. No merging of mappings, no numbers to the base of
+    sixty, no dates, sets or pairs, some of which cost more than they are long."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as PyYAML has it
+        first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] in PLAIN]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # noqa: RUF012
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in PLAIN
+    }
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if ":" in value and node.tag.rpartition(":")[2] in ("int", "float"):
+            raise ValueError("it holds a number to the base of sixty")
+        return value
 
 
 def check_seal(text: str) -> None:

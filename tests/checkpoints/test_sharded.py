@@ -116,6 +116,17 @@ def test_no_name_reaches_through_the_module_of_the_list(tmp_path, name):
     assert not (tmp_path / "made").exists()
 
 
+def test_no_class_gets_other_attributes(tmp_path):
+    """A pickle's BUILD on a class sets its attributes: a path's parent was the folder that git was started in."""
+    path = written(tmp_path)
+    attack = b"\x80\x02cpathlib\nPosixPath\nN}X\x06\x00\x00\x00parentX\x04\x00\x00\x00evil\x73\x86b0N."
+    (path / ".metadata").write_bytes(attack)
+    write_closing_files(path, REST, {"step": 7})
+    with pytest.raises(CheckpointError, match="it changes a type, which is no part of a checkpoint"):
+        read_checkpoint(path)
+    assert Path("a/b").parent == Path("a")
+
+
 def elsewhere(listed) -> None:
     for key, part in listed.storage_data.items():
         listed.storage_data[key] = dataclasses.replace(part, relative_path="../../../secret")

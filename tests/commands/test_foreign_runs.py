@@ -13,12 +13,15 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from microdit.build import SettingsError
 from microdit.checkpoints.reading import CheckpointError, read_checkpoint
 from microdit.checkpoints.released import read_released
 from microdit.commands.compose import as_text, changed_values
+from microdit.encoders.open_clip_text import OpenClipTextEncoder
 from microdit.pipeline import LatentDiffusion
+from microdit.reports.report import report
 from microdit.runs.folder import places_named, refuse_links
 
 NOW = OmegaConf.create({"trainer": {"max_steps": 1, "max_flops": None}, "reading": {"cache_folder": "/home/me/cache"}})
@@ -181,3 +184,38 @@ def test_pickles_are_not_read_as_weights(tmp_path):
     with pytest.raises(CheckpointError):
         read_released(tmp_path / "a.safetensors")
     assert not (tmp_path / "made").exists()
+
+
+def test_a_list_that_holds_itself_many_times_is_looked_at_once(tmp_path):
+    nested: list = []
+    for _ in range(60):
+        nested = [nested, nested]
+    torch.save({"a": nested}, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt").keys() == {"a"}
+
+
+@pytest.mark.parametrize("tower", ["text_cfg", "vision_cfg"])
+@pytest.mark.parametrize("key", ["hf_tokenizer_name", "tokenizer_kwargs", "timm_model_name"])
+def test_an_encoders_folder_cannot_have_another_library_load_something(tmp_path, tower, key):
+    config = {"model_cfg": {tower: {key: "anything"}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    (tmp_path / "open_clip_model.safetensors").touch()
+    with pytest.raises(ValueError, match=f"has {key}=anything"):
+        OpenClipTextEncoder(str(tmp_path)).tokenize(["a"])
+
+
+def test_links_of_weights_and_biases_own_logs_are_welcome(tmp_path):
+    logs = tmp_path / "run" / "wandb" / "run-1" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "elsewhere.log")
+    refuse_links(tmp_path / "run")
+    (tmp_path / "run" / ".wandb").mkdir()
+    (tmp_path / "run" / ".wandb" / "settings").touch()
+    with pytest.raises(SettingsError, match="tells Weights & Biases"):
+        refuse_links(tmp_path / "run")
+
+
+def test_a_report_is_not_written_through_links(tmp_path):
+    (tmp_path / "table.tex").symlink_to(tmp_path.parent / "elsewhere")
+    with pytest.raises(SettingsError, match="is a link to"):
+        report(tmp_path, [], Console(quiet=True))

@@ -3,7 +3,6 @@
 A checkpoint is one file (one process, or DDP) or a folder that many processes wrote (FSDP); both are read the same way.
 """
 
-import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -32,6 +31,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             check_tensors(content)
             return content
+        with zipfile.ZipFile(path / SHARDED_MARK) as archive:
+            check_archive(archive, path / SHARDED_MARK)
         rest = torch.load(path / SHARDED_MARK, map_location="cpu", weights_only=True)
         groups = rest.pop("optimizer_groups")
         module, optimizer = as_lightning_states(read_tensors(path), rest["parameter_names"], groups)
@@ -71,19 +72,21 @@ def check_archive(archive: zipfile.ZipFile, path: Path) -> None:
         raise ValueError("its members are larger than the file")
 
 
-def check_tensors(content: Any) -> None:
+def check_tensors(content: Any, seen: set[int] | None = None) -> None:
     """Raises ValueError for a tensor that tells of more numbers than its file holds, anywhere in `content`."""
     if isinstance(content, Tensor) and content.numel() * content.element_size() > content.untyped_storage().nbytes():
         raise ValueError(f"a tensor of shape {list(content.shape)} has {content.untyped_storage().nbytes()} bytes")
-    if isinstance(content, dict | list | tuple):
+    seen = set() if seen is None else seen
+    if isinstance(content, dict | list | tuple) and id(content) not in seen:
+        seen.add(id(content))
         for inner in content.values() if isinstance(content, dict) else content:
-            check_tensors(inner)
+            check_tensors(inner, seen)
 
 
 def told(error: BaseException) -> str:
     """What is wrong with a file, on one line, without torch's advice to read it unsafely after all."""
     text = " ".join(str(error).split())
-    if isinstance(error, pickle.UnpicklingError) and "weights_only" in text:
+    if "weights_only" in text or "arbitrary code" in text:
         named = re.search(r"GLOBAL ([\w.]+)", text)
         return f"it names {named[1]}, and tensors alone are read" if named else "it is no file of tensors"
     return text or type(error).__name__
@@ -128,7 +131,13 @@ def network_weights(path: Path, weights: str) -> dict[str, Tensor]:
         raise CheckpointError(f'weights must be "ema" or "raw", got "{weights}"')
     if path.is_dir():
         verify_checkpoint(path)
-        state, _ = as_lightning_states(read_tensors(path, lambda name: name.startswith("state_dict.")), [], [])
+        try:
+            tensors = read_tensors(path, lambda name: name.startswith("state_dict."))
+        except Exception as error:  # as read_checkpoint
+            if is_refusal(error):
+                raise
+            raise unreadable(path, error) from error
+        state, _ = as_lightning_states(tensors, [], [])
     else:
         content = read_checkpoint(path)
         if "state_dict" not in content:

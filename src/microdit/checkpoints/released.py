@@ -113,6 +113,8 @@ def read_released(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         holds = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise CheckpointError(f"{path} is no released network, which is a dictionary of tensors: it holds {holds}")
+    if sum(value.nbytes for value in content.values()) > 4 * path.stat().st_size:
+        raise CheckpointError(f"{path} tells of more numbers than it holds")
     # Copied, because the file is mapped into memory: weights must not change when it does.
     return {key: value.to(torch.float32, copy=True) for key, value in content.items()}
 

@@ -11,13 +11,13 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from microdit.files import read_json, write_json
@@ -40,8 +40,27 @@ HARMLESS = {
 }
 
 
-class HarmlessUnpickler(pickle.Unpickler):
-    """Unpickles DCP's list of tensors and refuses everything that is no part of it."""
+InPython: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class HarmlessUnpickler(InPython):
+    """Unpickles DCP's list of tensors and refuses everything that is no part of it.
+
+    In Python, because what a pickle does to objects has to be looked at as well: it could give a class other
+    attributes, and with them the whole process.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(InPython.dispatch)
+
+    def load_build(self) -> None:
+        holder, state = self.stack[-2:]
+        of_lists = type(holder).__module__ == Metadata.__module__ or type(holder).__name__ == "_StorageInfo"
+        names = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+        if not of_lists or not (names or isinstance(holder, TensorProperties)):
+            raise pickle.UnpicklingError(f"it changes a {type(holder).__name__}, which is no part of a checkpoint")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
@@ -76,6 +95,8 @@ def check_parts(metadata: Metadata, folder: Path) -> None:
     if any(getattr(part, "transform_descriptors", None) for part in (metadata.storage_data or {}).values()):
         raise ValueError("its .metadata names transformed files, which are not written here")
     kinds = [kind for kind in metadata.state_dict_metadata.values() if isinstance(kind, TensorStorageMetadata)]
+    if any(side < 0 for kind in kinds for side in kind.size):
+        raise ValueError("its .metadata tells of a tensor with a negative side")
     told = sum(math.prod(kind.size) * kind.properties.dtype.itemsize for kind in kinds)
     if told > held:
         raise ValueError(f"its .metadata tells of {told:,} bytes of tensors, its files have {held:,}")

@@ -245,6 +245,8 @@ def composed_stages(config: DictConfig) -> tuple[list[tuple[str, dict[str, Any],
     overrides = list(HydraConfig.get().overrides.task)
     stages = []
     for stage in content["stages"]:
+        if Path(stage["name"]).name != stage["name"]:
+            raise SettingsError(f"{folder / STAGES_FILE}: {stage['name']} is no name of a stage's folder")
         saved = todays_config({**stage["config"], "choices": stage["choices"]})
         stages.append((stage["name"], *changed_values(saved, overrides, config, folder)))
     return stages, content["expected_mfu"]

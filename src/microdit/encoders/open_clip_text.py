@@ -1,6 +1,7 @@
 """The text towers of CLIP models, through open_clip."""
 
 from functools import partial
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from microdit.encoders.protocols import TextEncoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
+from microdit.files import read_json
 
 CONFIG = ["open_clip_config.json"]
 CHECKPOINT = ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"]
@@ -70,6 +72,7 @@ class OpenClipTextEncoder(TextEncoder):
             from open_clip import get_tokenizer
 
             folder = weights_folder(self.weights, [CONFIG], "text_encoder.weights", advise=[CONFIG, CHECKPOINT])
+            check_config(folder)
             self.tokenizer = get_tokenizer(f"local-dir:{folder}")
             if not hasattr(self.tokenizer, "eot_token_id"):
                 raise ValueError(
@@ -79,12 +82,29 @@ class OpenClipTextEncoder(TextEncoder):
         return self.tokenizer
 
 
+# What other libraries would be asked to open, with arguments of the file's choice.
+ELSEWHERE = ("hf_tokenizer_name", "tokenizer_kwargs", "hf_model_name", "hf_model_config", "timm_model_name")
+
+
+def check_config(folder: Path) -> None:
+    """Raises ValueError where open_clip_config.json would have open_clip load something by a name in it."""
+    found = read_json(folder / CONFIG[0], "download it again").get("model_cfg")
+    towers = [found.get(name) for name in ("text_cfg", "vision_cfg")] if isinstance(found, dict) else []
+    for tower in (each for each in towers if isinstance(each, dict)):
+        if named := [name for name in ELSEWHERE if tower.get(name)]:
+            raise ValueError(
+                f"{folder / CONFIG[0]} has {named[0]}={tower[named[0]]}: only open_clip's own towers and tokenizer are "
+                "read, because what a file names elsewhere could be a program"
+            )
+
+
 def read_text_tower(weights: str, channels: int, length: int) -> TextTower:
     """The text tower in folder or repository `weights`, on the CPU in float32.
 
     FileNotFoundError if the weights cannot be had; ValueError if they are not a causal text tower as declared.
     """
     folder = weights_folder(weights, [CONFIG, CHECKPOINT], "text_encoder.weights")
+    check_config(folder)
     import open_clip
 
     try:

@@ -9,7 +9,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from microdit.encoders.open_clip_text import CHECKPOINT, CONFIG
+from microdit.encoders.open_clip_text import CHECKPOINT, CONFIG, check_config
 from microdit.encoders.weights import weights_folder
 
 
@@ -64,6 +64,7 @@ class OpenClipFeatures(nn.Module):
 def clip_model_and_processor(weights: str) -> tuple[ClipModel, ClipProcessor]:
     """An open_clip model on the CPU, and how it takes pictures and texts. FileNotFoundError if it cannot be had."""
     folder = weights_folder(weights, [CONFIG, CHECKPOINT], "weights")
+    check_config(folder)
     clip: Any = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
     preprocess = image_transform_v2(PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
     return ClipModel(clip), ClipProcessor(preprocess, open_clip.get_tokenizer(f"local-dir:{folder}"))

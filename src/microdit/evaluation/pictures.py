@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from microdit.data.sources.captioned import CaptionedImage
+from microdit.data.sources.images import MAX_PIXELS
 from microdit.data.sources.tars import TarSource, write_pictures
 from microdit.files import replacing, write_whole
 
@@ -60,7 +61,10 @@ class Pictures:
         for item in TarSource(str(self.tar)).read(0):
             if not isinstance(item, CaptionedImage):
                 raise PicturesError(f"{self.tar}: {item.key}: {item.reason}. Delete the tar and evaluate again")
-            pixels = np.asarray(Image.open(io.BytesIO(item.image), formats=["PNG"]).convert("RGB"))
+            with Image.open(io.BytesIO(item.image), formats=["PNG"]) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise PicturesError(f"{self.tar}: {item.key} has {picture.width} x {picture.height} pixels")
+                pixels = np.asarray(picture.convert("RGB"))
             batch.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
             found += 1
             if len(batch) == size or found == self.count:

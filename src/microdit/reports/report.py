@@ -12,7 +12,7 @@ from microdit.reports.layout import read_layout
 from microdit.reports.results import collect, curves, read_csv, write_csv
 from microdit.reports.sample_grid import side_by_side
 from microdit.reports.tables import OF_PAIRS, as_csv, differences, latex, markdown, summarise
-from microdit.runs.folder import find_runs, runs_below
+from microdit.runs.folder import find_runs, refuse_links, runs_below
 
 RESULTS_FILE, CURVES_FILE = "results.csv", "curves.csv"
 README_TABLE = re.compile(r"(<!-- table -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -29,6 +29,7 @@ def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[
     """
     if not folder.is_dir():
         raise SettingsError(f"{folder} is no folder: name one of experiments/, or a folder of runs")
+    refuse_links(folder)
     if not run_folders and (runs_below(folder) or not (folder / RESULTS_FILE).is_file()):
         run_folders = [folder]
     runs, grid = find_runs(run_folders), None

@@ -131,12 +131,13 @@ def refuse_links(run: Path) -> None:
     inside = run.resolve()
     for folder, folders, files in os.walk(inside):
         for path in (Path(folder) / name for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            by_wandb = "wandb" in path.relative_to(inside).parts[:-1] and path.suffix == ".log"
+            if path.is_symlink() and not by_wandb and not path.resolve().is_relative_to(inside):
                 raise SettingsError(
                     f"{path} is a link to {path.resolve()}, out of the run's folder, and a run writes nowhere else: "
                     "put in its place what it leads to, or make the folder of the whole run a link"
                 )
-    for path in inside.glob("**/wandb/settings"):
+    for path in (*inside.glob("**/wandb/settings"), *inside.glob("**/.wandb/settings")):
         raise SettingsError(f"{path} tells Weights & Biases whom to send things to, which no run's file may; remove it")
 
 

@@ -242,7 +242,8 @@ def commit() -> str:
     """The commit of the source tree, with a plus where it has changes; "unknown" outside a git checkout."""
     here = Path(__file__).parent
     try:
-        asked = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        # No program of a repository's own settings is started, whatever repository this folder may lie in.
+        asked = ["git", "-c", "core.fsmonitor=false", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
         return subprocess.run(asked, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
