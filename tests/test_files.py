@@ -159,3 +159,10 @@ def test_what_would_never_end_is_not_read(tmp_path, kind, read):
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     with pytest.raises(OSError, match="no ordinary file"):
         read(path)
+
+
+@pytest.mark.parametrize("depth", [100, 900, 100_000])
+def test_json_that_is_nested_more_deeply_than_settings_is_named(tmp_path, depth):
+    (tmp_path / "a.json").write_text('{"a":' * depth + "1" + "}" * depth)
+    with pytest.raises(DamagedFileError, match="nested"):
+        read_json(tmp_path / "a.json", "")

@@ -23,6 +23,7 @@ CHECKSUM = "crc32"
 SEALED = "# Written by microdit; its checksum is the last line."
 LAST_LINE = re.compile(rf"^# {CHECKSUM} ([0-9a-f]{{8}})$\n?\Z", re.MULTILINE)
 BY_HAND = "if you changed it yourself, remove"
+DEEPEST = 60
 MOST_VALUES = 1_000_000  # once every alias stands for what it repeats
 
 
@@ -184,6 +185,7 @@ def read_json(path: Path, cure: str) -> dict[str, Any]:
     """The object in a JSON file. DamagedFileError, which ends with `cure`, for anything else; OSError as `open`."""
     try:
         content = json.loads(small_text(path, cure))
+        values_in(content, {})
     except (ValueError, RecursionError) as error:
         raise damaged(path, error, cure) from error
     content = a_dictionary(content, path, cure)
@@ -271,16 +273,19 @@ def a_dictionary(content: Any, path: Path, cure: str) -> dict[str, Any]:
     return content
 
 
-def values_in(content: Any, counted: dict[int, int]) -> int:
-    """How many values there are if each alias is written out. ValueError for one that holds itself."""
+def values_in(content: Any, counted: dict[int, int], depth: int = 0) -> int:
+    """How many values there are if each alias is written out. ValueError for one that holds itself, or is nested more
+    deeply than settings are."""
     if not isinstance(content, dict | list):
         return 1
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
     if counted.setdefault(id(content), -1) < 0:
         inside = content.values() if isinstance(content, dict) else content
         total = 1
         for value in inside:
             if counted.get(id(value)) == -1:
                 raise ValueError("one of its aliases holds itself")
-            total += values_in(value, counted)
+            total += values_in(value, counted, depth + 1)
         counted[id(content)] = total
     return counted[id(content)]

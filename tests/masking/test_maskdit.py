@@ -152,5 +152,5 @@ def test_the_decoder_of_the_papers_network_is_eight_blocks_of_512():
 @pytest.mark.parametrize("ratio", ["decoder_depth_ratio", "decoder_width_ratio"])
 def test_a_decoder_of_nothing_is_refused(ratio):
     settings = {"decoder_depth_ratio": 0.5, "decoder_width_ratio": 0.5, "reconstruction_weight": 0.1, ratio: 0.0}
-    with pytest.raises(ValueError, match=f"{ratio} is a share of the backbone, above 0; got 0.0"):
+    with pytest.raises(ValueError, match=f"{ratio} is a share of the backbone, above 0 and at most 10; got 0.0"):
         MaskDiT(**settings)

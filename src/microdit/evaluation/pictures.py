@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from microdit.data.sources.captioned import CaptionedImage
 from microdit.data.sources.images import MAX_PIXELS
 from microdit.data.sources.tars import TarSource, write_pictures
-from microdit.files import replacing, write_whole
+from microdit.files import read_json, replacing, write_whole
 
 
 class PicturesError(ValueError):
@@ -84,7 +84,10 @@ def kept_making(tar: Path) -> Making | None:
     beside = tar.with_suffix(".json")
     if not (tar.is_file() and beside.is_file()):
         return None
-    return Making(**json.loads(beside.read_text(encoding="utf-8")))
+    try:
+        return Making(**read_json(beside, "delete it and the tar beside it, then evaluate again"))
+    except TypeError as error:
+        raise PicturesError(f"{beside} does not say how pictures were made ({error}). Delete it and the tar") from error
 
 
 def keep(tar: Path, making: Making, batches: Iterator[Float[Tensor, "n 3 h w"]]) -> Pictures:

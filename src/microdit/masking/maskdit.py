@@ -10,6 +10,7 @@ from microdit.masking.patches import KeptPatches, cut_patches
 from microdit.masking.token_path import NetworkParts, TokenPath
 
 LEARNED_TOKEN_STD = 0.02
+LARGEST_RATIO = 10
 
 
 class MaskDiT(TokenPath):
@@ -29,8 +30,9 @@ class MaskDiT(TokenPath):
     ) -> None:
         super().__init__(block_size)
         for name, ratio in (("depth", decoder_depth_ratio), ("width", decoder_width_ratio)):
-            if not ratio > 0:
-                raise ValueError(f"masking.decoder_{name}_ratio is a share of the backbone, above 0; got {ratio}")
+            if not 0 < ratio <= LARGEST_RATIO:
+                told = f"a share of the backbone, above 0 and at most {LARGEST_RATIO}; got {ratio}"
+                raise ValueError(f"masking.decoder_{name}_ratio is {told}")
         self.depth_ratio, self.width_ratio = decoder_depth_ratio, decoder_width_ratio
         self.reconstruction_weight = reconstruction_weight
 

@@ -52,7 +52,7 @@ def read_run(run: Path) -> dict[str, Any]:
     record |= {f"{SETTING}{name}": value for name, value in compared_settings(config).items()}
     if "error" in record:
         # One line, and nothing about the machine it ran on: results are committed.
-        record["error"] = ABSOLUTE_PATH.sub("", str(record["error"]).splitlines()[0])
+        record["error"] = ABSOLUTE_PATH.sub("", str(record["error"]).partition("\n")[0])
     return {"run": f"{run.resolve().parent.name}/{run.resolve().name}", **record}
 
 

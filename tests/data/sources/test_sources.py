@@ -322,3 +322,8 @@ def test_what_is_no_ordinary_file_or_larger_than_any_picture_is_listed_and_not_w
     assert "no ordinary file" in found["pipe.jpg"]
     assert "no ordinary file" in found["endless.jpg"]
     assert "more than any picture" in found["large.jpg"]
+
+
+def test_braces_that_mean_more_tars_than_there_are_end_soon(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="means more than 1,000,000 tars"):
+        TarSource(str(tmp_path / "{1..2000000000}.tar")).tars()

@@ -1,5 +1,6 @@
 """WebDataset tars as img2dataset writes them: KEY.(jpg|png|webp|...) with KEY.txt or KEY.json, local or by URL."""
 
+import math
 import os
 import re
 import tempfile
@@ -15,6 +16,8 @@ from microdit.data.shards.tars import TarError, TarMember, json_bytes, tar_membe
 from microdit.data.sources.captioned import CaptionedImage, NoCaptionError, Source, Unreadable, captions_beside
 
 PART = re.compile(r"\.(jpg|jpeg|jfif|png|webp|gif|bmp|tif|tiff|avif|heic|heif|txt|json)$", re.IGNORECASE)
+MOST_TARS = 1_000_000
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 CAPTION_PARTS = ("txt", "json")
 
 
@@ -25,6 +28,9 @@ def expand(location: str) -> list[str]:
     FileNotFoundError where it means none, RemoteFileError where a remote folder cannot be listed.
     """
     found: list[str] = []
+    # Before they are written out, which takes memory for each of them.
+    if math.prod(1 + abs(int(last) - int(first)) for first, last in RANGE.findall(location)) > MOST_TARS:
+        raise ValueError(f"{location} means more than {MOST_TARS:,} tars")
     for one in braceexpand(location, escape=False):
         if is_remote(one):
             is_file = "*" not in one and (".tar" in one or "?" in one)
