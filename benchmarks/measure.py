@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,7 +113,7 @@ def machine() -> dict[str, str]:
         "processor": f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
-        "microdit": f"{version('microdit')}, {commit()}",
+        "microdit": commit(),
         "python": platform.python_version(),
     }
     if torch.cuda.is_available():

@@ -10,7 +10,7 @@ from compiler import needs_compiler
 from torch import nn
 
 from microdit.cost.flops import training_flops_per_image
-from microdit.kernels.compile import fuse_operations
+from microdit.kernels.compile import compile_network
 from microdit.kernels.cpu import operations as fused_operations
 from microdit.kernels.cpu.operations import CompilerError, load_fused_operations, refuse_others
 from microdit.model.operations import FORMULAS, Operations
@@ -195,7 +195,7 @@ def test_a_fused_network_has_the_same_keys_flops_and_copies(small_network, input
     network = small_network()
     keys, flops = list(network.state_dict()), training_flops_per_image(network, 0.75, 5)
     expected = network(*inputs())
-    fuse_operations(network)
+    compile_network(network, "cpu")
     assert list(network.state_dict()) == keys
     assert training_flops_per_image(network, 0.75, 5) == flops
     for each in (network, copy.deepcopy(network)):
@@ -205,7 +205,7 @@ def test_a_fused_network_has_the_same_keys_flops_and_copies(small_network, input
 @needs_compiler
 def test_every_operation_of_a_fused_network_is_fused(small_network, inputs):
     network = small_network()
-    fuse_operations(network)
+    compile_network(network, "cpu")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         network(*inputs()).square().mean().backward()
     used = {event.key for event in profile.key_averages()}
@@ -273,7 +273,7 @@ def test_torch_finds_shapes_and_derivatives_of_every_operation_in_order(fused, n
 @needs_compiler
 def test_fake_tensors_go_through_a_network_with_fused_operations(small_network, inputs):
     network = small_network()
-    fuse_operations(network)
+    compile_network(network, "cpu")
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         latents, noise, captions = (mode.from_tensor(x) for x in inputs())
         assert network(latents, noise, captions).shape == latents.shape

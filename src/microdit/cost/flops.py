@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from microdit.model.dit import DiT
+from microdit.model.operations import FORMULAS, use_operations
 
 aten = torch.ops.aten
 LIKE_ITS_INPUT = {aten.gelu, aten.gelu_backward, aten._softmax, aten._safe_softmax, aten._softmax_backward_data}
@@ -56,6 +57,7 @@ def forward_flops_per_image(network: DiT, mask_ratio: float, caption_length: int
 def forward_on_meta(network: DiT, mask_ratio: float, caption_length: int) -> Tensor:
     """The output for one image of the training size, of a copy of the network without weights, under a mask."""
     meta = on_meta(network).train()
+    use_operations(meta, FORMULAS)  # what is compiled is compiled for numbers that are there
     rows, columns = meta.trained_grid
     with torch.device("meta"):
         latents = torch.empty(1, meta.in_channels, meta.input_size, meta.input_size)

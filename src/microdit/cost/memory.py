@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from microdit.model.blocks import CaptionBlock, DiTBlock
 from microdit.model.dit import DiT
+from microdit.model.operations import FORMULAS, use_operations
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
@@ -94,7 +95,9 @@ def without_storage(network: DiT, dtype: torch.dtype) -> DiT:
     """A copy whose weights, of this type, and buffers hold no numbers; to be called under FakeTensorMode."""
     memo: dict[int, Any] = {id(p): nn.Parameter(torch.empty(p.shape, dtype=dtype)) for p in network.parameters()}
     memo |= {id(buffer): torch.empty(buffer.shape) for buffer in network.buffers()}
-    return copy.deepcopy(network, memo)
+    copied = copy.deepcopy(network, memo)
+    use_operations(copied, FORMULAS)  # what is compiled is compiled for numbers that are there
+    return copied
 
 
 def saved_bytes(forward: Callable[[], Any], given: list[Tensor]) -> int:

@@ -154,10 +154,12 @@ class DiTBlock(nn.Module):
     ) -> Float[Tensor, "n t d"]:
         modulation = self.adaLN_modulation(conditioning).to(x.dtype).chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
-        modulated_norm, add_gated = self.operations.modulated_norm, self.operations.add_gated
-        x = add_gated(x, gate_attn, self.attn(modulated_norm(x, self.norm1, shift_attn, scale_attn)))
-        x = x + self.cross_attn(self.norm2(x), captions)
-        return add_gated(x, gate_mlp, self.mlp(modulated_norm(x, self.norm3, shift_mlp, scale_mlp)))
+        # Each sum and the norm of it together: compiled, they are one pass over memory.
+        attended = self.attn(self.operations.modulated_norm(x, self.norm1, shift_attn, scale_attn))
+        x, normed = self.operations.add_gated_then_norm(x, gate_attn, attended, self.norm2)
+        told = self.cross_attn(normed, captions)
+        x, normed = self.operations.add_then_modulated_norm(x, told, self.norm3, shift_mlp, scale_mlp)
+        return self.operations.add_gated(x, gate_mlp, self.mlp(normed))
 
 
 class FinalLayer(nn.Module):

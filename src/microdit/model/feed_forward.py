@@ -1,10 +1,12 @@
 """Feed-forward layers: gated and plain ones, and the mixture of experts in which the experts choose their patches."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from microdit.model.operations import FORMULAS
@@ -49,9 +51,11 @@ class ExpertChoice(nn.Module):
 
     k = int(capacity * T / E) of the T patches present. A patch chosen by no expert gets zeros, one chosen by several
     the sum of their outputs, each weighted by its probability, which keeps its gradient. There is no balancing loss:
-    the experts' loads are equal by construction (Zhou et al. 2022, expert-choice routing). On a CPU the output is the
-    same to the last bit each time; on a GPU sums have no fixed order, unless torch.use_deterministic_algorithms asks.
+    the experts' loads are equal by construction (Zhou et al. 2022, expert-choice routing). Output and gradients are
+    the same to the last bit each time.
     """
+
+    operations = FORMULAS
 
     def __init__(self, dim: int, ratio: float, multiple_of: int, num_experts: int, capacity: float):
         super().__init__()
@@ -70,7 +74,61 @@ class ExpertChoice(nn.Module):
         # Rows of the flattened batch, expert by expert: gathering them is data movement, while the one-hot products
         # of the formula would cost as much as the experts themselves.
         rows = (patches + t * torch.arange(n, device=x.device)[:, None, None]).transpose(0, 1).flatten()
-        gathered = x.flatten(0, 1).index_select(0, rows).view(experts, n * k, d)
-        outputs = torch.bmm(F.gelu(torch.bmm(gathered, self.w1)), self.w2)
+        if x.is_cuda:
+            slots = places_among_chosen(patches, t)
+            gathered = GatherPatches.apply(x, rows, slots, self.operations.sum_over_experts)
+            outputs = self.experts(gathered.view(experts, n * k, d)).view(experts, n, k, d)
+            return SumOverExperts.apply(outputs, chosen, rows, slots, self.operations.sum_over_experts)
+        outputs = self.experts(x.flatten(0, 1).index_select(0, rows).view(experts, n * k, d))
         weighted = outputs.view(-1, d) * chosen.transpose(0, 1).reshape(-1, 1).to(outputs.dtype)
         return weighted.new_zeros(n * t, d).index_add(0, rows, weighted).view(n, t, d)
+
+    def experts(self, gathered: Float[Tensor, "e nk d"]) -> Float[Tensor, "e nk d"]:
+        """Each expert's layers on its own patches."""
+        return torch.bmm(F.gelu(torch.bmm(gathered, self.w1)), self.w2)
+
+
+def places_among_chosen(patches: Int[Tensor, "n e k"], count: int) -> Int[Tensor, "n e t"]:
+    """Where each of `count` patches stands among the k that an expert chose; k where it is not among them."""
+    n, experts, k = patches.shape
+    places = torch.arange(k, device=patches.device).expand_as(patches)
+    return patches.new_full((n, experts, count), k).scatter(2, patches, places)
+
+
+# On a GPU index_add adds in no fixed order. These two, each the other's derivative, only read from several places: their
+# sums are the same to the last bit each time.
+class GatherPatches(torch.autograd.Function):
+    """The patches that the experts chose, expert by expert."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, slots: Tensor, sum_over_experts: Callable[..., Tensor]) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.sum_over_experts = sum_over_experts
+        return x.flatten(0, 1).index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (slots,) = ctx.saved_tensors
+        n, experts, _ = slots.shape
+        gradient = gradients[0].view(experts, n, -1, gradients[0].shape[-1])
+        return ctx.sum_over_experts(gradient, None, slots), None, None, None
+
+
+class SumOverExperts(torch.autograd.Function):
+    """What the experts made of the patches, weighted and summed patch by patch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, outputs: Tensor, weights: Tensor, rows: Tensor, slots: Tensor, sum_over_experts: Callable[..., Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(outputs, weights, rows)
+        return sum_over_experts(outputs, weights, slots)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        outputs, weights, rows = ctx.saved_tensors
+        gathered = gradients[0].flatten(0, 1).index_select(0, rows).view_as(outputs)
+        by_slot = weights.transpose(0, 1)  # as `outputs` are: [e, n, k]
+        of_outputs = (gathered * by_slot[..., None]).to(outputs.dtype)
+        of_weights = (gathered.float() * outputs.float()).sum(dim=-1).to(weights.dtype)
+        return of_outputs, of_weights.transpose(0, 1), None, None, None

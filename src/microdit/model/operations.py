@@ -1,14 +1,14 @@
-"""The formulas of a block between its linear layers, as functions: attention, modulated norm, gates.
+"""The formulas of a block between its linear layers, as functions: attention, modulated norms, gates, sums of experts.
 
-`FORMULAS` is how a block uses them. kernels/cpu has the same functions compiled for a CPU.
+`FORMULAS` is how a block uses them. kernels/ has the same functions compiled for a CPU and for a GPU.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -49,11 +49,25 @@ def normalised_attention(*packed: Float[Tensor, "n _ _"], head_dim: int, norm_ep
     return attend(normalise(queries, norm_eps), normalise(keys, norm_eps), values, head_dim)
 
 
+def as_factor(x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
+    """In the type that products have under autocast: nothing but linear layers read what is normalised, and would cast
+    it themselves, each for itself."""
+    kind = x.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+def plain_norm(x: Float[Tensor, "n t d"], norm: nn.LayerNorm) -> Float[Tensor, "n t d"]:
+    """Layer norm with a weight, for linear layers."""
+    return as_factor(norm(x))
+
+
 def modulated_norm(
     x: Float[Tensor, "n t d"], norm: nn.LayerNorm, shift: Float[Tensor, "n d"], scale: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n t d"]:
-    """Adaptive layer norm: norm(x) * (1 + scale) + shift, one shift and scale a sample."""
-    return torch.addcmul(shift[:, None], norm(x), 1 + scale[:, None])
+    """Adaptive layer norm: norm(x) * (1 + scale) + shift, one shift and scale a sample; for linear layers."""
+    return as_factor(torch.addcmul(shift[:, None], norm(x), 1 + scale[:, None]))
 
 
 def add_gated(
@@ -63,9 +77,47 @@ def add_gated(
     return x + gate[:, None] * y
 
 
+def add_gated_then_norm(
+    x: Float[Tensor, "n t d"], gate: Float[Tensor, "n d"], y: Float[Tensor, "n t d"], norm: nn.LayerNorm
+) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n t d"]]:
+    """x + gate * y, and its norm."""
+    x = add_gated(x, gate, y)
+    return x, plain_norm(x, norm)
+
+
+def add_then_modulated_norm(
+    x: Float[Tensor, "n t d"],
+    y: Float[Tensor, "n t d"],
+    norm: nn.LayerNorm,
+    shift: Float[Tensor, "n d"],
+    scale: Float[Tensor, "n d"],
+) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n t d"]]:
+    """x + y, and its modulated norm."""
+    x = x + y
+    return x, modulated_norm(x, norm, shift, scale)
+
+
 def silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> Float[Tensor, "n t f"]:
     """silu(x) * y, the gate of SwiGLU."""
     return F.silu(x) * y
+
+
+def sum_over_experts(
+    outputs: Float[Tensor, "e n k d"], weights: Float[Tensor, "n e k"] | None, slots: Int[Tensor, "n e t"]
+) -> Float[Tensor, "n t d"]:
+    """For each patch the sum of what the experts that chose it made of it, in the order of the experts.
+
+    `slots` says where a patch stands among the k that an expert chose, k where it is not among them.
+    """
+    experts, n, k, d = outputs.shape
+    sums = outputs.new_zeros((), dtype=torch.float32)
+    for e in range(experts):
+        slot = slots[:, e]
+        at = slot.clamp(max=k - 1)
+        rows = outputs[e].flatten(0, 1)[at + k * torch.arange(n, device=slot.device)[:, None]].float()
+        factor = (slot < k).float() if weights is None else weights[:, e].gather(1, at) * (slot < k)
+        sums = sums + rows * factor[..., None]
+    return sums.to(outputs.dtype)
 
 
 class Operations(NamedTuple):
@@ -74,7 +126,25 @@ class Operations(NamedTuple):
     normalised_attention: Callable[..., Tensor]
     modulated_norm: Callable[..., Tensor]
     add_gated: Callable[..., Tensor]
+    add_gated_then_norm: Callable[..., tuple[Tensor, Tensor]]
+    add_then_modulated_norm: Callable[..., tuple[Tensor, Tensor]]
     silu_product: Callable[..., Tensor]
+    sum_over_experts: Callable[..., Tensor]
 
 
-FORMULAS = Operations(normalised_attention, modulated_norm, add_gated, silu_product)
+FORMULAS = Operations(
+    normalised_attention,
+    modulated_norm,
+    add_gated,
+    add_gated_then_norm,
+    add_then_modulated_norm,
+    silu_product,
+    sum_over_experts,
+)
+
+
+def use_operations(network: nn.Module, operations: Operations) -> None:
+    """Makes every layer of a network compute what is between its linear layers by these."""
+    for module in network.modules():
+        if hasattr(module, "operations"):
+            cast(Any, module).operations = operations

@@ -20,7 +20,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from microdit.model.operations import Operations, add_gated, modulated_norm, normalised_attention, silu_product, unpack
+from microdit.model.operations import (
+    Operations,
+    add_gated,
+    as_factor,
+    modulated_norm,
+    normalised_attention,
+    plain_norm,
+    silu_product,
+    sum_over_experts,
+    unpack,
+)
 
 PYTORCH = Path(torch.__file__).parent
 FOLDER = Path(__file__).parent
@@ -68,7 +78,15 @@ def load_fused_operations() -> Operations:
         raise CompilerError(f"{command[0]} cannot compile {FOLDER}: {error.stderr}\n{WAYS_OUT}") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
         raise CompilerError(f"the operations cannot be compiled, kept or loaded: {error}\n{WAYS_OUT}") from error
-    return Operations(fused_normalised_attention, fused_modulated_norm, fused_add_gated, fused_silu_product)
+    return Operations(
+        fused_normalised_attention,
+        fused_modulated_norm,
+        fused_add_gated,
+        fused_add_gated_then_norm,
+        fused_add_then_modulated_norm,
+        fused_silu_product,
+        sum_over_experts,
+    )
 
 
 def refuse_others(library: Path) -> None:
@@ -189,7 +207,7 @@ def fused_modulated_norm(
         return modulated_norm(x, norm, shift, scale)
     # `norm` itself is not called: with FSDP in bfloat16, which shards norms by themselves, shift is no float32 either.
     factor = norm.weight * (1 + scale)
-    return torch.ops.microdit.modulated_norm(x.contiguous(), factor, shift.contiguous(), norm.eps)
+    return as_factor(torch.ops.microdit.modulated_norm(x.contiguous(), factor, shift.contiguous(), norm.eps))
 
 
 def fused_add_gated(
@@ -198,6 +216,24 @@ def fused_add_gated(
     if not can_be_fused(x, gate, y):
         return add_gated(x, gate, y)
     return torch.ops.microdit.add_gated(x.contiguous(), gate.contiguous(), y.contiguous())
+
+
+def fused_add_gated_then_norm(
+    x: Float[Tensor, "n t d"], gate: Float[Tensor, "n d"], y: Float[Tensor, "n t d"], norm: nn.LayerNorm
+) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n t d"]]:
+    x = fused_add_gated(x, gate, y)
+    return x, plain_norm(x, norm)
+
+
+def fused_add_then_modulated_norm(
+    x: Float[Tensor, "n t d"],
+    y: Float[Tensor, "n t d"],
+    norm: nn.LayerNorm,
+    shift: Float[Tensor, "n d"],
+    scale: Float[Tensor, "n d"],
+) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n t d"]]:
+    x = x + y
+    return x, fused_modulated_norm(x, norm, shift, scale)
 
 
 def fused_silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> Float[Tensor, "n t f"]:
