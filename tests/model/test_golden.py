@@ -5,10 +5,8 @@ import torch
 from compiler import needs_compiler
 from golden import FILES, FOLDER, Golden, assert_close
 
-from microdit.kernels import gpu
 from microdit.kernels.compile import compile_network
 from microdit.masking.patches import keep_patches
-from microdit.model.operations import use_operations
 from microdit.objectives.objective import denoise
 from microdit.sampling.guidance import guided
 
@@ -47,21 +45,6 @@ def test_bfloat16_is_near_float32(golden):
         unmasked, masked = network(io["x"], io["t"], io["y"]), network(io["x"], io["t"], io["y"], kept)
     assert_close(unmasked, io["out_unmasked"], 2e-2)
     assert_close(masked, io["out_masked75"], 2e-2)
-
-
-@pytest.mark.compiles
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_compiled_as_for_a_gpu_the_numbers_are_the_same(monkeypatch, path):
-    """As the compiler traces and differentiates them; the code that it writes for a CPU takes minutes."""
-    torch._dynamo.reset()
-    gpu.compiled_operations.cache_clear()
-    monkeypatch.setattr(gpu, "compiled", lambda f: torch.compile(f, dynamic=True, fullgraph=True, backend="aot_eager"))
-    compiled = Golden(path)
-    use_operations(compiled.network, gpu.compiled_operations())
-    gpu.compiled_operations.cache_clear()
-    for name in ("masked75", "unmasked"):
-        test_loss_and_gradient_norm_match(compiled, name)
-    test_raw_outputs_match(compiled)
 
 
 @needs_compiler

@@ -3,7 +3,7 @@
 from torch import nn
 
 from microdit.kernels.cpu.operations import load_fused_operations
-from microdit.kernels.gpu import compiled_operations
+from microdit.kernels.gpu.operations import gpu_operations
 from microdit.model.operations import use_operations
 
 
@@ -12,4 +12,4 @@ def compile_network(network: nn.Module, device_type: str) -> None:
 
     They are the network's, and a copy's of it. Raises CompilerError where they cannot be compiled for a "cpu".
     """
-    use_operations(network, load_fused_operations() if device_type == "cpu" else compiled_operations())
+    use_operations(network, load_fused_operations() if device_type == "cpu" else gpu_operations())

@@ -24,6 +24,7 @@ from microdit.model.embeddings import (
 )
 from microdit.model.feed_forward import ExpertChoice, GELUFeedForward, SwiGLU
 from microdit.model.initialisation import initialise_attention_and_mlp, initialise_block, liken_keys_to_queries
+from microdit.model.operations import product_type
 
 DENSE_FEED_FORWARDS = {"swiglu": SwiGLU, "gelu": GELUFeedForward}
 
@@ -275,7 +276,7 @@ class DiT(nn.Module):
         self, captions: Float[Tensor, "n *one l dc"]
     ) -> tuple[Float[Tensor, "n l d"], Float[Tensor, "n d"]]:
         """The caption tokens after their own transformer block, and their mean on its way into the conditioning."""
-        tokens = self.y_emb_preprocess(self.y_embedder(captions.flatten(1, -2).to(self.mask_token.dtype)))
+        tokens = self.y_emb_preprocess(self.y_embedder(captions.flatten(1, -2).to(product_type(self.mask_token))))
         pooled = self.pooled_y_emb_process
         return tokens, in_full_precision(pooled, tokens.mean(dim=1), pooled.fc1.weight.dtype)
 

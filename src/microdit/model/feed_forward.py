@@ -95,8 +95,8 @@ def places_among_chosen(patches: Int[Tensor, "n e k"], count: int) -> Int[Tensor
     return patches.new_full((n, experts, count), k).scatter(2, patches, places)
 
 
-# On a GPU index_add adds in no fixed order. These two, each the other's derivative, only read from several places: their
-# sums are the same to the last bit each time.
+# On a GPU index_add adds in no fixed order. These two, each the other's derivative, read from several places instead, in
+# an order that never changes.
 class GatherPatches(torch.autograd.Function):
     """The patches that the experts chose, expert by expert."""
 

@@ -49,13 +49,15 @@ def normalised_attention(*packed: Float[Tensor, "n _ _"], head_dim: int, norm_ep
     return attend(normalise(queries, norm_eps), normalise(keys, norm_eps), values, head_dim)
 
 
-def as_factor(x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
-    """In the type that products have under autocast: nothing but linear layers read what is normalised, and would cast
-    it themselves, each for itself."""
+def product_type(x: Tensor) -> torch.dtype:
+    """The type that products of `x` have: under autocast a smaller one than its own."""
     kind = x.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else x.dtype
+
+
+def as_factor(x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
+    """As linear layers take it: they alone read what is normalised, and would cast it each for itself."""
+    return x.to(product_type(x))
 
 
 def plain_norm(x: Float[Tensor, "n t d"], norm: nn.LayerNorm) -> Float[Tensor, "n t d"]:
@@ -109,7 +111,7 @@ def sum_over_experts(
 
     `slots` says where a patch stands among the k that an expert chose, k where it is not among them.
     """
-    experts, n, k, d = outputs.shape
+    experts, n, k, _ = outputs.shape
     sums = outputs.new_zeros((), dtype=torch.float32)
     for e in range(experts):
         slot = slots[:, e]

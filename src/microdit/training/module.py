@@ -68,7 +68,7 @@ class DenoisingTask(L.LightningModule):
         return self.mask_ratio.ratio(self.global_step / self.max_steps)
 
     def loss(self, network: DiT, batch: dict[str, Any], mask_ratio: float) -> LossTerms:
-        captions = batch["captions"].float() * ~batch["drop_caption"][:, None, None]
+        captions = batch["captions"] * ~batch["drop_caption"][:, None, None]
         return training_loss(
             network,
             batch["latents"].float(),

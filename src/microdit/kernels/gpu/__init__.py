@@ -1,0 +1,1 @@
+"""A block's operations for a GPU, in Triton: kernels.py moves the numbers, operations.py has shapes and derivatives."""

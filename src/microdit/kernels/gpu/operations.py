@@ -1,0 +1,376 @@
+"""The operations of a block on a GPU: the formulas of model/operations.py by the kernels of kernels.py.
+
+Triton compiles each kernel when it is first launched, in seconds, and keeps it for later processes
+(TRITON_CACHE_DIR). Layer-wise scaling gives each block widths of its own, for which nothing is compiled anew.
+"""
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from microdit.kernels.gpu import kernels
+from microdit.model import operations as formulas
+from microdit.model.operations import Operations, attend, product_type
+
+WIDEST_ROW = 8192  # of numbers that one program holds; wider rows go through the formulas
+PART = 16  # rows of a sample whose sums one program makes
+NUMBERS = 4096  # that one program of a kernel without rows takes
+QUERIES, MOST_KEYS = 64, 128  # of attention, that one program holds
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def gpu_operations() -> Operations:
+    """The operations. Rows too wide for the kernels, and tensors that are not on a GPU, go through the formulas."""
+    return Operations(
+        normalised_attention,
+        modulated_norm,
+        add_gated,
+        add_gated_then_norm,
+        add_then_modulated_norm,
+        silu_product,
+        sum_over_experts,
+    )
+
+
+def can_be_launched(x: Tensor) -> bool:
+    there = x.is_cuda or (x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
+    return there and x.shape[-1] <= WIDEST_ROW and x.numel() > 0
+
+
+def block_of(width: int) -> dict[str, int]:
+    """The power of two that a row fits, and as many warps as hold it well."""
+    block = max(16, 1 << (width - 1).bit_length())
+    return {"BLOCK": block, "num_warps": min(16, max(1, block // 256))}
+
+
+def numbers_in_line(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The rows of a modulation may lie apart, as parts of a wider tensor, but not the numbers of a row."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def launch_norm(
+    x: Float[Tensor, "n t d"],
+    y: Float[Tensor, "n t d"] | None,
+    gate: Float[Tensor, "n d"] | None,
+    weight: Float[Tensor, " d"],
+    shift: Float[Tensor, "n d"] | None,
+    scale: Float[Tensor, "n d"] | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x + gate y (x itself without y), its norm, and each row's mean and reciprocal deviation."""
+    n, tokens, width = x.shape
+    total = x if y is None else torch.empty_like(x, dtype=torch.promote_types(x.dtype, y.dtype))
+    normed = torch.empty_like(x, dtype=product_type(x))
+    mean, rstd = (torch.empty(n * tokens, dtype=torch.float32, device=x.device) for _ in range(2))
+    kernels.norm_forward[(n * tokens,)](
+        *(x, y, gate, weight, shift, scale, total, normed, mean, rstd, tokens, width),
+        *(0 if rows is None else rows.stride(0) for rows in (gate, shift, scale)),
+        eps,
+        ADDS=y is not None,
+        GATED=gate is not None,
+        MODULATED=scale is not None,
+        **block_of(width),
+    )
+    return total, normed, mean, rstd
+
+
+class NormGradients(NamedTuple):
+    """The gradients of launch_norm's arguments; None for those that were None. Without a gate that of `y` is x's."""
+
+    x: Tensor
+    y: Tensor | None
+    gate: Tensor | None
+    weight: Tensor
+    shift: Tensor | None
+    scale: Tensor | None
+
+
+def launch_norm_backward(
+    of_total: Float[Tensor, "n t d"] | None,
+    of_normed: Float[Tensor, "n t d"],
+    total: Float[Tensor, "n t d"],
+    y: Float[Tensor, "n t d"] | None,
+    gate: Float[Tensor, "n d"] | None,
+    weight: Float[Tensor, " d"],
+    scale: Float[Tensor, "n d"] | None,
+    mean: Float[Tensor, " nt"],
+    rstd: Float[Tensor, " nt"],
+) -> NormGradients:
+    """From the gradients of x + gate y and of its norm; `y` is needed where there is a gate."""
+    n, tokens, width = total.shape
+    of_total = None if of_total is None else of_total.contiguous()
+    parts = -(-tokens // PART)
+
+    def by_part(needed: bool) -> Tensor | None:
+        return torch.empty(n, parts, width, dtype=torch.float32, device=total.device) if needed else None
+
+    of_x, of_y = torch.empty_like(total), None if gate is None else torch.empty_like(y)
+    sums, products, of_gate = by_part(scale is not None), by_part(True), by_part(gate is not None)
+    kernels.norm_backward[(n, parts)](
+        *(of_total, of_normed.contiguous(), total, y, gate, weight, scale, mean, rstd),
+        *(of_x, of_y, sums, products, of_gate, tokens, width),
+        *(0 if rows is None else rows.stride(0) for rows in (gate, scale)),
+        ADDS=of_total is not None,
+        GATED=gate is not None,
+        MODULATED=scale is not None,
+        PART=PART,
+        **block_of(width),
+    )
+    assert products is not None
+    of_gate = None if of_gate is None else of_gate.sum(dim=1).to(gate.dtype)
+    if sums is None or scale is None:
+        return NormGradients(of_x, of_y, of_gate, products.sum(dim=(0, 1)).to(weight.dtype), None, None)
+    products = products.sum(dim=1)
+    of_weight = torch.addcmul(products, products, scale.float()).sum(dim=0).to(weight.dtype)
+    of_shift, of_scale = sums.sum(dim=1).to(scale.dtype), (products * weight).to(scale.dtype)
+    return NormGradients(of_x, of_y, of_gate, of_weight, of_shift, of_scale)
+
+
+class ModulatedNorm(torch.autograd.Function):
+    """norm(x) (1 + scale) + shift."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+        x, shift, scale = x.contiguous(), numbers_in_line(shift), numbers_in_line(scale)
+        _, normed, *statistics = launch_norm(x, None, None, weight, shift, scale, eps)
+        ctx.save_for_backward(x, weight, scale, *statistics)
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale, *statistics = ctx.saved_tensors
+        found = launch_norm_backward(None, gradients[0], x, None, None, weight, scale, *statistics)
+        return found.x, found.weight, found.shift, found.scale, None
+
+
+class AddGatedThenNorm(torch.autograd.Function):
+    """x + gate y, and its norm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        gate, y = numbers_in_line(gate), y.contiguous()
+        total, normed, *statistics = launch_norm(x.contiguous(), y, gate, weight, None, None, eps)
+        ctx.save_for_backward(total, y, gate, weight, *statistics)
+        ctx.kind = x.dtype
+        return total, normed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        total, y, gate, weight, *statistics = ctx.saved_tensors
+        found = launch_norm_backward(*gradients, total, y, gate, weight, None, *statistics)
+        return found.x.to(ctx.kind), found.gate, found.y, found.weight, None
+
+
+class AddThenModulatedNorm(torch.autograd.Function):
+    """x + y, and its modulated norm."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, weight: Tensor, shift: Tensor, scale: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        shift, scale = numbers_in_line(shift), numbers_in_line(scale)
+        total, normed, *statistics = launch_norm(x.contiguous(), y.contiguous(), None, weight, shift, scale, eps)
+        ctx.save_for_backward(total, weight, scale, *statistics)
+        ctx.kinds = x.dtype, y.dtype
+        return total, normed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        total, weight, scale, *statistics = ctx.saved_tensors
+        found = launch_norm_backward(*gradients, total, None, None, weight, scale, *statistics)
+        of_x, of_y = (found.x.to(kind) for kind in ctx.kinds)
+        return of_x, of_y, found.weight, found.shift, found.scale, None
+
+
+class AddGated(torch.autograd.Function):
+    """x + gate y."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        x, gate, y = x.contiguous(), numbers_in_line(gate), y.contiguous()
+        n, tokens, width = x.shape
+        out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, y.dtype))
+        launched = kernels.add_gated_forward[(n * tokens,)]
+        launched(x, y, gate, out, tokens, width, gate.stride(0), **block_of(width))
+        ctx.save_for_backward(gate, y)
+        ctx.kind = x.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate, y = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        n, tokens, width = y.shape
+        parts = -(-tokens // PART)
+        of_y = torch.empty_like(y)
+        of_gate = torch.empty(n, parts, width, dtype=torch.float32, device=y.device)
+        kernels.add_gated_backward[(n, parts)](
+            gradient, y, gate, of_y, of_gate, tokens, width, gate.stride(0), PART=PART, **block_of(width)
+        )
+        return gradient.to(ctx.kind), of_gate.sum(dim=1).to(gate.dtype), of_y
+
+
+class SiluProduct(torch.autograd.Function):
+    """silu(x) y."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        x, y = x.contiguous(), y.contiguous()
+        out = torch.empty_like(x)
+        kernels.silu_product_forward[(-(-x.numel() // NUMBERS),)](x, y, out, x.numel(), BLOCK=NUMBERS, num_warps=8)
+        ctx.save_for_backward(x, y)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = ctx.saved_tensors
+        of_x, of_y = torch.empty_like(x), torch.empty_like(y)
+        launched = kernels.silu_product_backward[(-(-x.numel() // NUMBERS),)]
+        launched(gradients[0].contiguous(), x, y, of_x, of_y, x.numel(), BLOCK=NUMBERS, num_warps=8)
+        return of_x, of_y
+
+
+class NormaliseFirst(torch.autograd.Function):
+    """Cuts [n, t, parts * width] into its parts, of which the first `normalised` are normalised row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, parts: int, normalised: int, eps: float) -> tuple[Tensor, ...]:
+        packed = packed.contiguous()
+        n, tokens, wide = packed.shape
+        rows, width = n * tokens, wide // parts
+        out = torch.empty(normalised, n, tokens, width, dtype=packed.dtype, device=packed.device)
+        mean, rstd = (torch.empty(normalised * rows, dtype=torch.float32, device=packed.device) for _ in range(2))
+        launched = kernels.normalise_forward[(rows, normalised)]
+        launched(packed, out, mean, rstd, rows, parts, width, eps, **block_of(width))
+        ctx.save_for_backward(packed, mean, rstd)
+        ctx.parts, ctx.normalised = parts, normalised
+        return *out.unbind(), *packed.chunk(parts, dim=-1)[normalised:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        packed, mean, rstd = ctx.saved_tensors
+        n, tokens, wide = packed.shape
+        width, of_packed = wide // ctx.parts, torch.empty_like(packed)
+        given = [gradient.reshape(n * tokens, width) for gradient in gradients]
+        given = [gradient if gradient.stride(-1) == 1 else gradient.contiguous() for gradient in given]
+        given += [given[0]] * (3 - len(given))
+        kernels.normalise_backward[(n * tokens, ctx.parts)](
+            *(*given, packed, mean, rstd, of_packed, n * tokens, ctx.parts, width),
+            *(gradient.stride(0) for gradient in given),
+            NORMALISED=ctx.normalised,
+            **block_of(width),
+        )
+        return of_packed, None, None, None
+
+
+class AttentionToFew(torch.autograd.Function):
+    """Scaled dot-product attention to no more keys than one program holds, head by head: [n, t, heads * head_dim]."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, head_dim: int) -> Tensor:
+        n, tokens, width = queries.shape
+        heads, length = width // head_dim, keys.shape[1]
+        out = torch.empty(n, tokens, width, dtype=queries.dtype, device=queries.device)
+        logsumexp = torch.empty(n, heads, tokens, dtype=torch.float32, device=queries.device)
+        ctx.sizes = [step for x in (queries, keys, values) for step in x.stride()[:2]]
+        ctx.sizes += [heads, tokens, length, head_dim**-0.5]
+        ctx.shape = {"HEAD": head_dim, "QUERIES": QUERIES, "KEYS": max(16, 1 << (length - 1).bit_length())}
+        launched = kernels.attention_forward[(n * heads, -(-tokens // QUERIES))]
+        launched(queries, keys, values, out, logsumexp, *ctx.sizes, **ctx.shape, num_warps=4)
+        ctx.save_for_backward(queries, keys, values, out, logsumexp)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, out, logsumexp = ctx.saved_tensors
+        found = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (queries, keys, values)]
+        launched = kernels.attention_backward[(len(out) * ctx.sizes[-4],)]
+        launched(
+            *(gradients[0].contiguous(), out, logsumexp, queries, keys, values, *found, *ctx.sizes),
+            **ctx.shape,
+            num_warps=8 if ctx.shape["KEYS"] > 64 else 4,
+        )
+        return *found, None
+
+
+def is_attention_to_few(queries: Tensor, keys: Tensor, head_dim: int) -> bool:
+    """Whether one program holds all keys of a head, in a type and width that matrix units take."""
+    return queries.dtype in HALVES and keys.shape[1] <= MOST_KEYS and head_dim in (16, 32, 64, 128)
+
+
+def normalised_attention(*packed: Float[Tensor, "n _ _"], head_dim: int, norm_eps: float) -> Float[Tensor, "n t h"]:
+    if not all(can_be_launched(x) for x in packed):
+        return formulas.normalised_attention(*packed, head_dim=head_dim, norm_eps=norm_eps)
+    if len(packed) == 1:
+        queries, keys, values = NormaliseFirst.apply(packed[0], 3, 2, norm_eps)
+    else:
+        (queries,) = NormaliseFirst.apply(packed[0], 1, 1, norm_eps)
+        keys, values = NormaliseFirst.apply(packed[1], 2, 1, norm_eps)
+    if is_attention_to_few(queries, keys, head_dim):
+        return AttentionToFew.apply(queries, keys, values, head_dim)
+    return attend(queries, keys, values, head_dim)
+
+
+def modulated_norm(
+    x: Float[Tensor, "n t d"], norm: nn.LayerNorm, shift: Float[Tensor, "n d"], scale: Float[Tensor, "n d"]
+) -> Float[Tensor, "n t d"]:
+    if not can_be_launched(x):
+        return formulas.modulated_norm(x, norm, shift, scale)
+    return ModulatedNorm.apply(x, norm.weight, shift, scale, norm.eps)
+
+
+def add_gated(
+    x: Float[Tensor, "n t d"], gate: Float[Tensor, "n d"], y: Float[Tensor, "n t d"]
+) -> Float[Tensor, "n t d"]:
+    if not can_be_launched(x):
+        return formulas.add_gated(x, gate, y)
+    return AddGated.apply(x, gate, y)
+
+
+def add_gated_then_norm(
+    x: Float[Tensor, "n t d"], gate: Float[Tensor, "n d"], y: Float[Tensor, "n t d"], norm: nn.LayerNorm
+) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n t d"]]:
+    if not can_be_launched(x):
+        return formulas.add_gated_then_norm(x, gate, y, norm)
+    return AddGatedThenNorm.apply(x, gate, y, norm.weight, norm.eps)
+
+
+def add_then_modulated_norm(
+    x: Float[Tensor, "n t d"],
+    y: Float[Tensor, "n t d"],
+    norm: nn.LayerNorm,
+    shift: Float[Tensor, "n d"],
+    scale: Float[Tensor, "n d"],
+) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n t d"]]:
+    if not can_be_launched(x):
+        return formulas.add_then_modulated_norm(x, y, norm, shift, scale)
+    return AddThenModulatedNorm.apply(x, y, norm.weight, shift, scale, norm.eps)
+
+
+def silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> Float[Tensor, "n t f"]:
+    if not can_be_launched(x):
+        return formulas.silu_product(x, y)
+    return SiluProduct.apply(x, y)
+
+
+def sum_over_experts(
+    outputs: Float[Tensor, "e n k d"], weights: Float[Tensor, "n e k"] | None, slots: Int[Tensor, "n e t"]
+) -> Float[Tensor, "n t d"]:
+    """Has no derivative of its own: GatherPatches and SumOverExperts are each the other's."""
+    if not can_be_launched(outputs):
+        return formulas.sum_over_experts(outputs, weights, slots)
+    experts, n, k, width = outputs.shape
+    tokens = slots.shape[-1]
+    out = torch.empty(n, tokens, width, dtype=outputs.dtype, device=outputs.device)
+    weights = None if weights is None else weights.contiguous()
+    kernels.sum_over_experts_forward[(n * tokens,)](
+        *(outputs.contiguous(), weights, slots.contiguous(), out, n, experts, tokens, k, width),
+        WEIGHTED=weights is not None,
+        **block_of(width),
+    )
+    return out
