@@ -12,6 +12,9 @@ from jaxtyping import install_import_hook
 # Before anything imports them: no windows, no uploads.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["WANDB_MODE"] = "disabled"
+# Kernels for GPUs run in Triton's interpreter where there is no GPU.
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Also before the packages are imported. An int is welcome where a float is asked for, as everywhere in Python.
 # Not where networks are compiled: the compiler cannot look into the checks, so these tests have processes of their own.

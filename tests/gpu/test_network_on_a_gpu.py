@@ -53,10 +53,12 @@ def test_float32_gives_the_golden_numbers(golden):
     losses_match(golden, 1e-4)
 
 
-def test_bfloat16_is_near_them(golden):
+def test_bfloat16_is_near_them(golden, compiled):
+    # The formulas round more than the kernels do, so that an expert may choose another patch, which is most of the error.
+    tolerance = 2e-2 if compiled else 5e-2
     with torch.autocast("cuda", torch.bfloat16):
-        outputs_match(golden, 2e-2)
-        losses_match(golden, 2e-2)
+        outputs_match(golden, tolerance)
+        losses_match(golden, tolerance)
 
 
 @torch.no_grad()

@@ -41,6 +41,19 @@ def test_float32_losses_are_those_of_a_cpu(run_settings, logged, tmp_path):
     assert logged(tmp_path / "gpu") == pytest.approx(logged(tmp_path / "cpu"), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "more", [[], ["trainer.device_batch_size=2"], ["mask_ratio=falling"], ["resolution_stage.ema_decay=null"]]
+)
+def test_a_step_launched_at_once_is_the_step_launched_kernel_by_kernel(run_settings, logged, tmp_path, more):
+    for name in ("false", "true"):
+        compiled = ["trainer.max_steps=6", "trainer.compile=true", f"trainer.cuda_graphs={name}"]
+        run(run_settings(*GPU, *compiled, *more, output=tmp_path / name))
+    assert logged(tmp_path / "true") == pytest.approx(logged(tmp_path / "false"), rel=1e-4)
+    assert logged(tmp_path / "true", "validation/loss") == pytest.approx(
+        logged(tmp_path / "false", "validation/loss"), rel=1e-4
+    )
+
+
 def test_checkpoints_go_from_one_kind_of_device_to_the_other(run_settings, logged, tmp_path):
     run(run_settings(*SHORT, output=tmp_path / "cpu"))
     for first, then in (([], GPU), (GPU, [])):

@@ -49,6 +49,7 @@ class TrainerSettings:
     peak_tflops: float | None
     dollars_per_device_hour: float
     activation_checkpointing: bool = False
+    cuda_graphs: bool | None = None
 
     def __post_init__(self) -> None:
         at_least_one = ("nodes", "devices", "max_steps", "log_every_n_steps", "validate_every_n_steps")
@@ -71,6 +72,11 @@ class TrainerSettings:
             raise SettingsError(
                 "trainer.gradient_compression works between several devices with trainer.strategy=ddp; set it to null"
             )
+        if self.cuda_graphs and (self.accelerator != "gpu" or self.world_size > 1):
+            raise SettingsError(
+                "trainer.cuda_graphs launches the steps of one GPU that trains alone: set it to null, or "
+                "trainer.accelerator=gpu trainer.devices=1"
+            )
 
     @property
     def world_size(self) -> int:
@@ -81,6 +87,12 @@ class TrainerSettings:
     def compiles(self) -> bool:
         """Whether the network is compiled: by default on GPUs, where it pays."""
         return self.accelerator == "gpu" if self.compile is None else self.compile
+
+    @property
+    def graphed(self) -> bool:
+        """Whether a step is launched as one CUDA graph: by default where one GPU trains alone and is compiled for."""
+        alone = self.accelerator == "gpu" and self.world_size == 1
+        return alone and self.compiles if self.cuda_graphs is None else self.cuda_graphs
 
     @property
     def sharded(self) -> bool:

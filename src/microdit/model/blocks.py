@@ -152,7 +152,7 @@ class DiTBlock(nn.Module):
         captions: Float[Tensor, "n l d"] | ReadCaptions,
         conditioning: Float[Tensor, "n dc"],
     ) -> Float[Tensor, "n t d"]:
-        modulation = self.adaLN_modulation(conditioning).to(x.dtype).chunk(6, dim=-1)
+        modulation = self.adaLN_modulation(conditioning).chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
         # Each sum and the norm of it together: compiled, they are one pass over memory.
         attended = self.attn(self.operations.modulated_norm(x, self.norm1, shift_attn, scale_attn))
@@ -174,5 +174,5 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = ConditioningLinear(dim, 2 * dim)
 
     def forward(self, x: Float[Tensor, "n t d"], conditioning: Float[Tensor, "n d"]) -> Float[Tensor, "n t v"]:
-        shift, scale = self.adaLN_modulation(conditioning).to(x.dtype).chunk(2, dim=-1)
+        shift, scale = self.adaLN_modulation(conditioning).chunk(2, dim=-1)
         return self.linear(self.operations.modulated_norm(x, self.norm_final, shift, scale))

@@ -1,7 +1,6 @@
 """Feed-forward layers: gated and plain ones, and the mixture of experts in which the experts choose their patches."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from microdit.model.operations import FORMULAS
+from microdit.model.operations import FORMULAS, Operations
 
 
 def round_up(value: int, multiple_of: int) -> int:
@@ -76,9 +75,9 @@ class ExpertChoice(nn.Module):
         rows = (patches + t * torch.arange(n, device=x.device)[:, None, None]).transpose(0, 1).flatten()
         if x.is_cuda:
             slots = places_among_chosen(patches, t)
-            gathered = GatherPatches.apply(x, rows, slots, self.operations.sum_over_experts)
+            gathered = GatherPatches.apply(x, rows, slots, self.operations)
             outputs = self.experts(gathered.view(experts, n * k, d)).view(experts, n, k, d)
-            return SumOverExperts.apply(outputs, chosen, rows, slots, self.operations.sum_over_experts)
+            return SumOverExperts.apply(outputs, chosen, rows, slots, self.operations)
         outputs = self.experts(x.flatten(0, 1).index_select(0, rows).view(experts, n * k, d))
         weighted = outputs.view(-1, d) * chosen.transpose(0, 1).reshape(-1, 1).to(outputs.dtype)
         return weighted.new_zeros(n * t, d).index_add(0, rows, weighted).view(n, t, d)
@@ -95,15 +94,15 @@ def places_among_chosen(patches: Int[Tensor, "n e k"], count: int) -> Int[Tensor
     return patches.new_full((n, experts, count), k).scatter(2, patches, places)
 
 
-# On a GPU index_add adds in no fixed order. These two, each the other's derivative, read from several places instead, in
-# an order that never changes.
+# On a GPU index_add adds in no fixed order. These two, each the other's derivative, only read from several places, in one
+# order.
 class GatherPatches(torch.autograd.Function):
     """The patches that the experts chose, expert by expert."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, slots: Tensor, sum_over_experts: Callable[..., Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Tensor, slots: Tensor, operations: Operations) -> Tensor:
         ctx.save_for_backward(slots)
-        ctx.sum_over_experts = sum_over_experts
+        ctx.operations = operations
         return x.flatten(0, 1).index_select(0, rows)
 
     @staticmethod
@@ -111,7 +110,7 @@ class GatherPatches(torch.autograd.Function):
         (slots,) = ctx.saved_tensors
         n, experts, _ = slots.shape
         gradient = gradients[0].view(experts, n, -1, gradients[0].shape[-1])
-        return ctx.sum_over_experts(gradient, None, slots), None, None, None
+        return ctx.operations.sum_over_experts(gradient, None, slots), None, None, None
 
 
 class SumOverExperts(torch.autograd.Function):
@@ -119,16 +118,13 @@ class SumOverExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, outputs: Tensor, weights: Tensor, rows: Tensor, slots: Tensor, sum_over_experts: Callable[..., Tensor]
+        ctx: Any, outputs: Tensor, weights: Tensor, rows: Tensor, slots: Tensor, operations: Operations
     ) -> Tensor:
         ctx.save_for_backward(outputs, weights, rows)
-        return sum_over_experts(outputs, weights, slots)
+        ctx.operations = operations
+        return operations.sum_over_experts(outputs, weights, slots)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        outputs, weights, rows = ctx.saved_tensors
-        gathered = gradients[0].flatten(0, 1).index_select(0, rows).view_as(outputs)
-        by_slot = weights.transpose(0, 1)  # as `outputs` are: [e, n, k]
-        of_outputs = (gathered * by_slot[..., None]).to(outputs.dtype)
-        of_weights = (gathered.float() * outputs.float()).sum(dim=-1).to(weights.dtype)
-        return of_outputs, of_weights.transpose(0, 1), None, None, None
+        of_outputs, of_weights = ctx.operations.sum_over_experts_backward(gradients[0], *ctx.saved_tensors)
+        return of_outputs, of_weights, None, None, None

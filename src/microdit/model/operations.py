@@ -69,6 +69,7 @@ def modulated_norm(
     x: Float[Tensor, "n t d"], norm: nn.LayerNorm, shift: Float[Tensor, "n d"], scale: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n t d"]:
     """Adaptive layer norm: norm(x) * (1 + scale) + shift, one shift and scale a sample; for linear layers."""
+    shift, scale = shift.to(x.dtype), scale.to(x.dtype)
     return as_factor(torch.addcmul(shift[:, None], norm(x), 1 + scale[:, None]))
 
 
@@ -76,7 +77,7 @@ def add_gated(
     x: Float[Tensor, "n t d"], gate: Float[Tensor, "n d"], y: Float[Tensor, "n t d"]
 ) -> Float[Tensor, "n t d"]:
     """x + gate * y, one gate a sample."""
-    return x + gate[:, None] * y
+    return x + gate.to(x.dtype)[:, None] * y
 
 
 def add_gated_then_norm(
@@ -122,6 +123,19 @@ def sum_over_experts(
     return sums.to(outputs.dtype)
 
 
+def sum_over_experts_backward(
+    gradient: Float[Tensor, "n t d"],
+    outputs: Float[Tensor, "e n k d"],
+    weights: Float[Tensor, "n e k"],
+    rows: Int[Tensor, " enk"],
+) -> tuple[Float[Tensor, "e n k d"], Float[Tensor, "n e k"]]:
+    """The gradients of outputs and weights; `rows` are the patches that the experts chose, in the flattened batch."""
+    gathered = gradient.flatten(0, 1).index_select(0, rows).view_as(outputs)
+    of_outputs = (gathered * weights.transpose(0, 1)[..., None]).to(outputs.dtype)
+    of_weights = (gathered.float() * outputs.float()).sum(dim=-1).to(weights.dtype)
+    return of_outputs, of_weights.transpose(0, 1)
+
+
 class Operations(NamedTuple):
     """What a block computes between its linear layers."""
 
@@ -132,6 +146,7 @@ class Operations(NamedTuple):
     add_then_modulated_norm: Callable[..., tuple[Tensor, Tensor]]
     silu_product: Callable[..., Tensor]
     sum_over_experts: Callable[..., Tensor]
+    sum_over_experts_backward: Callable[..., tuple[Tensor, Tensor]]
 
 
 FORMULAS = Operations(
@@ -142,6 +157,7 @@ FORMULAS = Operations(
     add_then_modulated_norm,
     silu_product,
     sum_over_experts,
+    sum_over_experts_backward,
 )
 
 

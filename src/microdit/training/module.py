@@ -6,11 +6,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from microdit.checkpoints.starting import OptimizerStates
 from microdit.cost.flops import on_meta
 from microdit.distributed.sharding import gathered, is_sharded, local_part, optimizer_state, shard, whole_tensor
+from microdit.kernels.gpu.graphs import GraphedGradients
 from microdit.model.dit import DiT
 from microdit.objectives.objective import Draws, LossTerms, Objective, training_loss
 from microdit.training.optimizers import make_optimizer
@@ -40,8 +42,12 @@ class DenoisingTask(L.LightningModule):
         self.ema = copy.deepcopy(network).requires_grad_(False) if stage.ema_decay is not None else None
         self.objective, self.mask_ratio, self.schedule = objective, settings.mask_ratio, settings.schedule
         self.stage, self.optimizer, self.max_steps = stage, settings.optimizer, max_steps
-        self.max_skipped_steps, self.initial_optimizer = settings.trainer.max_skipped_steps, initial_optimizer
-        self.skipped_in_a_row = self.skipped_steps = 0
+        self.hardware, self.initial_optimizer = settings.trainer, initial_optimizer
+        self.skipped_in_a_row: int | Tensor = 0
+        self.skipped_steps: int | Tensor = 0
+        self.graphed = (
+            GraphedGradients(self.share_of_loss, list(network.parameters())) if self.hardware.graphed else None
+        )
         self.gradient_norm, self.learning_rate = torch.tensor(float("nan")), 0.0
 
     def configure_model(self) -> None:
@@ -82,10 +88,38 @@ class DenoisingTask(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The loss to be lowered, and for callbacks, as `outputs`, the terms of this micro-batch."""
-        terms = self.loss(self.network, batch, self.current_mask_ratio())
+        if self.graphed is None:
+            loss, terms = self.guarded_loss(batch, self.current_mask_ratio())
+            return {"loss": loss, "terms": terms}
+        computed = {name: batch[name] for name in ("latents", "captions", "draws", "drop_caption")}
+        terms = LossTerms(*(term.clone() for term in self.graphed(computed, self.current_mask_ratio())))
+        return {"loss": terms.loss, "terms": terms}
+
+    def guarded_loss(self, batch: dict[str, Any], mask_ratio: float) -> tuple[Tensor, LossTerms]:
+        """The loss to be differentiated, and the terms of this micro-batch without gradients."""
+        terms = self.loss(self.network, batch, mask_ratio)
         detached = terms.loss.detach()
         # The factor is 1, or NaN where the loss is not finite: the gradients of all ranks then say so, when they meet.
-        return {"loss": terms.loss * (1 + 0 * detached), "terms": terms._replace(loss=detached)}
+        return terms.loss * (1 + 0 * detached), terms._replace(loss=detached)
+
+    def share_of_loss(self, batch: dict[str, Any], mask_ratio: float) -> tuple[Tensor, LossTerms]:
+        """The same, as part of a step of several micro-batches."""
+        loss, terms = self.guarded_loss(batch, mask_ratio)
+        return loss / self.trainer.accumulate_grad_batches, terms
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """What a graph has left for gradients is taken as it is, or added up over a step's micro-batches."""
+        if self.graphed is None:
+            super().backward(loss, *args, **kwargs)
+            return
+        parameters, gradients = self.graphed.parameters, self.graphed.gradients
+        if parameters[0].grad is not None:
+            pairs = [(p.grad, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+            torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
+            return
+        last = self.trainer.accumulate_grad_batches == 1
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient if last or gradient is None else gradient.clone()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = make_optimizer(self.network, self.optimizer)
@@ -111,17 +145,27 @@ class DenoisingTask(L.LightningModule):
     ) -> None:
         """Clips the norm over all ranks. A gradient that is not finite is dropped, so that the step changes nothing.
 
-        Raises NonFiniteLossError after more than `max_skipped_steps` of these in a row.
+        Raises NonFiniteLossError after more than `max_skipped_steps` of these in a row; on a GPU, which nothing else
+        makes wait, at the next step that is logged.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.stage.gradient_clip_norm)
         self.gradient_norm, self.learning_rate = whole_tensor(norm), optimizer.param_groups[0]["lr"]
-        if torch.isfinite(self.gradient_norm):
+        if skips_by_itself(optimizer) and self.gradient_norm.is_cuda:
+            is_bad = ~torch.isfinite(self.gradient_norm)
+            # What torch's fused optimizers are told by gradient scalers: 1 and they leave everything as it is.
+            optimizer.found_inf = is_bad.float()
+            self.skipped_in_a_row = (self.skipped_in_a_row + is_bad.long()) * is_bad
+            self.skipped_steps = self.skipped_steps + is_bad.long()
+            if (self.global_step + 1) % self.hardware.log_every_n_steps:
+                return  # the host looks where it waits for the loss anyway; until then nothing has been changed
+            self.skipped_in_a_row, self.skipped_steps = int(self.skipped_in_a_row), int(self.skipped_steps)
+        elif torch.isfinite(self.gradient_norm):
             self.skipped_in_a_row = 0
-            return
-        optimizer.zero_grad(set_to_none=True)
-        self.skipped_in_a_row += 1
-        self.skipped_steps += 1
-        if self.skipped_in_a_row > self.max_skipped_steps:
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            self.skipped_in_a_row += 1
+            self.skipped_steps += 1
+        if self.skipped_in_a_row > self.hardware.max_skipped_steps:
             raise NonFiniteLossError(
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row, the last at step "
                 f"{self.global_step}; none of them changed the weights, and none was saved. Lower "
@@ -145,8 +189,8 @@ class DenoisingTask(L.LightningModule):
         assert self.stage.ema_decay is not None
         updates = self.global_step - self.stage.ema_start_step
         decay = 0.0 if updates <= 0 else min(self.stage.ema_decay, (1 + updates) / (10 + updates))
-        for average, current in zip(self.ema.parameters(), self.network.parameters(), strict=True):
-            local_part(average).lerp_(local_part(current), 1 - decay)
+        averages, currents = ([local_part(p) for p in each.parameters()] for each in (self.ema, self.network))
+        torch._foreach_lerp_(averages, currents, 1 - decay)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The optimizer knows its parameters by number: the checkpoint says which is which."""
@@ -156,6 +200,12 @@ class DenoisingTask(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         count_micro_batches(checkpoint, self.trainer.accumulate_grad_batches)
+
+
+def skips_by_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether all of it is one of torch's fused optimizers, which skip a step that they are told to."""
+    fused = type(optimizer) in (torch.optim.AdamW, torch.optim.Adam)
+    return fused and all(group.get("fused") for group in optimizer.param_groups)
 
 
 def count_micro_batches(checkpoint: dict[str, Any], micro_batches: int) -> None:

@@ -29,6 +29,7 @@ from microdit.model.operations import (
     plain_norm,
     silu_product,
     sum_over_experts,
+    sum_over_experts_backward,
     unpack,
 )
 
@@ -86,6 +87,7 @@ def load_fused_operations() -> Operations:
         fused_add_then_modulated_norm,
         fused_silu_product,
         sum_over_experts,
+        sum_over_experts_backward,
     )
 
 

@@ -1,1 +1,4 @@
-"""A block's operations for a GPU, in Triton: kernels.py moves the numbers, operations.py has shapes and derivatives."""
+"""A block's operations for a GPU, in Triton: kernels.py moves the numbers, operations.py has shapes and derivatives.
+
+graphs.py launches a whole step at once.
+"""

@@ -271,6 +271,33 @@ def sum_over_experts_forward(
 
 
 @triton.jit
+def sum_over_experts_backward(
+    gradient,  # [samples * tokens, width]
+    outputs,  # [experts, samples, k, width]
+    weights,  # [samples, experts, k]
+    rows,  # [experts * samples * k]: which row of `gradient` was chosen
+    of_outputs,
+    of_weights,
+    samples,
+    experts,
+    k,
+    width,
+    BLOCK: tl.constexpr,
+):
+    """The gradients of what an expert made of a patch, and of its weight: one program each."""
+    slot = tl.program_id(0).to(tl.int64)
+    expert, sample, place = slot // (samples * k), (slot // k) % samples, slot % k
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    given = tl.load(gradient + tl.load(rows + slot) * width + columns, mask=inside, other=0.0).to(tl.float32)
+    made = tl.load(outputs + slot * width + columns, mask=inside, other=0.0).to(tl.float32)
+    at = (sample * experts + expert) * k + place
+    weighted = given * tl.load(weights + at).to(tl.float32)
+    tl.store(of_outputs + slot * width + columns, weighted.to(of_outputs.dtype.element_ty), mask=inside)
+    tl.store(of_weights + at, tl.sum(given * made, axis=0).to(of_weights.dtype.element_ty))
+
+
+@triton.jit
 def attention_forward(
     q,  # [samples, queries, heads, HEAD], each with its strides
     k,

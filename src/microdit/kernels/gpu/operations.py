@@ -34,6 +34,7 @@ def gpu_operations() -> Operations:
         add_then_modulated_norm,
         silu_product,
         sum_over_experts,
+        sum_over_experts_backward,
     )
 
 
@@ -374,3 +375,19 @@ def sum_over_experts(
         **block_of(width),
     )
     return out
+
+
+def sum_over_experts_backward(
+    gradient: Float[Tensor, "n t d"],
+    outputs: Float[Tensor, "e n k d"],
+    weights: Float[Tensor, "n e k"],
+    rows: Int[Tensor, " enk"],
+) -> tuple[Float[Tensor, "e n k d"], Float[Tensor, "n e k"]]:
+    if not can_be_launched(gradient):
+        return formulas.sum_over_experts_backward(gradient, outputs, weights, rows)
+    experts, n, k, width = outputs.shape
+    gradient, outputs, weights = gradient.contiguous(), outputs.contiguous(), weights.contiguous()
+    of_outputs, of_weights = torch.empty_like(outputs), torch.empty_like(weights)
+    launched = kernels.sum_over_experts_backward[(experts * n * k,)]
+    launched(gradient, outputs, weights, rows, of_outputs, of_weights, n, experts, k, width, **block_of(width))
+    return of_outputs, of_weights
