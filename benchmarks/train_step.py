@@ -27,17 +27,20 @@ import torch
 from measure import Spread, check_writable, large_product, publish, supported, take_turns
 from memory import bytes_of, gigabytes, peak_bytes
 from one_hot import with_one_hot_experts
-from torch import nn
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from microdit.cost.flops import training_flops_per_image
 from microdit.kernels.compile import compile_network
 from microdit.kernels.cpu.host_memory import keep_freed_memory
+from microdit.kernels.gpu.graphs import GraphedGradients
 from microdit.model.dit import DiT
 from microdit.model.sizes import MicroDiT_Tiny_2, MicroDiT_XL_2
 from microdit.objectives.edm import EDM
 from microdit.objectives.objective import Draws, training_loss
+from microdit.training.optimizers import clip_in_step, clips_by_itself
 
-CAPTION_LENGTH = 77
+CAPTION_LENGTH, LARGEST_NORM = 77, 0.25
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NETWORKS: dict[str, Callable[..., DiT]] = {
     "tiny": MicroDiT_Tiny_2,
@@ -90,9 +93,9 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def training_step(
-    network: DiT, case: Case, batch: int, device: torch.device, *, fused: bool = True
+    network: DiT, case: Case, batch: int, device: torch.device, *, fused: bool = True, graphed: bool = False
 ) -> Callable[[], None]:
-    """One full step on random data, ready to be repeated."""
+    """One full step on random data, ready to be repeated; `graphed` as training is launched on one GPU."""
     side = case.pixels // 8
     patches = (side // network.patch_size) ** 2
     latents = torch.randn(batch, network.in_channels, side, side, device=device)
@@ -102,23 +105,41 @@ def training_step(
         torch.randn_like(latents),
         torch.rand(batch, patches, device=device),
     )
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.1, fused=fused or None)
+    parameters = list(network.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.1, fused=fused or None)
     make_moments(optimizer)
 
-    def step() -> None:
+    def loss_of(given: tuple[Tensor, Tensor, Draws], mask_ratio: float) -> tuple[Tensor, Tensor]:
+        terms = training_loss(
+            network,
+            *given,
+            token_path=network.token_path,
+            objective=EDM(0.9, -0.6, 1.2),
+            mask_ratio=mask_ratio,
+            patch_size=network.patch_size,
+        )
+        return terms.loss, terms.loss.detach()
+
+    recorded = GraphedGradients(loss_of, parameters)
+
+    def differentiate() -> None:
+        if graphed:
+            with autocast(case.precision, device):
+                recorded((latents, captions, draws), case.mask_ratio)
+            for parameter, gradient in zip(parameters, recorded.gradients, strict=True):
+                parameter.grad = gradient
+            return
         with autocast(case.precision, device):
-            terms = training_loss(
-                network,
-                latents,
-                captions,
-                draws,
-                token_path=network.token_path,
-                objective=EDM(0.9, -0.6, 1.2),
-                mask_ratio=case.mask_ratio,
-                patch_size=network.patch_size,
-            )
-        terms.loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 0.25, foreach=fused or None)
+            loss, _ = loss_of((latents, captions, draws), case.mask_ratio)
+        loss.backward()
+
+    def step() -> None:
+        differentiate()
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=fused or None)
+        if clips_by_itself(optimizer):
+            clip_in_step(optimizer, norm, LARGEST_NORM)
+        else:
+            clip_grads_with_norm_(parameters, LARGEST_NORM, norm, foreach=fused or None)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -184,7 +205,9 @@ def measure(arguments: argparse.Namespace, case: Case, device: torch.device) -> 
         candidates["microdit, not compiled"] = training_step(copy.deepcopy(network), case, batch, device)
     if arguments.compile:
         compile_network(network, device.type)
-    candidates["microdit"] = training_step(network, case, batch, device)
+    candidates["microdit"] = training_step(
+        network, case, batch, device, graphed=arguments.compile and device.type == "cuda"
+    )
     peaks = {}
     for name, step in candidates.items():
         if arguments.compile and device.type != "cpu":

@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "runs": set(),
     "checkpoints": {"model", "runs"},
     "pipeline": {"masking", "model", "objectives", "sampling", "encoders", "runs", "checkpoints"},
-    "cost": {"masking", "model", "encoders", "pipeline"},
+    "cost": {"masking", "model", "kernels", "encoders", "pipeline"},
     "evaluation": {"objectives", "encoders", "data.shapes", "data.sources", "pipeline"},
     "distributed": {"model", "runs", "checkpoints"},
     "training": {
@@ -44,6 +44,7 @@ INSIDE = {  # rooms within a room
     "data.stream": {"data.shards"},
     "data.prepare": {"data.shapes", "data.shards", "data.sources"},
     "kernels.cpu": set(),
+    "kernels.gpu": set(),
     "evaluation.shapes": {"evaluation"},
     "training.callbacks": {"training"},
 }

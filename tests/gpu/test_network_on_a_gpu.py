@@ -54,7 +54,7 @@ def test_float32_gives_the_golden_numbers(golden):
 
 
 def test_bfloat16_is_near_them(golden, compiled):
-    # The formulas round more than the kernels do, so that an expert may choose another patch, which is most of the error.
+    # The formulas round more than the kernels do, so that experts choose other patches: most of the error.
     tolerance = 2e-2 if compiled else 5e-2
     with torch.autocast("cuda", torch.bfloat16):
         outputs_match(golden, tolerance)

@@ -106,6 +106,20 @@ def test_add_then_modulated_norm(norm, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_normalised_goes_on_beside_it(norm, shape):
+    n, _, d = shape
+    layer = norm(d)
+    inputs = randn(*shape), randn(n, 2 * d), layer.weight
+
+    def of(each):
+        return with_weight(
+            layer, lambda norm, x, both: each.add_then_modulated_norm(x, None, norm, *both.chunk(2, dim=-1))
+        )
+
+    assert_alike(of(FORMULAS), of(FUSED), *inputs)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_add_gated(shape):
     assert_alike(FORMULAS.add_gated, FUSED.add_gated, randn(*shape), randn(shape[0], shape[-1]), randn(*shape))
 
@@ -113,6 +127,11 @@ def test_add_gated(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_silu_product(shape):
     assert_alike(FORMULAS.silu_product, FUSED.silu_product, randn(*shape), randn(*shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gelu(shape):
+    assert_alike(FORMULAS.gelu, FUSED.gelu, randn(*shape))
 
 
 @pytest.mark.parametrize("lengths", [None, (5, 3), (1, 7)])
@@ -127,7 +146,7 @@ def test_normalised_attention(lengths):
     )
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(64, 64), (70, 77), (5, 128), (130, 3)])
+@pytest.mark.parametrize(("queries", "keys"), [(64, 64), (20, 77), (70, 77), (5, 128), (130, 3)])
 def test_attention_to_no_more_keys_than_one_program_holds(monkeypatch, queries, keys):
     """In float32 here, to compare exactly; it is used for types of half the size."""
     monkeypatch.setattr(operations, "HALVES", (torch.float32,))

@@ -128,8 +128,8 @@ def planned_memory(settings: TrainingSettings, device_memory_gib: float | None =
             hardware = fitted(settings, pipeline, device_memory_gib)
         except SettingsError as error:
             refused = str(error)
-    images = divide_batch(settings.resolution_stage.global_batch_size, hardware).device_batch_size
-    return PlannedMemory(images, memory_held(settings, pipeline, images), refused)
+    images, micro_batches = divide_batch(settings.resolution_stage.global_batch_size, hardware)
+    return PlannedMemory(images, memory_held(settings, pipeline, images, micro_batches), refused)
 
 
 def memory_table(stages: Sequence[tuple[str, TrainingSettings]], device_memory_gib: float | None = None) -> Table:
@@ -139,7 +139,7 @@ def memory_table(stages: Sequence[tuple[str, TrainingSettings]], device_memory_g
     title = f"GiB on each of {hardware.world_size} devices, {hardware.strategy} (trainer=...)"
     if hardware.activation_checkpointing:
         title += "; activations without activation_checkpointing"
-    parts = [field.name for field in fields(DeviceMemory)]
+    parts = [field.name for field in fields(DeviceMemory) if field.type is int]
     table = Table(title=title, title_justify="left", padding=PADDING)
     table.add_column("stage", min_width=longest_word(name for name, _ in stages))
     for column in ("images\nat once", *(IN_A_COLUMN.get(part, part) for part in parts), "in all"):

@@ -155,8 +155,8 @@ class DiTBlock(nn.Module):
         modulation = self.adaLN_modulation(conditioning).chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
         # Each sum and the norm of it together: compiled, they are one pass over memory.
-        attended = self.attn(self.operations.modulated_norm(x, self.norm1, shift_attn, scale_attn))
-        x, normed = self.operations.add_gated_then_norm(x, gate_attn, attended, self.norm2)
+        x, normed = self.operations.add_then_modulated_norm(x, None, self.norm1, shift_attn, scale_attn)
+        x, normed = self.operations.add_gated_then_norm(x, gate_attn, self.attn(normed), self.norm2)
         told = self.cross_attn(normed, captions)
         x, normed = self.operations.add_then_modulated_norm(x, told, self.norm3, shift_mlp, scale_mlp)
         return self.operations.add_gated(x, gate_mlp, self.mlp(normed))

@@ -84,7 +84,7 @@ class ExpertChoice(nn.Module):
 
     def experts(self, gathered: Float[Tensor, "e nk d"]) -> Float[Tensor, "e nk d"]:
         """Each expert's layers on its own patches."""
-        return torch.bmm(F.gelu(torch.bmm(gathered, self.w1)), self.w2)
+        return torch.bmm(self.operations.gelu(torch.bmm(gathered, self.w1)), self.w2)
 
 
 def places_among_chosen(patches: Int[Tensor, "n e k"], count: int) -> Int[Tensor, "n e t"]:
@@ -94,8 +94,7 @@ def places_among_chosen(patches: Int[Tensor, "n e k"], count: int) -> Int[Tensor
     return patches.new_full((n, experts, count), k).scatter(2, patches, places)
 
 
-# On a GPU index_add adds in no fixed order. These two, each the other's derivative, only read from several places, in one
-# order.
+# On a GPU index_add adds in no fixed order. These two, each the other's derivative, only read, always in one order.
 class GatherPatches(torch.autograd.Function):
     """The patches that the experts chose, expert by expert."""
 

@@ -90,19 +90,24 @@ def add_gated_then_norm(
 
 def add_then_modulated_norm(
     x: Float[Tensor, "n t d"],
-    y: Float[Tensor, "n t d"],
+    y: Float[Tensor, "n t d"] | None,
     norm: nn.LayerNorm,
     shift: Float[Tensor, "n d"],
     scale: Float[Tensor, "n d"],
 ) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n t d"]]:
-    """x + y, and its modulated norm."""
-    x = x + y
+    """x + y, or x without y, and its modulated norm: one derivative for both uses of x."""
+    x = x if y is None else x + y
     return x, modulated_norm(x, norm, shift, scale)
 
 
 def silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> Float[Tensor, "n t f"]:
     """silu(x) * y, the gate of SwiGLU."""
     return F.silu(x) * y
+
+
+def gelu(x: Float[Tensor, "e nk f"]) -> Float[Tensor, "e nk f"]:
+    """x Phi(x), which experts have between their two layers."""
+    return F.gelu(x)
 
 
 def sum_over_experts(
@@ -145,6 +150,7 @@ class Operations(NamedTuple):
     add_gated_then_norm: Callable[..., tuple[Tensor, Tensor]]
     add_then_modulated_norm: Callable[..., tuple[Tensor, Tensor]]
     silu_product: Callable[..., Tensor]
+    gelu: Callable[..., Tensor]
     sum_over_experts: Callable[..., Tensor]
     sum_over_experts_backward: Callable[..., tuple[Tensor, Tensor]]
 
@@ -156,6 +162,7 @@ FORMULAS = Operations(
     add_gated_then_norm,
     add_then_modulated_norm,
     silu_product,
+    gelu,
     sum_over_experts,
     sum_over_experts_backward,
 )

@@ -50,13 +50,21 @@ def fitted(settings: TrainingSettings, pipeline: LatentDiffusion, memory_gib: fl
 
 
 def most_images(settings: TrainingSettings, pipeline: LatentDiffusion, memory_gib: float) -> int:
-    """How many images at once fit, 0 where none does: what a device holds grows in a line with them."""
-    one, two = (memory_held(settings, pipeline, images).total for images in (1, 2))
-    free = USABLE * memory_gib * GIBIBYTE - one
-    return 0 if free < 0 else 1 + int(free // max(1, two - one))
+    """How many images at once fit, 0 where none does: what a device holds grows in a line with them.
+
+    All that a device has of a step fit more easily than any part of them, whose gradients have to be added up.
+    """
+    share = settings.resolution_stage.global_batch_size // settings.trainer.world_size
+    usable = USABLE * memory_gib * GIBIBYTE
+    if memory_held(settings, pipeline, share).total <= usable:
+        return share
+    one, two = (memory_held(settings, pipeline, images, micro_batches=2).total for images in (1, 2))
+    return 0 if usable < one else 1 + int((usable - one) // max(1, two - one))
 
 
-def memory_held(settings: TrainingSettings, pipeline: LatentDiffusion, images: int) -> DeviceMemory:
+def memory_held(
+    settings: TrainingSettings, pipeline: LatentDiffusion, images: int, micro_batches: int = 1
+) -> DeviceMemory:
     """What a device holds that computes so many images at once, at the mask ratio of the run that takes most."""
     hardware, ratio = settings.trainer, settings.mask_ratio
     return training_memory(
@@ -65,7 +73,9 @@ def memory_held(settings: TrainingSettings, pipeline: LatentDiffusion, images: i
         sharded=hardware.sharded,
         bf16=hardware.precision == "bf16-mixed",
         ema=settings.resolution_stage.ema_decay is not None,
+        compiled=hardware.accelerator == "gpu" and hardware.compiles,
         images=images,
+        micro_batches=micro_batches,
         mask_ratio=min(ratio.ratio(0.0), ratio.ratio(1.0)),
         caption_length=pipeline.text_encoder.length,
     )

@@ -15,7 +15,7 @@ from microdit.distributed.sharding import gathered, is_sharded, local_part, opti
 from microdit.kernels.gpu.graphs import GraphedGradients
 from microdit.model.dit import DiT
 from microdit.objectives.objective import Draws, LossTerms, Objective, training_loss
-from microdit.training.optimizers import make_optimizer
+from microdit.training.optimizers import clip_in_step, clips_by_itself, make_optimizer
 from microdit.training.settings import TrainingSettings
 
 
@@ -148,18 +148,18 @@ class DenoisingTask(L.LightningModule):
         Raises NonFiniteLossError after more than `max_skipped_steps` of these in a row; on a GPU, which nothing else
         makes wait, at the next step that is logged.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.stage.gradient_clip_norm)
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         self.gradient_norm, self.learning_rate = whole_tensor(norm), optimizer.param_groups[0]["lr"]
-        if skips_by_itself(optimizer) and self.gradient_norm.is_cuda:
-            is_bad = ~torch.isfinite(self.gradient_norm)
-            # What torch's fused optimizers are told by gradient scalers: 1 and they leave everything as it is.
-            optimizer.found_inf = is_bad.float()
+        if clips_by_itself(optimizer):
+            is_bad = clip_in_step(optimizer, self.gradient_norm, self.stage.gradient_clip_norm)
             self.skipped_in_a_row = (self.skipped_in_a_row + is_bad.long()) * is_bad
             self.skipped_steps = self.skipped_steps + is_bad.long()
             if (self.global_step + 1) % self.hardware.log_every_n_steps:
                 return  # the host looks where it waits for the loss anyway; until then nothing has been changed
             self.skipped_in_a_row, self.skipped_steps = int(self.skipped_in_a_row), int(self.skipped_steps)
         elif torch.isfinite(self.gradient_norm):
+            torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), self.stage.gradient_clip_norm, norm)
             self.skipped_in_a_row = 0
         else:
             optimizer.zero_grad(set_to_none=True)
@@ -200,12 +200,6 @@ class DenoisingTask(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         count_micro_batches(checkpoint, self.trainer.accumulate_grad_batches)
-
-
-def skips_by_itself(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether all of it is one of torch's fused optimizers, which skip a step that they are told to."""
-    fused = type(optimizer) in (torch.optim.AdamW, torch.optim.Adam)
-    return fused and all(group.get("fused") for group in optimizer.param_groups)
 
 
 def count_micro_batches(checkpoint: dict[str, Any], micro_batches: int) -> None:

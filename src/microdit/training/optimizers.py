@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -95,6 +95,27 @@ def scaled_rates(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
     if settings.get("kinds"):
         changed["kinds"] = {kind: scaled_rates(of_kind, factor) for kind, of_kind in settings["kinds"].items()}
     return changed
+
+
+def clips_by_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is one of torch's fused optimizers on a GPU, which scale gradients, or skip a step, as they are told
+    by numbers that stay on the device."""
+    if type(optimizer) not in (torch.optim.AdamW, torch.optim.Adam):
+        return False
+    if not all(group["fused"] for group in optimizer.param_groups):
+        return False
+    weights = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return all(weight.is_cuda and not isinstance(weight, DTensor) for weight in weights)
+
+
+def clip_in_step(optimizer: torch.optim.Optimizer, norm: Float[Tensor, ""], largest_norm: float) -> Bool[Tensor, ""]:
+    """Makes the next step of an optimizer that `clips_by_itself` one with clipped gradients, of this norm before: in
+    the same pass over memory. Returns whether the norm is not finite; the step then changes nothing."""
+    is_bad = ~torch.isfinite(norm)
+    told: Any = optimizer
+    told.grad_scale = (norm / largest_norm).clamp(min=1.0)  # gradients are divided by it
+    told.found_inf = is_bad.float()
+    return is_bad
 
 
 # a s + b s^3 + c s^5 brings singular values s in (0, 1] quickly near 1, then keeps them in about 0.7 to 1.2 (Jordan et

@@ -24,6 +24,7 @@ from microdit.model.operations import (
     Operations,
     add_gated,
     as_factor,
+    gelu,
     modulated_norm,
     normalised_attention,
     plain_norm,
@@ -86,6 +87,7 @@ def load_fused_operations() -> Operations:
         fused_add_gated_then_norm,
         fused_add_then_modulated_norm,
         fused_silu_product,
+        gelu,
         sum_over_experts,
         sum_over_experts_backward,
     )
@@ -229,12 +231,12 @@ def fused_add_gated_then_norm(
 
 def fused_add_then_modulated_norm(
     x: Float[Tensor, "n t d"],
-    y: Float[Tensor, "n t d"],
+    y: Float[Tensor, "n t d"] | None,
     norm: nn.LayerNorm,
     shift: Float[Tensor, "n d"],
     scale: Float[Tensor, "n d"],
 ) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n t d"]]:
-    x = x + y
+    x = x if y is None else x + y
     return x, fused_modulated_norm(x, norm, shift, scale)
 
 

@@ -70,9 +70,8 @@ def norm_backward(
     rstd,
     of_x,  # [rows, width], from here on results
     of_y,
-    sums,  # [samples, parts, width]: of the gradient of normed
-    products,  # [samples, parts, width]: of that times what was normalised
-    of_gate,  # [samples, parts, width]
+    sums,  # [samples, parts, 2, width]: the gradient of normed times what was normalised; and the gate's gradient if
+    # there is one, else that of normed
     tokens,
     width,
     gate_stride,
@@ -92,9 +91,8 @@ def norm_backward(
         factor *= 1.0 + tl.load(scale + sample * scale_stride + columns, mask=inside, other=0.0).to(tl.float32)
     if GATED:
         gates = tl.load(gate + sample * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    all_of_normed = tl.zeros([BLOCK], tl.float32)
-    all_products = tl.zeros([BLOCK], tl.float32)
-    all_of_gate = tl.zeros([BLOCK], tl.float32)
+    products = tl.zeros([BLOCK], tl.float32)
+    others = tl.zeros([BLOCK], tl.float32)
     for i in range(PART):
         token = part * PART + i
         there = inside & (token + 0 * columns < tokens)
@@ -104,8 +102,9 @@ def norm_backward(
         normalised = tl.load(total + here, mask=there, other=0.0).to(tl.float32) - tl.load(mean + row)
         per_unit = tl.load(rstd + row)
         normalised = tl.where(there, normalised * per_unit, 0.0)
-        all_of_normed += gradient
-        all_products += gradient * normalised
+        products += gradient * normalised
+        if not GATED:
+            others += gradient
         gradient *= factor
         offset = tl.sum(gradient, axis=0) / width
         slope = tl.sum(gradient * normalised, axis=0) / width
@@ -114,14 +113,11 @@ def norm_backward(
             result += tl.load(of_total + here, mask=there, other=0.0).to(tl.float32)
         tl.store(of_x + here, result.to(of_x.dtype.element_ty), mask=there)
         if GATED:
-            all_of_gate += result * tl.load(y + here, mask=there, other=0.0).to(tl.float32)
+            others += result * tl.load(y + here, mask=there, other=0.0).to(tl.float32)
             tl.store(of_y + here, (result * gates).to(of_y.dtype.element_ty), mask=there)
-    place = (sample * tl.num_programs(1) + part) * width + columns
-    tl.store(products + place, all_products, mask=inside)
-    if MODULATED:
-        tl.store(sums + place, all_of_normed, mask=inside)
-    if GATED:
-        tl.store(of_gate + place, all_of_gate, mask=inside)
+    place = (sample * tl.num_programs(1) + part) * 2 * width + columns
+    tl.store(sums + place, products, mask=inside)
+    tl.store(sums + place + width, others, mask=inside)
 
 
 @triton.jit
@@ -179,6 +175,28 @@ def silu_product_backward(gradient, x, y, of_x, of_y, count, BLOCK: tl.constexpr
     tl.store(of_y + here, (out * value * gate).to(of_y.dtype.element_ty), mask=inside)
     slope = gate * (1.0 + value * (1.0 - gate))
     tl.store(of_x + here, (out * other * slope).to(of_x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gelu_forward(x, out, count, BLOCK: tl.constexpr):
+    """x Phi(x), number by number."""
+    here = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = here < count
+    value = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
+    below = 0.5 + 0.5 * tl.erf(value * 0.7071067811865476)
+    tl.store(out + here, (value * below).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gelu_backward(gradient, x, of_x, count, BLOCK: tl.constexpr):
+    here = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = here < count
+    value = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
+    below = 0.5 + 0.5 * tl.erf(value * 0.7071067811865476)
+    density = 0.3989422804014327 * tl.exp(-0.5 * value * value)
+    slope = below + value * density
+    result = tl.load(gradient + here, mask=inside, other=0.0).to(tl.float32) * slope
+    tl.store(of_x + here, result.to(of_x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -344,7 +362,16 @@ def attention_forward(
 
 
 @triton.jit
-def attention_backward(
+def attention_gradients(query_rows, key_rows, value_rows, given, common, normaliser, is_row, is_key, scale):
+    """The weights of a block of queries for a block of keys, and the gradient of what the weights come from."""
+    logits = tl.dot(query_rows, tl.trans(key_rows)) * scale
+    weights = tl.where(is_row[:, None] & is_key[None, :], tl.exp(logits - normaliser[:, None]), 0.0)
+    of_logits = weights * (tl.dot(given, tl.trans(value_rows)) - common[:, None]) * scale
+    return weights.to(given.dtype), of_logits.to(given.dtype)
+
+
+@triton.jit
+def attention_backward_few_queries(
     gradient,  # [samples, queries, heads * HEAD], contiguous as `out`, of_q, of_k and of_v are
     out,
     logsumexp,
@@ -368,37 +395,90 @@ def attention_backward(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """The gradients for one head of one sample, queries block by block: nothing is added by two programs."""
+    """The gradients for one head of one sample: all queries in one block, keys block by block."""
     sample, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     width = heads * HEAD
-    channels = head * HEAD + tl.arange(0, HEAD)
+    channels = (head * HEAD + tl.arange(0, HEAD))[None, :]
+    row = tl.arange(0, QUERIES)
+    is_row = row < queries
+    there = is_row[:, None]
+    query_rows = tl.load(q + sample * q_sample + row[:, None] * q_row + channels, mask=there, other=0.0)
+    place = (sample * queries + row[:, None]) * width + channels
+    given = tl.load(gradient + place, mask=there, other=0.0)
+    made = tl.load(out + place, mask=there, other=0.0)
+    common = tl.sum(given.to(tl.float32) * made.to(tl.float32), axis=1)
+    normaliser = tl.load(logsumexp + (sample * heads + head) * queries + row, mask=is_row, other=float("inf"))
+    all_of_q = tl.zeros([QUERIES, HEAD], tl.float32)
+    for first in range(0, keys, KEYS):
+        key = first + tl.arange(0, KEYS)
+        is_key = key < keys
+        inside = is_key[:, None]
+        key_rows = tl.load(k + sample * k_sample + key[:, None] * k_row + channels, mask=inside, other=0.0)
+        value_rows = tl.load(v + sample * v_sample + key[:, None] * v_row + channels, mask=inside, other=0.0)
+        weights, of_logits = attention_gradients(
+            query_rows, key_rows, value_rows, given, common, normaliser, is_row, is_key, scale
+        )
+        place_of_key = (sample * keys + key[:, None]) * width + channels
+        of_values = tl.dot(tl.trans(weights), given)
+        tl.store(of_v + place_of_key, of_values.to(of_v.dtype.element_ty), mask=inside)
+        of_keys = tl.dot(tl.trans(of_logits), query_rows)
+        tl.store(of_k + place_of_key, of_keys.to(of_k.dtype.element_ty), mask=inside)
+        all_of_q += tl.dot(of_logits, key_rows)
+    tl.store(of_q + place, all_of_q.to(of_q.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def attention_backward_few_keys(
+    gradient,  # as above
+    out,
+    logsumexp,
+    q,
+    k,
+    v,
+    of_q,
+    of_k,
+    of_v,
+    q_sample,
+    q_row,
+    k_sample,
+    k_row,
+    v_sample,
+    v_row,
+    heads,
+    queries,
+    keys,
+    scale,
+    HEAD: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """The gradients for one head of one sample: all keys in one block, queries block by block."""
+    sample, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    width = heads * HEAD
+    channels = (head * HEAD + tl.arange(0, HEAD))[None, :]
     key = tl.arange(0, KEYS)
     is_key = key < keys
-    key_rows = tl.load(
-        k + sample * k_sample + key[:, None] * k_row + channels[None, :], mask=is_key[:, None], other=0.0
-    )
-    value_rows = tl.load(
-        v + sample * v_sample + key[:, None] * v_row + channels[None, :], mask=is_key[:, None], other=0.0
-    )
+    inside = is_key[:, None]
+    key_rows = tl.load(k + sample * k_sample + key[:, None] * k_row + channels, mask=inside, other=0.0)
+    value_rows = tl.load(v + sample * v_sample + key[:, None] * v_row + channels, mask=inside, other=0.0)
     all_of_k = tl.zeros([KEYS, HEAD], tl.float32)
     all_of_v = tl.zeros([KEYS, HEAD], tl.float32)
     for first in range(0, queries, QUERIES):
         row = first + tl.arange(0, QUERIES)
         is_row = row < queries
         there = is_row[:, None]
-        query_rows = tl.load(q + sample * q_sample + row[:, None] * q_row + channels[None, :], mask=there, other=0.0)
-        place = (sample * queries + row[:, None]) * width + channels[None, :]
+        query_rows = tl.load(q + sample * q_sample + row[:, None] * q_row + channels, mask=there, other=0.0)
+        place = (sample * queries + row[:, None]) * width + channels
         given = tl.load(gradient + place, mask=there, other=0.0)
         made = tl.load(out + place, mask=there, other=0.0)
-        normaliser = tl.load(logsumexp + (sample * heads + head) * queries + row, mask=is_row, other=float("inf"))
-        logits = tl.dot(query_rows, tl.trans(key_rows)) * scale
-        weights = tl.where(is_key[None, :] & there, tl.exp(logits - normaliser[:, None]), 0.0)
-        all_of_v += tl.dot(tl.trans(weights.to(given.dtype)), given)
         common = tl.sum(given.to(tl.float32) * made.to(tl.float32), axis=1)
-        of_logits = weights * (tl.dot(given, tl.trans(value_rows)) - common[:, None]) * scale
-        of_logits = of_logits.to(query_rows.dtype)
+        normaliser = tl.load(logsumexp + (sample * heads + head) * queries + row, mask=is_row, other=float("inf"))
+        weights, of_logits = attention_gradients(
+            query_rows, key_rows, value_rows, given, common, normaliser, is_row, is_key, scale
+        )
+        all_of_v += tl.dot(tl.trans(weights), given)
         tl.store(of_q + place, tl.dot(of_logits, key_rows).to(of_q.dtype.element_ty), mask=there)
         all_of_k += tl.dot(tl.trans(of_logits), query_rows)
-    place = (sample * keys + key[:, None]) * width + channels[None, :]
-    tl.store(of_k + place, all_of_k.to(of_k.dtype.element_ty), mask=is_key[:, None])
-    tl.store(of_v + place, all_of_v.to(of_v.dtype.element_ty), mask=is_key[:, None])
+    place = (sample * keys + key[:, None]) * width + channels
+    tl.store(of_k + place, all_of_k.to(of_k.dtype.element_ty), mask=inside)
+    tl.store(of_v + place, all_of_v.to(of_v.dtype.element_ty), mask=inside)

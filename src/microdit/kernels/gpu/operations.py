@@ -5,22 +5,27 @@ Triton compiles each kernel when it is first launched, in seconds, and keeps it 
 """
 
 import functools
+import importlib
 import os
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from microdit.kernels.gpu import kernels
 from microdit.model import operations as formulas
 from microdit.model.operations import Operations, attend, product_type
 
 WIDEST_ROW = 8192  # of numbers that one program holds; wider rows go through the formulas
 PART = 16  # rows of a sample whose sums one program makes
 NUMBERS = 4096  # that one program of a kernel without rows takes
-QUERIES, MOST_KEYS = 64, 128  # of attention, that one program holds
 HALVES = (torch.bfloat16, torch.float16)
+# What one program of attention holds, by registers: of several, which work while others wait for memory.
+FORWARD = {"QUERIES": 64, "num_warps": 4}
+FEW_QUERIES = {"QUERIES": 64, "KEYS": 32, "num_warps": 8, "num_stages": 2}
+FEW_KEYS = {"QUERIES": 32, "KEYS": 128, "num_warps": 4, "num_stages": 1}
 
 
 @functools.cache
@@ -33,6 +38,7 @@ def gpu_operations() -> Operations:
         add_gated_then_norm,
         add_then_modulated_norm,
         silu_product,
+        gelu,
         sum_over_experts,
         sum_over_experts_backward,
     )
@@ -41,6 +47,29 @@ def gpu_operations() -> Operations:
 def can_be_launched(x: Tensor) -> bool:
     there = x.is_cuda or (x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
     return there and x.shape[-1] <= WIDEST_ROW and x.numel() > 0
+
+
+@functools.cache
+def load_kernels() -> ModuleType:
+    """The kernels; ImportError where Triton is not installed, which torch brings along only for some systems."""
+    # Triton's next release changes this default, and warns of it; results stay those that were tested.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    return importlib.import_module("microdit.kernels.gpu.kernels")
+
+
+def launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **held: int) -> None:
+    """Runs a kernel on the GPU of its tensors; fake tensors, with which memory is counted, have no numbers."""
+    tensors = [each for each in arguments if isinstance(each, Tensor)]
+    if isinstance(tensors[0], FakeTensor):
+        return
+    with torch.cuda.device_of(tensors[0]):
+        getattr(load_kernels(), kernel)[grid](*arguments, **held)
+
+
+def launch_on_numbers(kernel: str, *tensors: Tensor) -> None:
+    """Runs a kernel that takes number by number of tensors of one size."""
+    count = tensors[0].numel()
+    launch(kernel, (-(-count // NUMBERS),), *tensors, count, BLOCK=NUMBERS, num_warps=8)
 
 
 def block_of(width: int) -> dict[str, int]:
@@ -68,7 +97,9 @@ def launch_norm(
     total = x if y is None else torch.empty_like(x, dtype=torch.promote_types(x.dtype, y.dtype))
     normed = torch.empty_like(x, dtype=product_type(x))
     mean, rstd = (torch.empty(n * tokens, dtype=torch.float32, device=x.device) for _ in range(2))
-    kernels.norm_forward[(n * tokens,)](
+    launch(
+        "norm_forward",
+        (n * tokens,),
         *(x, y, gate, weight, shift, scale, total, normed, mean, rstd, tokens, width),
         *(0 if rows is None else rows.stride(0) for rows in (gate, shift, scale)),
         eps,
@@ -102,19 +133,16 @@ def launch_norm_backward(
     mean: Float[Tensor, " nt"],
     rstd: Float[Tensor, " nt"],
 ) -> NormGradients:
-    """From the gradients of x + gate y and of its norm; `y` is needed where there is a gate."""
+    """From the gradients of x + gate y and of its norm, which has a gate or is modulated; a gate needs `y`."""
     n, tokens, width = total.shape
     of_total = None if of_total is None else of_total.contiguous()
-    parts = -(-tokens // PART)
-
-    def by_part(needed: bool) -> Tensor | None:
-        return torch.empty(n, parts, width, dtype=torch.float32, device=total.device) if needed else None
-
     of_x, of_y = torch.empty_like(total), None if gate is None else torch.empty_like(y)
-    sums, products, of_gate = by_part(scale is not None), by_part(True), by_part(gate is not None)
-    kernels.norm_backward[(n, parts)](
-        *(of_total, of_normed.contiguous(), total, y, gate, weight, scale, mean, rstd),
-        *(of_x, of_y, sums, products, of_gate, tokens, width),
+    parts = -(-tokens // PART)
+    sums = torch.empty(n, parts, 2, width, dtype=torch.float32, device=total.device)
+    launch(
+        "norm_backward",
+        (n, parts),
+        *(of_total, of_normed.contiguous(), total, y, gate, weight, scale, mean, rstd, of_x, of_y, sums, tokens, width),
         *(0 if rows is None else rows.stride(0) for rows in (gate, scale)),
         ADDS=of_total is not None,
         GATED=gate is not None,
@@ -122,14 +150,12 @@ def launch_norm_backward(
         PART=PART,
         **block_of(width),
     )
-    assert products is not None
-    of_gate = None if of_gate is None else of_gate.sum(dim=1).to(gate.dtype)
-    if sums is None or scale is None:
-        return NormGradients(of_x, of_y, of_gate, products.sum(dim=(0, 1)).to(weight.dtype), None, None)
-    products = products.sum(dim=1)
+    products, others = sums.sum(dim=1).unbind(dim=1)
+    if scale is None:
+        of_gate = None if gate is None else others.to(gate.dtype)
+        return NormGradients(of_x, of_y, of_gate, products.sum(dim=0).to(weight.dtype), None, None)
     of_weight = torch.addcmul(products, products, scale.float()).sum(dim=0).to(weight.dtype)
-    of_shift, of_scale = sums.sum(dim=1).to(scale.dtype), (products * weight).to(scale.dtype)
-    return NormGradients(of_x, of_y, of_gate, of_weight, of_shift, of_scale)
+    return NormGradients(of_x, of_y, None, of_weight, others.to(scale.dtype), (products * weight).to(scale.dtype))
 
 
 class ModulatedNorm(torch.autograd.Function):
@@ -168,23 +194,24 @@ class AddGatedThenNorm(torch.autograd.Function):
 
 
 class AddThenModulatedNorm(torch.autograd.Function):
-    """x + y, and its modulated norm."""
+    """x + y, or x without y, and its modulated norm."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, weight: Tensor, shift: Tensor, scale: Tensor, eps: float
+        ctx: Any, x: Tensor, y: Tensor | None, weight: Tensor, shift: Tensor, scale: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
+        x, y = x.contiguous(), None if y is None else y.contiguous()
         shift, scale = numbers_in_line(shift), numbers_in_line(scale)
-        total, normed, *statistics = launch_norm(x.contiguous(), y.contiguous(), None, weight, shift, scale, eps)
+        total, normed, *statistics = launch_norm(x, y, None, weight, shift, scale, eps)
         ctx.save_for_backward(total, weight, scale, *statistics)
-        ctx.kinds = x.dtype, y.dtype
-        return total, normed
+        ctx.kinds = x.dtype, None if y is None else y.dtype
+        return total.view_as(total), normed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         total, weight, scale, *statistics = ctx.saved_tensors
         found = launch_norm_backward(*gradients, total, None, None, weight, scale, *statistics)
-        of_x, of_y = (found.x.to(kind) for kind in ctx.kinds)
+        of_x, of_y = (None if kind is None else found.x.to(kind) for kind in ctx.kinds)
         return of_x, of_y, found.weight, found.shift, found.scale, None
 
 
@@ -196,8 +223,8 @@ class AddGated(torch.autograd.Function):
         x, gate, y = x.contiguous(), numbers_in_line(gate), y.contiguous()
         n, tokens, width = x.shape
         out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, y.dtype))
-        launched = kernels.add_gated_forward[(n * tokens,)]
-        launched(x, y, gate, out, tokens, width, gate.stride(0), **block_of(width))
+        sizes = tokens, width, gate.stride(0)
+        launch("add_gated_forward", (n * tokens,), x, y, gate, out, *sizes, **block_of(width))
         ctx.save_for_backward(gate, y)
         ctx.kind = x.dtype
         return out
@@ -210,8 +237,13 @@ class AddGated(torch.autograd.Function):
         parts = -(-tokens // PART)
         of_y = torch.empty_like(y)
         of_gate = torch.empty(n, parts, width, dtype=torch.float32, device=y.device)
-        kernels.add_gated_backward[(n, parts)](
-            gradient, y, gate, of_y, of_gate, tokens, width, gate.stride(0), PART=PART, **block_of(width)
+        sizes = tokens, width, gate.stride(0)
+        launch(
+            "add_gated_backward",
+            (n, parts),
+            *(gradient, y, gate, of_y, of_gate, *sizes),
+            PART=PART,
+            **block_of(width),
         )
         return gradient.to(ctx.kind), of_gate.sum(dim=1).to(gate.dtype), of_y
 
@@ -223,7 +255,7 @@ class SiluProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         x, y = x.contiguous(), y.contiguous()
         out = torch.empty_like(x)
-        kernels.silu_product_forward[(-(-x.numel() // NUMBERS),)](x, y, out, x.numel(), BLOCK=NUMBERS, num_warps=8)
+        launch_on_numbers("silu_product_forward", x, y, out)
         ctx.save_for_backward(x, y)
         return out
 
@@ -231,9 +263,27 @@ class SiluProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         x, y = ctx.saved_tensors
         of_x, of_y = torch.empty_like(x), torch.empty_like(y)
-        launched = kernels.silu_product_backward[(-(-x.numel() // NUMBERS),)]
-        launched(gradients[0].contiguous(), x, y, of_x, of_y, x.numel(), BLOCK=NUMBERS, num_warps=8)
+        launch_on_numbers("silu_product_backward", gradients[0].contiguous(), x, y, of_x, of_y)
         return of_x, of_y
+
+
+class Gelu(torch.autograd.Function):
+    """x Phi(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        launch_on_numbers("gelu_forward", x, out)
+        ctx.save_for_backward(x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        of_x = torch.empty_like(x)
+        launch_on_numbers("gelu_backward", gradients[0].contiguous(), x, of_x)
+        return of_x
 
 
 class NormaliseFirst(torch.autograd.Function):
@@ -246,8 +296,8 @@ class NormaliseFirst(torch.autograd.Function):
         rows, width = n * tokens, wide // parts
         out = torch.empty(normalised, n, tokens, width, dtype=packed.dtype, device=packed.device)
         mean, rstd = (torch.empty(normalised * rows, dtype=torch.float32, device=packed.device) for _ in range(2))
-        launched = kernels.normalise_forward[(rows, normalised)]
-        launched(packed, out, mean, rstd, rows, parts, width, eps, **block_of(width))
+        grid = rows, normalised
+        launch("normalise_forward", grid, packed, out, mean, rstd, rows, parts, width, eps, **block_of(width))
         ctx.save_for_backward(packed, mean, rstd)
         ctx.parts, ctx.normalised = parts, normalised
         return *out.unbind(), *packed.chunk(parts, dim=-1)[normalised:]
@@ -260,7 +310,9 @@ class NormaliseFirst(torch.autograd.Function):
         given = [gradient.reshape(n * tokens, width) for gradient in gradients]
         given = [gradient if gradient.stride(-1) == 1 else gradient.contiguous() for gradient in given]
         given += [given[0]] * (3 - len(given))
-        kernels.normalise_backward[(n * tokens, ctx.parts)](
+        launch(
+            "normalise_backward",
+            (n * tokens, ctx.parts),
             *(*given, packed, mean, rstd, of_packed, n * tokens, ctx.parts, width),
             *(gradient.stride(0) for gradient in given),
             NORMALISED=ctx.normalised,
@@ -280,28 +332,33 @@ class AttentionToFew(torch.autograd.Function):
         logsumexp = torch.empty(n, heads, tokens, dtype=torch.float32, device=queries.device)
         ctx.sizes = [step for x in (queries, keys, values) for step in x.stride()[:2]]
         ctx.sizes += [heads, tokens, length, head_dim**-0.5]
-        ctx.shape = {"HEAD": head_dim, "QUERIES": QUERIES, "KEYS": max(16, 1 << (length - 1).bit_length())}
-        launched = kernels.attention_forward[(n * heads, -(-tokens // QUERIES))]
-        launched(queries, keys, values, out, logsumexp, *ctx.sizes, **ctx.shape, num_warps=4)
+        held = {**FORWARD, "KEYS": max(16, 1 << (length - 1).bit_length())}
+        grid = n * heads, -(-tokens // held["QUERIES"])
+        inputs = queries, keys, values
+        launch("attention_forward", grid, *inputs, out, logsumexp, *ctx.sizes, HEAD=head_dim, **held)
         ctx.save_for_backward(queries, keys, values, out, logsumexp)
+        ctx.head_dim = head_dim
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, out, logsumexp = ctx.saved_tensors
-        found = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (queries, keys, values)]
-        launched = kernels.attention_backward[(len(out) * ctx.sizes[-4],)]
-        launched(
-            *(gradients[0].contiguous(), out, logsumexp, queries, keys, values, *found, *ctx.sizes),
-            **ctx.shape,
-            num_warps=8 if ctx.shape["KEYS"] > 64 else 4,
+        of_inputs = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (queries, keys, values)]
+        few_queries = out.shape[1] <= FEW_QUERIES["QUERIES"]
+        kernel = "attention_backward_few_queries" if few_queries else "attention_backward_few_keys"
+        launch(
+            kernel,
+            (out.shape[0] * (out.shape[2] // ctx.head_dim),),
+            *(gradients[0].contiguous(), out, logsumexp, queries, keys, values, *of_inputs, *ctx.sizes),
+            HEAD=ctx.head_dim,
+            **(FEW_QUERIES if few_queries else FEW_KEYS),
         )
-        return *found, None
+        return *of_inputs, None
 
 
 def is_attention_to_few(queries: Tensor, keys: Tensor, head_dim: int) -> bool:
     """Whether one program holds all keys of a head, in a type and width that matrix units take."""
-    return queries.dtype in HALVES and keys.shape[1] <= MOST_KEYS and head_dim in (16, 32, 64, 128)
+    return queries.dtype in HALVES and keys.shape[1] <= FEW_KEYS["KEYS"] and head_dim in (16, 32, 64, 128)
 
 
 def normalised_attention(*packed: Float[Tensor, "n _ _"], head_dim: int, norm_eps: float) -> Float[Tensor, "n t h"]:
@@ -343,7 +400,7 @@ def add_gated_then_norm(
 
 def add_then_modulated_norm(
     x: Float[Tensor, "n t d"],
-    y: Float[Tensor, "n t d"],
+    y: Float[Tensor, "n t d"] | None,
     norm: nn.LayerNorm,
     shift: Float[Tensor, "n d"],
     scale: Float[Tensor, "n d"],
@@ -359,6 +416,10 @@ def silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> Float[
     return SiluProduct.apply(x, y)
 
 
+def gelu(x: Float[Tensor, "e nk f"]) -> Float[Tensor, "e nk f"]:
+    return Gelu.apply(x) if can_be_launched(x) else formulas.gelu(x)
+
+
 def sum_over_experts(
     outputs: Float[Tensor, "e n k d"], weights: Float[Tensor, "n e k"] | None, slots: Int[Tensor, "n e t"]
 ) -> Float[Tensor, "n t d"]:
@@ -369,7 +430,9 @@ def sum_over_experts(
     tokens = slots.shape[-1]
     out = torch.empty(n, tokens, width, dtype=outputs.dtype, device=outputs.device)
     weights = None if weights is None else weights.contiguous()
-    kernels.sum_over_experts_forward[(n * tokens,)](
+    launch(
+        "sum_over_experts_forward",
+        (n * tokens,),
         *(outputs.contiguous(), weights, slots.contiguous(), out, n, experts, tokens, k, width),
         WEIGHTED=weights is not None,
         **block_of(width),
@@ -388,6 +451,10 @@ def sum_over_experts_backward(
     experts, n, k, width = outputs.shape
     gradient, outputs, weights = gradient.contiguous(), outputs.contiguous(), weights.contiguous()
     of_outputs, of_weights = torch.empty_like(outputs), torch.empty_like(weights)
-    launched = kernels.sum_over_experts_backward[(experts * n * k,)]
-    launched(gradient, outputs, weights, rows, of_outputs, of_weights, n, experts, k, width, **block_of(width))
+    launch(
+        "sum_over_experts_backward",
+        (experts * n * k,),
+        *(gradient, outputs, weights, rows, of_outputs, of_weights, n, experts, k, width),
+        **block_of(width),
+    )
     return of_outputs, of_weights
