@@ -22,6 +22,7 @@ from microdit.training.run import network_settings
 from microdit.training.settings import TrainingSettings, bind, training_settings
 
 # Tables that fit on 80 columns: what a terminal has, and what is taken for it where there is none.
+ONE_RUN = [{}]  # the stages of a scale for which conf/plan.yaml has none
 PADDING = (0, 1, 0, 0)
 IN_A_COLUMN = {
     "parameters": "weights",
@@ -180,7 +181,7 @@ def show_plan(
 def plan_command(config: DictConfig) -> None:
     """Shows the plan that the command line asks for: each stage is this configuration with other choices."""
     own = trusted(config)
-    hardware, stages = own["hardware"], own["stages"][choices().get("scale", "laptop")]
+    hardware, stages = own["hardware"], own["stages"].get(choices().get("scale", "laptop"), ONE_RUN)
     composed = [with_choices("plan", decisive(changed)) for changed in stages]
     show_plan([(without_own(plan), chosen) for plan, chosen in composed], hardware, console)
 
