@@ -15,27 +15,21 @@ from microdit.model.dit import DiT
 
 
 def shard(network: DiT, mesh: DeviceMesh, bf16: bool) -> None:
-    """Shards every block of patch-mixer, backbone and captions (experts included), then what is left, in place.
+    """Shards every block of patch-mixer, backbone and captions (experts and norms included), then what is left, in
+    place. On a mesh of two dimensions (HSDP) the parts are those of the second, and the first has copies of them.
 
-    With `bf16` weights travel in bfloat16, but for those of layer norms, and are kept in float32; gradients are summed
-    in float32. Autocast decides what is computed in bfloat16, as it does without sharding.
+    With `bf16` weights travel in bfloat16 and are kept in float32; gradients are summed in float32. Autocast decides
+    what is computed in bfloat16, as it does without sharding; norms are computed in float32, from rounded weights.
     """
     # The output of the network is a view of another tensor, and nothing writes into it.
     warnings.filterwarnings("ignore", message=".*FSDP2-wrapped module .* returned a view tensor.*")
-    whole = MixedPrecisionPolicy(cast_forward_inputs=False)
-    halved = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else whole
-    blocks = [module for module in network.modules() if isinstance(module, DiTBlock | CaptionBlock)]
-    for block in blocks:
-        if bf16:
-            norms: list[nn.Module] = [module for module in block.modules() if isinstance(module, nn.LayerNorm)]
-            fully_shard(norms, mesh=mesh, mp_policy=whole)
-        fully_shard(block, mesh=mesh, mp_policy=halved)
-    if bf16:
-        for module in network.modules():
-            if isinstance(module, nn.LayerNorm) and not is_sharded(module):
-                fully_shard(module, mesh=mesh, mp_policy=whole)
+    types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if bf16 else {}
+    policy = MixedPrecisionPolicy(**types, cast_forward_inputs=False)
+    for module in list(network.modules()):
+        if isinstance(module, DiTBlock | CaptionBlock):
+            fully_shard(module, mesh=mesh, mp_policy=policy)
     # Back to parts also after the root's forward: checkpoints and the moving average read the parts.
-    fully_shard(network, mesh=mesh, mp_policy=halved, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def is_sharded(network: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from microdit.model.embeddings import in_full_precision
 from microdit.model.feed_forward import SwiGLU
-from microdit.model.operations import FORMULAS
+from microdit.model.operations import FORMULAS, WeightedNorm
 
 
 def attention_width(dim: int, ratio: float, head_dim: int) -> int:
@@ -86,9 +86,9 @@ class CaptionBlock(nn.Module):
 
     def __init__(self, dim: int, head_dim: int, multiple_of: int, bias: bool, norm_eps: float):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.norm1 = WeightedNorm(dim, norm_eps)
         self.attn = SelfAttention(dim, 1.0, head_dim, bias, norm_eps)
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.norm2 = WeightedNorm(dim, norm_eps)
         self.mlp = SwiGLU(dim, 4.0, multiple_of, bias)
 
     def forward(self, captions: Float[Tensor, "n l d"]) -> Float[Tensor, "n l d"]:
@@ -128,11 +128,11 @@ class DiTBlock(nn.Module):
         feed_forward: nn.Module,
     ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.norm1 = WeightedNorm(dim, norm_eps)
         self.attn = SelfAttention(dim, attention_ratio, head_dim, bias, norm_eps)
         self.cross_attn = CrossAttention(dim, head_dim, bias, norm_eps)
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
-        self.norm3 = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.norm2 = WeightedNorm(dim, norm_eps)
+        self.norm3 = WeightedNorm(dim, norm_eps)
         self.mlp = feed_forward
         self.adaLN_modulation = ConditioningLinear(conditioning_dim, 6 * dim)
 
@@ -169,7 +169,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, dim: int, patch_values: int, norm_eps: float):
         super().__init__()
-        self.norm_final = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.norm_final = WeightedNorm(dim, norm_eps)
         self.linear = nn.Linear(dim, patch_values)
         self.adaLN_modulation = ConditioningLinear(dim, 2 * dim)
 

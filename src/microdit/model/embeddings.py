@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from microdit.model.operations import WeightedNorm
+
 
 def sincos_position_table(
     rows: int, columns: int, dim: int, scale: float, max_period: float = 10000.0
@@ -82,7 +84,7 @@ class NormedMLP(nn.Module):
     def __init__(self, in_dim: int, dim: int, norm_eps: float):
         super().__init__()
         self.fc1 = nn.Linear(in_dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=norm_eps, bias=False)
+        self.norm = WeightedNorm(dim, norm_eps)
         self.fc2 = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch d"]:
@@ -104,4 +106,4 @@ def change_width(from_dim: int, to_dim: int, bias: bool, norm_eps: float) -> nn.
     """Tokens of one width for blocks of another: norm and linear layer, or nothing where the widths are equal."""
     if from_dim == to_dim:
         return nn.Identity()
-    return nn.Sequential(nn.LayerNorm(from_dim, eps=norm_eps, bias=False), nn.Linear(from_dim, to_dim, bias=bias))
+    return nn.Sequential(WeightedNorm(from_dim, norm_eps), nn.Linear(from_dim, to_dim, bias=bias))

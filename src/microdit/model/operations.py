@@ -12,6 +12,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
+class WeightedNorm(nn.LayerNorm):
+    """Layer norm with a weight and no bias. FSDP may bring the weight in bfloat16: it is computed in float32 then."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__(dim, eps=eps, bias=False)
+
+    def forward(self, input: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        weight = self.weight.float() if input.dtype == torch.float32 else self.weight
+        return F.layer_norm(input, self.normalized_shape, weight, eps=self.eps)
+
+
 def normalise(x: Float[Tensor, "n t h"], norm_eps: float) -> Float[Tensor, "n t h"]:
     """Layer norm without weight over the full width, all heads together: keeps attention logits bounded."""
     return F.layer_norm(x, x.shape[-1:], eps=norm_eps)

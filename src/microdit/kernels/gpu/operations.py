@@ -24,7 +24,7 @@ NUMBERS = 4096  # that one program of a kernel without rows takes
 HALVES = (torch.bfloat16, torch.float16)
 # What one program of attention holds, by registers: of several, which work while others wait for memory.
 FORWARD = {"QUERIES": 64, "num_warps": 4}
-FEW_QUERIES = {"QUERIES": 64, "KEYS": 32, "num_warps": 8, "num_stages": 2}
+FEW_QUERIES = {"QUERIES": 64, "KEYS": 32, "num_warps": 4, "num_stages": 1}
 FEW_KEYS = {"QUERIES": 32, "KEYS": 128, "num_warps": 4, "num_stages": 1}
 
 
