@@ -129,11 +129,6 @@ def test_silu_product(shape):
     assert_alike(FORMULAS.silu_product, FUSED.silu_product, randn(*shape), randn(*shape))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_gelu(shape):
-    assert_alike(FORMULAS.gelu, FUSED.gelu, randn(*shape))
-
-
 @pytest.mark.parametrize("lengths", [None, (5, 3), (1, 7)])
 def test_normalised_attention(lengths):
     """With itself, or of so many patches to so many caption tokens."""

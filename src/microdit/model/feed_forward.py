@@ -84,7 +84,7 @@ class ExpertChoice(nn.Module):
 
     def experts(self, gathered: Float[Tensor, "e nk d"]) -> Float[Tensor, "e nk d"]:
         """Each expert's layers on its own patches."""
-        return torch.bmm(self.operations.gelu(torch.bmm(gathered, self.w1)), self.w2)
+        return torch.bmm(F.gelu(torch.bmm(gathered, self.w1)), self.w2)
 
 
 def places_among_chosen(patches: Int[Tensor, "n e k"], count: int) -> Int[Tensor, "n e t"]:

@@ -116,11 +116,6 @@ def silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> Float[
     return F.silu(x) * y
 
 
-def gelu(x: Float[Tensor, "e nk f"]) -> Float[Tensor, "e nk f"]:
-    """x Phi(x), which experts have between their two layers."""
-    return F.gelu(x)
-
-
 def sum_over_experts(
     outputs: Float[Tensor, "e n k d"], weights: Float[Tensor, "n e k"] | None, slots: Int[Tensor, "n e t"]
 ) -> Float[Tensor, "n t d"]:
@@ -161,7 +156,6 @@ class Operations(NamedTuple):
     add_gated_then_norm: Callable[..., tuple[Tensor, Tensor]]
     add_then_modulated_norm: Callable[..., tuple[Tensor, Tensor]]
     silu_product: Callable[..., Tensor]
-    gelu: Callable[..., Tensor]
     sum_over_experts: Callable[..., Tensor]
     sum_over_experts_backward: Callable[..., tuple[Tensor, Tensor]]
 
@@ -173,7 +167,6 @@ FORMULAS = Operations(
     add_gated_then_norm,
     add_then_modulated_norm,
     silu_product,
-    gelu,
     sum_over_experts,
     sum_over_experts_backward,
 )

@@ -24,7 +24,6 @@ from microdit.model.operations import (
     Operations,
     add_gated,
     as_factor,
-    gelu,
     modulated_norm,
     normalised_attention,
     plain_norm,
@@ -87,7 +86,6 @@ def load_fused_operations() -> Operations:
         fused_add_gated_then_norm,
         fused_add_then_modulated_norm,
         fused_silu_product,
-        gelu,
         sum_over_experts,
         sum_over_experts_backward,
     )

@@ -178,28 +178,6 @@ def silu_product_backward(gradient, x, y, of_x, of_y, count, BLOCK: tl.constexpr
 
 
 @triton.jit
-def gelu_forward(x, out, count, BLOCK: tl.constexpr):
-    """x Phi(x), number by number."""
-    here = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = here < count
-    value = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
-    below = 0.5 + 0.5 * tl.erf(value * 0.7071067811865476)
-    tl.store(out + here, (value * below).to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def gelu_backward(gradient, x, of_x, count, BLOCK: tl.constexpr):
-    here = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = here < count
-    value = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
-    below = 0.5 + 0.5 * tl.erf(value * 0.7071067811865476)
-    density = 0.3989422804014327 * tl.exp(-0.5 * value * value)
-    slope = below + value * density
-    result = tl.load(gradient + here, mask=inside, other=0.0).to(tl.float32) * slope
-    tl.store(of_x + here, result.to(of_x.dtype.element_ty), mask=inside)
-
-
-@triton.jit
 def normalise_forward(packed, out, mean, rstd, rows, parts, width, eps, BLOCK: tl.constexpr):
     """Rows of the first parts of [rows, parts, width], as many as the second axis of the grid, without their mean and
     with a deviation of 1: [parts, rows, width]."""

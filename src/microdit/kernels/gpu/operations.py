@@ -38,7 +38,6 @@ def gpu_operations() -> Operations:
         add_gated_then_norm,
         add_then_modulated_norm,
         silu_product,
-        gelu,
         sum_over_experts,
         sum_over_experts_backward,
     )
@@ -267,25 +266,6 @@ class SiluProduct(torch.autograd.Function):
         return of_x, of_y
 
 
-class Gelu(torch.autograd.Function):
-    """x Phi(x)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        launch_on_numbers("gelu_forward", x, out)
-        ctx.save_for_backward(x)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        of_x = torch.empty_like(x)
-        launch_on_numbers("gelu_backward", gradients[0].contiguous(), x, of_x)
-        return of_x
-
-
 class NormaliseFirst(torch.autograd.Function):
     """Cuts [n, t, parts * width] into its parts, of which the first `normalised` are normalised row by row."""
 
@@ -414,10 +394,6 @@ def silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> Float[
     if not can_be_launched(x):
         return formulas.silu_product(x, y)
     return SiluProduct.apply(x, y)
-
-
-def gelu(x: Float[Tensor, "e nk f"]) -> Float[Tensor, "e nk f"]:
-    return Gelu.apply(x) if can_be_launched(x) else formulas.gelu(x)
 
 
 def sum_over_experts(
