@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Spread, check_writable, large_product, publish, take_turns
+from measuring import Spread, check_writable, large_product, publish, take_turns
 from train_step import CAPTION_LENGTH
 
 from microdit.kernels.cpu.host_memory import keep_freed_memory

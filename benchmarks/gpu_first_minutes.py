@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Spread, large_product, machine, seconds_of, synchronise
+from measuring import Spread, large_product, machine, seconds_of, synchronise
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile

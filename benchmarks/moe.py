@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Spread, check_writable, large_product, publish, supported, take_turns
+from measuring import Spread, check_writable, large_product, publish, supported, take_turns
 from memory import peak_bytes
 from one_hot import with_one_hot_experts
 from torch import nn

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from measure import Spread, publish
+from measuring import Spread, publish
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measure import Spread, check_writable, large_product, publish, take_turns
+from measuring import Spread, check_writable, large_product, publish, take_turns
 from memory import gigabytes, peak_bytes
 from one_hot import with_one_hot_experts
 from torch import Tensor, nn

@@ -180,6 +180,19 @@ def test_temperature_scales_the_noise_that_pictures_start_from(pipeline, monkeyp
     assert torch.equal(pipeline.generate(PROMPTS, **given), cooler)
 
 
+def test_the_precision_is_that_of_the_networks_products(pipeline):
+    exact, default, rounded = (
+        pipeline.generate(PROMPTS, seed=1, precision=precision, return_latents=True, **STEPS)
+        for precision in ("fp32", None, "bf16")
+    )
+    assert torch.equal(exact, default)  # on a CPU
+    assert rounded.dtype == torch.float32
+    error = (rounded - exact).norm() / exact.norm()
+    assert 1e-5 < error < 0.5
+    with pytest.raises(ValueError, match="no precision 'fp8'; choose from fp32, bf16"):
+        pipeline.generate(PROMPTS, precision="fp8", **STEPS)
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_that_is_none_is_refused(pipeline, temperature):
     with pytest.raises(ValueError, match="temperature scales the noise"):

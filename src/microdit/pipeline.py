@@ -39,6 +39,7 @@ from microdit.sampling.guidance import guided_denoiser
 from microdit.sampling.samplers import SAMPLERS, noise_schedule
 
 MOST_BLOCKS = 1000
+PRECISIONS = ("fp32", "bf16")
 WEIGHTS_FILE = "weights.safetensors"
 PIPELINE_CURE = "train.py resume=THE_RUN writes a run's anew, LatentDiffusion.save a saved folder's"
 
@@ -98,6 +99,7 @@ class LatentDiffusion(nn.Module):
         sampler: str = "heun",
         guidance_interval: Sequence[float] | None = None,
         temperature: float = 1.0,
+        precision: str | None = None,
         batch_size: int = 64,
         return_latents: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -114,16 +116,20 @@ class LatentDiffusion(nn.Module):
         low < sigma <= high, between 80 and 0.002. `temperature` scales the noise a picture starts from: below 1
         pictures are smoother, more typical and less varied, which suits a network that was trained for minutes.
 
-        Weights and activations are float32; `torch.autocast` around the call makes the products bfloat16.
+        Weights are float32, and so is the sampler's arithmetic; `precision` is that of the network's products: "fp32",
+        "bf16" (autocast), or None for bf16 on a GPU and fp32 elsewhere.
 
-        Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, for a sampler it does not
-        know, an interval that is none, a temperature that is not above 0, or a size that the autoencoder and patches
-        do not divide; FileNotFoundError, before anything is drawn, where the encoders' weights cannot be had.
+        Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, for a sampler or precision
+        it does not know, an interval that is none, a temperature that is not above 0, or a size that the autoencoder
+        and patches do not divide; FileNotFoundError, before anything is drawn, where the encoders' weights cannot be
+        had.
         """
         if (prompt is None) == (tokenized_prompts is None):
             raise ValueError("generate() wants either prompt=... or tokenized_prompts=...")
         if sampler not in SAMPLERS:
             raise ValueError(f"there is no sampler '{sampler}'; choose from {', '.join(SAMPLERS)}")
+        if precision not in (None, *PRECISIONS):
+            raise ValueError(f"there is no precision '{precision}'; choose from {', '.join(PRECISIONS)}")
         if batch_size < 1:
             raise ValueError(f"batch_size is how many pictures are drawn at once: 1 or more, got {batch_size}")
         self.load_encoders(captions_only=return_latents)
@@ -142,6 +148,7 @@ class LatentDiffusion(nn.Module):
             if progress is not None:
                 progress(next(done), evaluations)
 
+        halved = precision == "bf16" or (precision is None and self.device.type == "cuda")
         training = self.dit.training
         self.dit.eval()
         pictures = []
@@ -149,9 +156,10 @@ class LatentDiffusion(nn.Module):
             for batch in batches:
                 noise = temperature * torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
                 captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
-                latents = self.sample(
-                    noise, captions, sampler, num_inference_steps, guidance_scale, guidance_interval, report
-                )
+                with torch.autocast(self.device.type, torch.bfloat16) if halved else nullcontext():
+                    latents = self.sample(
+                        noise, captions, sampler, num_inference_steps, guidance_scale, guidance_interval, report
+                    )
                 pictures.append(latents if return_latents else self.autoencoder.decode(latents))
         finally:
             self.dit.train(training)

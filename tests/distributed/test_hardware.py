@@ -32,3 +32,18 @@ def test_more_devices_than_images_are_refused():
 def test_micro_batches_that_do_not_divide_are_refused_with_those_that_do():
     with pytest.raises(SettingsError, match=r"device's 12 images .*device_batch_size=1, 2, 3, 4, 6, 12$"):
         divide(24, 2, 5)
+
+
+def test_steps_are_launched_as_graphs_where_one_gpu_trains_alone(run_settings):
+    def graphed(*overrides):
+        return run_settings(*overrides).trainer.graphed
+
+    gpu = "trainer.accelerator=gpu"
+    assert graphed(gpu, "trainer.compile=null")
+    assert not graphed(gpu, "trainer.compile=false")
+    assert not graphed(gpu, "trainer.compile=null", "trainer.devices=2")
+    assert not graphed(gpu, "trainer.compile=null", "trainer.cuda_graphs=false")
+    assert not graphed()
+    for overrides in (["trainer.cuda_graphs=true"], [gpu, "trainer.cuda_graphs=true", "trainer.devices=2"]):
+        with pytest.raises(SettingsError, match="one GPU that trains alone"):
+            graphed(*overrides)

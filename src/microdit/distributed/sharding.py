@@ -23,8 +23,8 @@ def shard(network: DiT, mesh: DeviceMesh, bf16: bool) -> None:
     """
     # The output of the network is a view of another tensor, and nothing writes into it.
     warnings.filterwarnings("ignore", message=".*FSDP2-wrapped module .* returned a view tensor.*")
-    types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if bf16 else {}
-    policy = MixedPrecisionPolicy(**types, cast_forward_inputs=False)
+    halved = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    policy = halved if bf16 else MixedPrecisionPolicy(cast_forward_inputs=False)
     for module in list(network.modules()):
         if isinstance(module, DiTBlock | CaptionBlock):
             fully_shard(module, mesh=mesh, mp_policy=policy)

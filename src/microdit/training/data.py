@@ -1,6 +1,7 @@
 """A run's data: opening it, batches of latents by position with their chance, and a word when it is waited for."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from threading import Event, Thread
@@ -14,14 +15,15 @@ from microdit.data.prepare.plan import Recipe
 from microdit.data.stream.batches import GlobalBatches, LatentLoader
 from microdit.data.stream.opening import open_mix
 from microdit.data.stream.stream import LatentStream
-from microdit.distributed.hardware import divide_batch
+from microdit.distributed.hardware import TrainerSettings, divide_batch
 from microdit.pipeline import LatentDiffusion
 from microdit.progress import progress_bar
 from microdit.training.draws import TRAINING, VALIDATION, Samples
-from microdit.training.settings import TrainingSettings, bind
+from microdit.training.settings import ReadingSettings, TrainingSettings, bind
 
 log = logging.getLogger(__name__)
 SHARDS_NAMED = 4
+MOST_THREADS = 8
 
 
 class WatchedLoader:
@@ -101,9 +103,11 @@ class LatentData(L.LightningDataModule):
         super().__init__()
         stage, self.hardware, self.reading = settings.resolution_stage, settings.trainer, settings.reading
         self.global_batch_size = stage.global_batch_size
-        self.train_samples = Samples(train, settings.seed, TRAINING, patch_size, stage.caption_dropout)
+        self.workers = reading_threads(self.reading, self.hardware)
+        pins = self.hardware.accelerator == "gpu"
+        self.train_samples = Samples(train, settings.seed, TRAINING, patch_size, stage.caption_dropout, pins)
         # Validation's noise is the same in every run, whatever its seed, so that runs can be compared.
-        self.validation_samples = Samples(validation, 0, VALIDATION, patch_size, caption_dropout=0.0)
+        self.validation_samples = Samples(validation, 0, VALIDATION, patch_size, caption_dropout=0.0, pin_memory=pins)
         self.watched: WatchedLoader | None = None
 
     def train_dataloader(self) -> WatchedLoader:
@@ -116,7 +120,7 @@ class LatentData(L.LightningDataModule):
             start_step=self.trainer.global_step,
         )
         self.watched = WatchedLoader(
-            LatentLoader(self.train_samples, batches, self.reading.num_workers),
+            LatentLoader(self.train_samples, batches, self.workers),
             batches,
             self.train_samples.latents.shards_of,
             rank=self.trainer.global_rank,
@@ -132,7 +136,17 @@ class LatentData(L.LightningDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
-        return LatentLoader(self.validation_samples, batches, self.reading.num_workers)
+        return LatentLoader(self.validation_samples, batches, self.workers)
+
+
+def reading_threads(reading: ReadingSettings, hardware: TrainerSettings) -> int:
+    """Threads that make batches ahead: what `reading` says, or 1 beside a CPU, which has enough to do, and those of its
+    share of the cores, but for one, beside a GPU."""
+    if reading.num_workers is not None:
+        return reading.num_workers
+    if hardware.accelerator != "gpu":
+        return 1
+    return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // hardware.devices - 1))
 
 
 def validation_batches(samples: int, batch_size: int, rank: int, world_size: int) -> list[list[int]]:

@@ -54,9 +54,17 @@ def draw_chance(
 class Samples:
     """Samples of a stream together with their chance, by position: all that a step of training needs."""
 
-    def __init__(self, latents: LatentStream, seed: int, stream: int, patch_size: int, caption_dropout: float):
+    def __init__(
+        self,
+        latents: LatentStream,
+        seed: int,
+        stream: int,
+        patch_size: int,
+        caption_dropout: float,
+        pin_memory: bool = False,
+    ):
         self.latents, self.seed, self.stream = latents, seed, stream
-        self.patch_size, self.caption_dropout = patch_size, caption_dropout
+        self.patch_size, self.caption_dropout, self.pin_memory = patch_size, caption_dropout, pin_memory
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -66,4 +74,6 @@ class Samples:
         batch = self.latents.__getitems__(positions)
         shape = tuple(batch["latents"].shape)[1:]
         chance = draw_chance(self.seed, self.stream, positions, shape, self.patch_size, self.caption_dropout)
+        if self.pin_memory:  # so that copies to a GPU do not wait for it
+            chance = Chance(Draws(*(drawn.pin_memory() for drawn in chance.draws)), chance.drop_caption.pin_memory())
         return {**batch, "draws": chance.draws, "drop_caption": chance.drop_caption}

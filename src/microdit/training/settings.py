@@ -77,7 +77,7 @@ class ReadingSettings:
     """How shards are read: threads that read ahead, what to do with broken samples, where remote shards are kept, and
     after how long a wait for them is reported."""
 
-    num_workers: int
+    num_workers: int | None
     on_corrupt: str
     max_corrupt_share: float
     cache_folder: str | None

@@ -24,22 +24,24 @@ class GraphedGradients:
     def __init__(self, loss_of: Callable[[Any, Any], tuple[Tensor, Any]], parameters: Sequence[nn.Parameter]):
         self.loss_of, self.parameters = loss_of, parameters
         self.recorded: Any = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.told: Any = None
         self.gradients: list[Tensor | None] = []
 
     def __call__(self, batch: Any, case: Any) -> Any:
         """What `loss_of` tells beside the loss, with the gradients of this batch in `gradients`."""
         given, structure = tree_flatten(batch)
         kind = (case, structure, [(x.shape, x.dtype) for x in given])
-        if self.recorded != kind:
-            self.record(given, structure, case)
+        if self.graph is None or self.recorded != kind:
+            self.graph = None  # and its memory, before another takes as much
+            self.graph = self.record(given, structure, case)
             self.recorded = kind
         torch._foreach_copy_(self.inputs, given)
         self.graph.replay()
         return self.told
 
-    def record(self, given: list[Tensor], structure: Any, case: Any) -> None:
-        self.graph = self.told = None
-        self.gradients = []
+    def record(self, given: list[Tensor], structure: Any, case: Any) -> torch.cuda.CUDAGraph:
+        self.told, self.gradients = None, []
         self.inputs = [x.clone() for x in given]
         batch = tree_unflatten(self.inputs, structure)
         beside = torch.cuda.Stream()
@@ -54,7 +56,7 @@ class GraphedGradients:
             self.told = self.differentiate(batch, case)
         self.gradients = [parameter.grad for parameter in self.parameters]
         self.forget_gradients()
-        self.graph = graph
+        return graph
 
     def differentiate(self, batch: Any, case: Any) -> Any:
         self.forget_gradients()

@@ -135,7 +135,7 @@ def launch_norm_backward(
     """From the gradients of x + gate y and of its norm, which has a gate or is modulated; a gate needs `y`."""
     n, tokens, width = total.shape
     of_total = None if of_total is None else of_total.contiguous()
-    of_x, of_y = torch.empty_like(total), None if gate is None else torch.empty_like(y)
+    of_x, of_y = torch.empty_like(total), None if gate is None or y is None else torch.empty_like(y)
     parts = -(-tokens // PART)
     sums = torch.empty(n, parts, 2, width, dtype=torch.float32, device=total.device)
     launch(
@@ -188,7 +188,8 @@ class AddGatedThenNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         total, y, gate, weight, *statistics = ctx.saved_tensors
-        found = launch_norm_backward(*gradients, total, y, gate, weight, None, *statistics)
+        of_total, of_normed = gradients
+        found = launch_norm_backward(of_total, of_normed, total, y, gate, weight, None, *statistics)
         return found.x.to(ctx.kind), found.gate, found.y, found.weight, None
 
 
@@ -209,7 +210,8 @@ class AddThenModulatedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         total, weight, scale, *statistics = ctx.saved_tensors
-        found = launch_norm_backward(*gradients, total, None, None, weight, scale, *statistics)
+        of_total, of_normed = gradients
+        found = launch_norm_backward(of_total, of_normed, total, None, None, weight, scale, *statistics)
         of_x, of_y = (None if kind is None else found.x.to(kind) for kind in ctx.kinds)
         return of_x, of_y, found.weight, found.shift, found.scale, None
 

@@ -98,7 +98,7 @@ class Telemetry(L.Callback):
         return {
             "train/gradient_norm": float(task.gradient_norm),
             "train/learning_rate": task.learning_rate,
-            "train/skipped_steps": task.skipped_steps,
+            "train/skipped_steps": int(task.skipped_steps),
             "train/patches_kept": kept_tokens(task.network, ratio)[0],
             "train/images_per_second": speed,
             "train/mfu": achieved / (self.hardware.world_size * self.peak_flops),
