@@ -1,7 +1,6 @@
 """The released networks and their encoders: what a file of weights is, told from its keys and shapes alone."""
 
 import math
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microdit.build import SettingsError
+from microdit.checkpoints.archive import check_torch_file
 from microdit.checkpoints.export import read_weights
-from microdit.checkpoints.reading import CheckpointError, check_archive, check_tensors, load_weights, told
+from microdit.checkpoints.reading import CheckpointError, check_tensors, load_weights, told
 from microdit.files import is_refusal, size_of_file
 from microdit.model.sizes import RELEASED, TINY, XL, layerwise_scaled_dit
 
@@ -95,10 +95,8 @@ def read_released(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = read_weights(path)
         else:
-            if packed := zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as archive:
-                    check_archive(archive, path)
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
+            check_torch_file(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             check_tensors(content)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}") from error

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from microdit.checkpoints.archive import check_torch_archive
 from microdit.files import read_json, write_json
 from microdit.runs.folder import SHARDED_MARK
 
@@ -78,6 +79,7 @@ class HarmlessReader(FileSystemReader):
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = HarmlessUnpickler(file).load()
         check_parts(metadata, Path(self.path))
+        check_archives(metadata, Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
@@ -100,6 +102,20 @@ def check_parts(metadata: Metadata, folder: Path) -> None:
     told = sum(math.prod(kind.size) * kind.properties.dtype.itemsize for kind in kinds)
     if told > held:
         raise ValueError(f"its .metadata tells of {told:,} bytes of tensors, its files have {held:,}")
+
+
+def check_archives(metadata: Metadata, folder: Path) -> None:
+    """Raises ValueError where a tensor's bytes are no torch file of their own that is read as it lies there."""
+    parts: dict[str, list[Any]] = {}
+    for part in (metadata.storage_data or {}).values():
+        parts.setdefault(part.relative_path, []).append(part)
+    for name, within in parts.items():
+        size = (folder / name).stat().st_size
+        with (folder / name).open("rb") as file:
+            for part in within:
+                if not 0 <= part.offset <= part.offset + part.length <= size:
+                    raise ValueError(f"its .metadata tells of bytes that {name} does not have")
+                check_torch_archive(file, part.offset, part.length)
 
 
 def tensor_shapes(folder: Path) -> dict[str, TensorStorageMetadata]:

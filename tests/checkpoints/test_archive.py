@@ -1,0 +1,128 @@
+"""Torch files are read as tensors that lie in them and nothing else, whatever their archive and pickle say."""
+
+import io
+import pickle
+import struct
+import zipfile
+
+import pytest
+import torch
+
+from microdit.checkpoints.archive import check_torch_archive, check_torch_file
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "saved.pt"
+    tensors = {
+        "a": torch.randn(5, 3),
+        "b": torch.zeros(2, dtype=torch.bfloat16),
+        "c": torch.nn.Parameter(torch.ones(1)),
+    }
+    torch.save({"tensors": tensors, "size": torch.Size([2]), "kind": torch.float16, "plain": [1, None, "x", 0.5]}, path)
+    return path
+
+
+def rewritten(path, changed, packing=zipfile.ZIP_STORED):
+    """The same archive by Python's writer, with other contents for some members."""
+    with zipfile.ZipFile(path) as archive:
+        held = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for name, content in held.items():
+            archive.writestr(name, changed.get(name.rpartition("/")[2], content))
+
+
+def test_what_torch_writes_is_read_alone_and_inside_another_file(saved):
+    check_torch_file(saved)
+    inside = io.BytesIO(b"before" + saved.read_bytes() + b"after")
+    check_torch_archive(inside, 6, saved.stat().st_size)
+    rewritten(saved, {})
+    check_torch_file(saved)
+    assert torch.load(saved, weights_only=True)["plain"] == [1, None, "x", 0.5]
+
+
+def test_a_packed_archive_is_refused(saved):
+    rewritten(saved, {"data.pkl": b"(" * 1_000_000}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="packed archive"):
+        check_torch_file(saved)
+
+
+def nested_bytes() -> bytes:
+    """Ten bytes, made twice as many again and again."""
+    made = b"cbuiltins\nbytearray\n(X\x04\x00\x00\x00aaaaX\x06\x00\x00\x00latin1tR"
+    return b"\x80\x02" + made + b"."
+
+
+def encoded_text() -> bytes:
+    return b"\x80\x02c_codecs\nencode\nX\x04\x00\x00\x00aaaaX\x06\x00\x00\x00latin1\x86R."
+
+
+@pytest.mark.parametrize(
+    ("pickled", "told"),
+    [
+        (nested_bytes(), "names builtins.bytearray, and tensors alone"),
+        (encoded_text(), "names _codecs.encode"),
+        (b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.", "names os.system"),
+        (b"\x80\x02ctorch\nload\nX\x02\x00\x00\x00ls\x85R.", "names torch.load"),
+        (pickle.dumps(bytearray(8), protocol=5), "uses"),
+        (pickle.dumps(torch.Size, protocol=4), "uses STACK_GLOBAL"),
+        (b"\x80\x02(\xff", "damaged|opcode"),
+        (b"", "exhausted"),
+    ],
+)
+def test_a_pickle_that_makes_anything_but_tensors_is_refused(saved, pickled, told):
+    rewritten(saved, {"data.pkl": pickled})
+    with pytest.raises(ValueError, match=told):
+        check_torch_file(saved)
+
+
+def test_an_archive_with_two_directories_is_refused(saved):
+    """Python would read one of them and torch the other."""
+    harmless = saved.read_bytes()
+    rewritten(saved, {"data.pkl": encoded_text()})
+    other = saved.read_bytes()
+    saved.write_bytes(other + harmless)
+    with pytest.raises(ValueError, match=r"does not end where it should|two ends|not what its directory says"):
+        check_torch_file(saved)
+
+
+def test_an_archive_whose_ends_tell_different_things_is_refused(saved):
+    content = bytearray(saved.read_bytes())
+    *_, count, size, offset, comment = struct.unpack_from("<4sHHHHLLH", content, len(content) - 22)
+    struct.pack_into("<L", content, len(content) - 22 + 16, offset - 1)
+    saved.write_bytes(content)
+    with pytest.raises(ValueError, match="told of twice"):
+        check_torch_file(saved)
+    assert count
+    assert size
+    assert not comment
+
+
+def test_members_that_share_bytes_are_refused(saved):
+    """A small file would be as large in memory as it has members."""
+    content = bytearray(saved.read_bytes())
+    first = content.index(b"PK\1\2")
+    second = content.index(b"PK\1\2", first + 4)
+    # A directory whose second entry is the first one's copy, under a name of the same length.
+    length = second - first
+    entry = bytearray(content[first:second])
+    entry[46 + 5] ^= 1
+    content[second:second] = entry
+    for at, layout in ((len(content) - 22, "<4sHHHHLLH"), (len(content) - 22 - 20 - 56, "<4sQHHLLQQQQ")):
+        fields = list(struct.unpack_from(layout, content, at))
+        counts, size = ((3, 4), 5) if layout.endswith("H") else ((6, 7), 8)
+        for field in counts:
+            fields[field] += 1
+        fields[size] += length
+        struct.pack_into(layout, content, at, *fields)
+    struct.pack_into("<Q", content, len(content) - 22 - 20 + 8, len(content) - 22 - 20 - 56)
+    saved.write_bytes(content)
+    with pytest.raises(ValueError, match=r"overlap|not what its directory says"):
+        check_torch_file(saved)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 21, 22, 100, -1])
+def test_a_file_that_ends_too_early_is_refused(saved, kept):
+    saved.write_bytes(saved.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="no torch file"):
+        check_torch_file(saved)
