@@ -19,10 +19,13 @@ from microdit.build import SettingsError
 from microdit.checkpoints.reading import CheckpointError, read_checkpoint
 from microdit.checkpoints.released import read_released
 from microdit.commands.compose import as_text, changed_values
+from microdit.data.prepare.embedded import EmbeddedShapes
+from microdit.distributed.hardware import check_hardware
 from microdit.encoders.open_clip_text import OpenClipTextEncoder
 from microdit.pipeline import LatentDiffusion
 from microdit.reports.report import report
 from microdit.runs.folder import places_named, refuse_links
+from microdit.training.settings import bind
 
 NOW = OmegaConf.create({"trainer": {"max_steps": 1, "max_flops": None}, "reading": {"cache_folder": "/home/me/cache"}})
 WANDB = {"_target_": "lightning.pytorch.loggers.WandbLogger", "project": "theirs", "offline": False}
@@ -219,3 +222,42 @@ def test_a_report_is_not_written_through_links(tmp_path):
     (tmp_path / "table.tex").symlink_to(tmp_path.parent / "elsewhere")
     with pytest.raises(SettingsError, match="is a link to"):
         report(tmp_path, [], Console(quiet=True))
+
+
+def test_shapes_are_made_where_somebody_typed_it_and_not_where_a_file_says(tmp_path):
+    foreign = {
+        "paths": {"data_root": str(tmp_path / "elsewhere")},
+        "data_mix": {"embedded": {"domains": ["synthetic"], "counts": {"train": 1}}},
+    }
+    with pytest.raises(SettingsError, match=r"would have to be made.*type it: paths\.data_root="):
+        resumed(foreign)
+    typed = f"paths.data_root={tmp_path}/elsewhere"
+    assert resumed(foreign, typed)["paths"]["data_root"] == f"{tmp_path}/elsewhere"
+    (tmp_path / "elsewhere" / "shapes_synthetic").mkdir(parents=True)
+    assert resumed(foreign)["paths"]["data_root"] == f"{tmp_path}/elsewhere"  # nothing has to be made there
+    assert resumed({**foreign, "data_mix": {"embedded": None}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"domains": ["../../elsewhere"]}, "domains knows real and synthetic"),
+        ({"counts": {"../train": 5}}, "the splits are train and validation"),
+        ({"counts": {"train": 10**12}}, "of 1 to 100,000,000 scenes"),
+        ({"processes": 100_000}, "processes=100000: from 1 to"),
+    ],
+)
+def test_embedded_shapes_that_cannot_be_meant_are_refused(settings, told):
+    with pytest.raises(SettingsError, match=told):
+        bind(EmbeddedShapes, settings, "data_mix.embedded")
+
+
+@pytest.mark.parametrize("setting", ["reading.num_workers=100000", "reading.num_workers=-1"])
+def test_threads_by_the_thousand_are_refused(run_settings, setting):
+    with pytest.raises(SettingsError, match="from 0 to 256"):
+        run_settings(setting)
+
+
+def test_processes_by_the_thousand_are_refused(run_settings):
+    with pytest.raises(SettingsError, match=r"processes on .* cores cannot be meant"):
+        check_hardware(run_settings("trainer.devices=100000").trainer)

@@ -113,3 +113,9 @@ def test_nothing_is_saved_or_trained():
 def test_impossible_sizes_are_refused(channels, length, word):
     with pytest.raises(ValueError, match=word):
         WordsTextEncoder(channels=channels, length=length)
+
+
+@pytest.mark.parametrize("size", [{"length": 2_000_000}, {"channels": 8_000_000}])
+def test_captions_of_millions_of_numbers_are_refused_before_they_take_memory(size):
+    with pytest.raises(ValueError, match="cannot be meant"):
+        WordsTextEncoder(**size)

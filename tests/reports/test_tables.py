@@ -182,6 +182,8 @@ def test_nothing_is_compared_with_a_row_that_has_not_finished(results, tmp_path)
         ({"columns": ["validation/los"]}, "no run has 'validation/los'"),
         ({"columns": [{"title": "loss"}]}, "does not name its column"),
         ({"columns": [{"column": "validation/loss", "format": ".3q"}]}, r"no format '\.3q'"),
+        ({"columns": [{"column": "validation/loss", "format": "2000000000f"}]}, r"no format '2000000000f'"),
+        ({"columns": [{"column": "validation/loss", "format": ".2000000000f"}]}, r"no format '\.2000000000f'"),
         ({"rows": [{"column": MASKING, "title": ["a", "b"], "labels": {"none": "c"}}]}, "1 texts, .* 2 titles"),
         ({"rows": [MASKING, RATIO], "expected": ["none"]}, "needs 2 values"),
         ({"rows": [MASKING, RATIO], "reference": "none"}, "the reference row .* needs 2 values"),

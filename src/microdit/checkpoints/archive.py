@@ -8,7 +8,7 @@ import pickletools
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -59,7 +59,9 @@ def members(file: BinaryIO, start: int, length: int) -> list[Member]:
         raise ValueError("it is no torch file, or not all of it")
     _, _, _, count, size, offset = numbers
     directory_end = end - END.size
-    place = unpack(PLACE_64, file, directory_end - PLACE_64.size) if length > END.size + PLACE_64.size else (b"",)
+    place: tuple[Any, ...] = (b"",)
+    if length > END.size + PLACE_64.size:
+        place = unpack(PLACE_64, file, directory_end - PLACE_64.size)
     if place[0] == b"PK\6\7":
         directory_end = directory_end - PLACE_64.size - END_64.size
         signature, rest, *_, count_64, size_64, offset_64 = unpack(END_64, file, directory_end)
@@ -117,7 +119,7 @@ def in_64_bits(extra: bytes, *numbers: int) -> list[int]:
     return [next(rest) if number == IN_64_BITS else number for number in numbers]
 
 
-def unpack(layout: struct.Struct, file: BinaryIO, at: int) -> tuple:
+def unpack(layout: struct.Struct, file: BinaryIO, at: int) -> tuple[Any, ...]:
     """The fields that lie there; ValueError where the file has none."""
     if at < 0:
         raise ValueError("it is no torch file, or not all of it")

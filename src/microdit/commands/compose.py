@@ -169,7 +169,9 @@ def changed_values(
             raise SettingsError(f"{key} is {was} in {where}: a resumed run keeps its {what}, it cannot become {value}")
         OmegaConf.update(config, key, value)
     changed = plain(config)
-    refuse_destinations(changed, {o.key_or_group for o in parsed}, now, where)
+    typed = {override.key_or_group for override in parsed}
+    refuse_destinations(changed, typed, now, where)
+    refuse_to_make_data(changed, typed, now, where)
     return changed, chosen
 
 
@@ -203,6 +205,23 @@ def refuse_destinations(config: Mapping[str, Any], typed: set[str], now: DictCon
             continue
         if value != OmegaConf.select(now, key):
             raise SettingsError(f"{where / CONFIG_FILE} says {key}={value}. {NOT_BY_FILE}: {key}={value}")
+
+
+def refuse_to_make_data(config: Mapping[str, Any], typed: set[str], now: DictConfig, where: Path) -> None:
+    """Raises SettingsError where a run's file alone names a folder in which the embedded shapes would have to be made:
+    nothing is written outside the run because its file says so."""
+    root = config.get("paths", {}).get("data_root")
+    embedded = config.get("data_mix", {}).get("embedded")
+    if not embedded or root is None or root == OmegaConf.select(now, "paths.data_root"):
+        return
+    if {"paths", "paths.data_root"} & typed:
+        return
+    folders = [Path(root) / f"shapes_{domain}" for domain in embedded.get("domains", [])]
+    if not all(folder.is_dir() for folder in folders):
+        raise SettingsError(
+            f"{where / CONFIG_FILE} says paths.data_root={root}, where the embedded shapes would have to be made, and "
+            f"no run's file may say where to write. If you mean it, type it: paths.data_root={root}"
+        )
 
 
 def key_exists(config: DictConfig, key: str) -> bool:

@@ -17,6 +17,8 @@ from microdit.build import SettingsError
 from microdit.checkpoints.writing import CheckpointFiles
 from microdit.distributed.sharded_strategy import ShardedStrategy
 
+MOST_PROCESSES_A_CORE = 8
+
 
 @dataclass(frozen=True)
 class TrainerSettings:
@@ -164,6 +166,12 @@ def check_hardware(hardware: TrainerSettings) -> None:
                 f"trainer.devices={hardware.devices} GPUs are asked for, torch finds {there} here. "
                 f"Choose trainer=cpu, or {instead}"
             )
+    cores = os.cpu_count() or 1
+    if hardware.accelerator == "cpu" and hardware.devices > MOST_PROCESSES_A_CORE * cores:
+        raise SettingsError(
+            f"trainer.devices={hardware.devices} processes on {cores} cores cannot be meant: "
+            f"{MOST_PROCESSES_A_CORE * cores} are the most"
+        )
     if is_rank() and int(os.environ["WORLD_SIZE"]) != hardware.world_size:
         raise SettingsError(
             f"{os.environ['WORLD_SIZE']} processes were started, the settings ask for {hardware.nodes} x "

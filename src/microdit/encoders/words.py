@@ -42,6 +42,9 @@ def position_vectors(length: int, channels: int) -> Float[Tensor, "l d"]:
     return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+MOST_TOKENS, MOST_CHANNELS = 4096, 16384  # of a caption: each picture is read with as many numbers as both say
+
+
 class WordsTextEncoder(TextEncoder):
     """Captions as lower-case words, each a fixed vector that needs no file and no vocabulary.
 
@@ -57,6 +60,11 @@ class WordsTextEncoder(TextEncoder):
         if channels < 8 or channels % 8:
             raise ValueError(
                 f"channels must be a multiple of 8 (a quarter of them are sines and cosines), got {channels}"
+            )
+        if channels > MOST_CHANNELS or length > MOST_TOKENS:
+            raise ValueError(
+                f"captions of {length:,} tokens of {channels:,} channels cannot be meant: {MOST_TOKENS} and "
+                f"{MOST_CHANNELS} are the most"
             )
         if length < 2:
             raise ValueError(f"length must leave room for a word and the end-of-text token, got {length}")

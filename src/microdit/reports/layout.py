@@ -1,5 +1,6 @@
 """What a report shows: a small report.yaml beside the results, or the same worked out from how the runs differ."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -32,6 +33,9 @@ class RowKey:
         return self.labels.get(value, (value or "–", *["–"] * (len(self.titles) - 1)))
 
 
+FORMAT = re.compile(r"\+?,?(\.\d{1,2})?[efgEFG%]?")  # no widths: they would be as long as they say
+
+
 @dataclass(frozen=True)
 class Column:
     """A number to show, mean and spread over seeds: `scale` times it, in Python's format language.
@@ -46,10 +50,8 @@ class Column:
     spread: bool = True
 
     def __post_init__(self) -> None:
-        try:
-            format(1.0, self.format)
-        except ValueError as error:
-            raise SettingsError(f"{self.title}: no format '{self.format}' ({error}); use such as .3f or .3g") from error
+        if not FORMAT.fullmatch(self.format):
+            raise SettingsError(f"{self.title}: no format '{self.format}'; use such as .3f, .3g, ,.0f or .1%")
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,9 @@ class DataMixSettings:
         return replace(self, sources=[source for source in self.sources if source.get("kind") in self.kinds])
 
 
+MOST_THREADS = 256
+
+
 @dataclass(frozen=True)
 class ReadingSettings:
     """How shards are read: threads that read ahead, what to do with broken samples, where remote shards are kept, and
@@ -85,6 +88,8 @@ class ReadingSettings:
     stall_seconds: float
 
     def __post_init__(self) -> None:
+        if self.num_workers is not None and not 0 <= self.num_workers <= MOST_THREADS:
+            raise SettingsError(f"reading.num_workers must be from 0 to {MOST_THREADS}, got {self.num_workers}")
         if not self.stall_seconds > 0:
             raise SettingsError(f"reading.stall_seconds must be above 0, got {self.stall_seconds}")
 

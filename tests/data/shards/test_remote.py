@@ -194,3 +194,19 @@ def test_a_server_that_lists_its_files_is_a_folder_of_tars(tmp_path: Path, serve
         TarSource(f"{url}/nothing").shards()
     with pytest.raises(RemoteFileError, match="cannot be listed"):
         TarSource("http://127.0.0.1:1/tars").shards()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "github://a:b@/c",
+        "ssh://host/file",
+        "simplecache::http://host/a",
+        "zip://a::http://host/b",
+    ],
+)
+def test_addresses_are_those_of_files_on_servers(tmp_path, url):
+    with pytest.raises(RemoteFileError, match="addresses begin with https://"):
+        fetch(url, tmp_path / "target")
+    assert not (tmp_path / "target").exists()

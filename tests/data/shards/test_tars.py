@@ -1,14 +1,17 @@
 import fcntl
 import os
 import signal
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import webdataset
 
+from microdit.data.shards.tars import TarError, tar_members
 from microdit.files import alone_in, claim
 
 
@@ -75,3 +78,16 @@ def test_a_lock_ends_with_its_block_though_a_process_was_forked_meanwhile(tmp_pa
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_thousands_of_headers_for_one_member_are_damage(tmp_path):
+    """tarfile reads each of them by calling itself."""
+    path = tmp_path / "names.tar"
+    with path.open("wb") as file:
+        for _ in range(5000):
+            header = tarfile.TarInfo("././@LongLink")
+            header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2
+            file.write(header.tobuf(tarfile.GNU_FORMAT) + b"a\0" + bytes(510))
+        file.write(bytes(1024))
+    with pytest.raises(TarError, match="no readable uncompressed tar"):
+        list(tar_members(path))

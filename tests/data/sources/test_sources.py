@@ -327,3 +327,15 @@ def test_what_is_no_ordinary_file_or_larger_than_any_picture_is_listed_and_not_w
 def test_braces_that_mean_more_tars_than_there_are_end_soon(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="means more than 1,000,000 tars"):
         TarSource(str(tmp_path / "{1..2000000000}.tar")).tars()
+
+
+def test_captions_by_the_hundred_thousand_are_listed_and_not_read(tmp_path: Path) -> None:
+    many = json.dumps({"caption": ["x"] * 100_000})
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "a.json").write_text(many)
+    (tmp_path / "t.jsonl").write_text(json.dumps({"image": "a.jpg", "caption": ["x"] * 100_000}) + "\n")
+    folder, table = FolderSource(str(tmp_path)), TableSource(str(tmp_path / "t.jsonl"), image_column="image")
+    for source in (folder, table):
+        (told,) = source.read(0)
+        assert isinstance(told, Unreadable)
+        assert "100,000 captions, and 1000 of a picture are the most" in told.reason

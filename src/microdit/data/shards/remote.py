@@ -16,6 +16,7 @@ import fsspec
 
 from microdit.files import alone_in, partial_name
 
+PROTOCOLS = ("https", "http", "s3", "gs", "gcs", "az", "abfs", "hf")
 ATTEMPTS = 8
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 30.0
@@ -32,6 +33,14 @@ class RemoteFileError(OSError):
 def is_remote(location: str) -> bool:
     """Whether a location is a URL rather than a local path."""
     return "://" in location and not location.startswith("file://")
+
+
+def check_protocol(url: str) -> None:
+    """Raises RemoteFileError where something else than a file on a server is meant: fsspec also knows protocols that
+    reach into archives and repositories, or run what others run."""
+    protocol, _, rest = url.partition("://")
+    if protocol not in PROTOCOLS or "::" in url or "://" in rest:
+        raise RemoteFileError(f"{url} is not read: addresses begin with {', '.join(f'{p}://' for p in PROTOCOLS)}")
 
 
 def join(folder: str, name: str) -> str:
@@ -55,6 +64,7 @@ def fetch(url: str, target: Path, expected_bytes: int | None = None) -> None:
     RemoteFileError at once where the file does not exist, else after the last attempt. `target` may be left half
     written.
     """
+    check_protocol(url)
     wait, cause = FIRST_WAIT_S, "never tried"
     for attempt in range(1, ATTEMPTS + 1):
         try:

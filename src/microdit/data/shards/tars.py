@@ -46,7 +46,7 @@ def tar_members(path: Path) -> Iterator[TarMember]:
                 raise TarError(f"{path}: cut short, or a damaged header at byte {tar.offset}")
     except TarError:
         raise
-    except (tarfile.TarError, ValueError, OverflowError, EOFError, IndexError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, IndexError, RecursionError) as error:
         raise TarError(f"{path}: no readable uncompressed tar after byte {position} ({error})") from error
 
 

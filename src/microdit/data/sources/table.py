@@ -137,11 +137,11 @@ class TableSource(Source):
             if problem is not None:
                 yield Unreadable(key, problem)
                 continue
-            captions = captions_in(as_texts(caption), self.caption_column)
-            if not captions:
-                yield Unreadable(key, f"no caption: the row holds none in {self.caption_column!r}")
-                continue
             try:
+                captions = captions_in(as_texts(caption), self.caption_column)
+                if not captions:
+                    yield Unreadable(key, f"no caption: the row holds none in {self.caption_column!r}")
+                    continue
                 yield CaptionedImage(key, content_of(self.image_folder / key), captions)
             except (OSError, ValueError) as error:
                 yield Unreadable(key, f"cannot be read: {error}")
