@@ -32,7 +32,8 @@ class SettingsError(ValueError):
 def trust(*packages: str) -> None:
     """From here on settings may name what these packages hold, in this process and those that it starts."""
     TRUSTED.update(packages)
-    os.environ[TRUST_VARIABLE] = ",".join(sorted(TRUSTED - {OUR_PACKAGE}))
+    if others := sorted(TRUSTED - {OUR_PACKAGE}):
+        os.environ[TRUST_VARIABLE] = ",".join(others)
 
 
 def refuse_strangers(target: str) -> None:

@@ -76,6 +76,40 @@ def test_a_pickle_that_makes_anything_but_tensors_is_refused(saved, pickled, tol
         check_torch_file(saved)
 
 
+def doubled(times: int) -> bytes:
+    """Tuples in tuples, each twice in the next, as the key of a dictionary: looked at as often as there are ways."""
+    return b"\x80\x02})r\0\0\0\0" + b"j\0\0\0\0\x86r\0\0\0\0" * times + b"K\x01s."
+
+
+def again(call: bytes, times: int) -> bytes:
+    """A function and its arguments, remembered and called again and again."""
+    return b"\x80\x02]" + call + b"0" + b"h\x00h\x01R0" * times + b"."
+
+
+@pytest.mark.parametrize(
+    ("pickled", "told"),
+    [
+        (doubled(60), "tuples in tuples"),
+        (b"\x80\x02})" + b"\x85" * 100_000 + b"K\x01s.", "tuples in tuples"),
+        (again(b"ctorch\nSize\nq\x00((" + b"K\x01" * 20_000 + b"ttq\x01R", 400), "made before"),
+        (b"\x80\x02\x8f.", "uses EMPTY_SET"),
+    ],
+)
+def test_a_pickle_whose_few_bytes_become_much_is_refused(saved, pickled, told):
+    rewritten(saved, {"data.pkl": pickled})
+    with pytest.raises(ValueError, match=told):
+        check_torch_file(saved)
+
+
+@pytest.mark.parametrize("name", ["DATA.PKL", "Data.pkl", "data/../data.pkl", "code/x.py"])
+def test_members_under_other_names_are_refused(saved, name):
+    """Torch finds them whatever their capitals are."""
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/{name}", encoded_text())
+    with pytest.raises(ValueError, match="has a member"):
+        check_torch_file(saved)
+
+
 def test_an_archive_with_two_directories_is_refused(saved):
     """Python would read one of them and torch the other."""
     harmless = saved.read_bytes()

@@ -15,16 +15,19 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from microdit.build import SettingsError
+from microdit.build import SettingsError, trust
 from microdit.checkpoints.reading import CheckpointError, read_checkpoint
 from microdit.checkpoints.released import read_released
 from microdit.commands.compose import as_text, changed_values
 from microdit.data.prepare.embedded import EmbeddedShapes
+from microdit.data.stream.opening import DataMissingError
 from microdit.distributed.hardware import check_hardware
 from microdit.encoders.open_clip_text import OpenClipTextEncoder
-from microdit.pipeline import LatentDiffusion
+from microdit.pipeline import LatentDiffusion, build_pipeline
 from microdit.reports.report import report
 from microdit.runs.folder import places_named, refuse_links
+from microdit.training.data import open_data
+from microdit.training.run import network_settings
 from microdit.training.settings import bind
 
 NOW = OmegaConf.create({"trainer": {"max_steps": 1, "max_flops": None}, "reading": {"cache_folder": "/home/me/cache"}})
@@ -224,18 +227,37 @@ def test_a_report_is_not_written_through_links(tmp_path):
         report(tmp_path, [], Console(quiet=True))
 
 
-def test_shapes_are_made_where_somebody_typed_it_and_not_where_a_file_says(tmp_path):
-    foreign = {
-        "paths": {"data_root": str(tmp_path / "elsewhere")},
-        "data_mix": {"embedded": {"domains": ["synthetic"], "counts": {"train": 1}}},
-    }
-    with pytest.raises(SettingsError, match=r"would have to be made.*type it: paths\.data_root="):
-        resumed(foreign)
-    typed = f"paths.data_root={tmp_path}/elsewhere"
-    assert resumed(foreign, typed)["paths"]["data_root"] == f"{tmp_path}/elsewhere"
-    (tmp_path / "elsewhere" / "shapes_synthetic").mkdir(parents=True)
-    assert resumed(foreign)["paths"]["data_root"] == f"{tmp_path}/elsewhere"  # nothing has to be made there
-    assert resumed({**foreign, "data_mix": {"embedded": None}})
+def test_shapes_are_made_where_somebody_typed_it_and_not_where_a_file_says(run_settings, tmp_path):
+    now = OmegaConf.merge(NOW, {"paths": {"data_root": "data"}})
+
+    def makes(saved_root, *overrides):
+        saved = {"logger": {}, "trainer": {"max_steps": 1, "max_flops": None}, "choices": {}}
+        saved["paths"] = {"data_root": saved_root, "make_data": True}
+        return changed_values(saved, [*overrides, "resume=runs/theirs"], now, Path("runs/theirs"))[0]["paths"][
+            "make_data"
+        ]
+
+    elsewhere = str(tmp_path / "elsewhere")
+    assert not makes(elsewhere)
+    assert makes("data")
+    assert makes("data", f"paths.data_root={elsewhere}")
+    with pytest.raises(DataMissingError):
+        settings = run_settings(f"paths.data_root={elsewhere}", "paths.make_data=false")
+        open_data(settings, build_pipeline(network_settings(settings)))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", [".${MICRODIT_TRUST}./x", "$SECRET", "~root", "a/b", "..", "%h"])
+def test_no_logger_makes_a_folder_elsewhere_or_of_a_secret(name):
+    for setting in ("name", "version"):
+        with pytest.raises(SettingsError, match="no run's file may say"):
+            resumed(
+                {"logger": {"tensorboard": {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", setting: name}}}
+            )
+    with pytest.raises(SettingsError, match="no run's file may say"):
+        resumed({"logger": {"wandb": WANDB | {"settings": {"name": "1"}}}})
+    trust()
+    assert os.environ.get("MICRODIT_TRUST") != ""
 
 
 @pytest.mark.parametrize(

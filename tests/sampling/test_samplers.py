@@ -26,7 +26,7 @@ def test_the_schedule_is_even_in_the_seventh_root():
 
 
 def test_a_schedule_of_one_step_is_refused():
-    with pytest.raises(ValueError, match="at least 2 steps"):
+    with pytest.raises(ValueError, match="2 to 10000 steps"):
         noise_schedule(1)
 
 

@@ -5,6 +5,7 @@ can be told twice, and two readers may believe different places: only archives t
 """
 
 import pickletools
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,19 @@ ENTRY = struct.Struct("<4sHHHHHHLLLHHHHHLL")
 HEADER = struct.Struct("<4sHHHHHLLLHH")
 IN_64_BITS = 0xFFFFFFFF
 LONGEST_DIRECTORY = 1 << 28  # bytes; hundreds of thousands of tensors
+MEMBER = re.compile(
+    r"data\.pkl|data/\d{1,9}|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id"
+)
+DEEPEST_TUPLE, MOST_PARTS_AGAIN = 16, 64
 NAMES = {
     *("collections OrderedDict", "torch Size", "torch.serialization _get_layout"),
     *(f"torch._utils _rebuild_{kind}" for kind in ("tensor_v2", "tensor_v3", "parameter", "parameter_with_state")),
 }
 # What makes something of nothing, or names things in a way that is not looked at here.
-REFUSED = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "BYTEARRAY8", "STACK_GLOBAL", "NEXT_BUFFER"}
+REFUSED = {
+    *("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"),
+    *("BYTEARRAY8", "STACK_GLOBAL", "NEXT_BUFFER", "EMPTY_SET"),
+}
 
 
 class Member(NamedTuple):
@@ -44,7 +52,13 @@ def check_torch_file(path: Path) -> None:
 
 def check_torch_archive(file: BinaryIO, start: int, length: int) -> None:
     """The same for `length` bytes of a file from `start` on, which are an archive of their own."""
-    pickles = [member for member in members(file, start, length) if member.name.rpartition("/")[2] == "data.pkl"]
+    found = members(file, start, length)
+    folder = found[0].name.partition("/")[0] if found else ""
+    for member in found:
+        first, _, name = member.name.partition("/")
+        if first != folder or not MEMBER.fullmatch(name):  # torch finds members whatever their capitals are
+            raise ValueError(f"it has a member {member.name!r}, which torch does not write")
+    pickles = [member for member in found if member.name == f"{folder}/data.pkl"]
     if len(pickles) != 1:
         raise ValueError(f"it has {len(pickles)} lists of tensors, and a torch file has one")
     file.seek(pickles[0].start)
@@ -132,14 +146,90 @@ def unpack(layout: struct.Struct, file: BinaryIO, at: int) -> tuple[Any, ...]:
 
 def check_pickle(pickled: bytes) -> None:
     """Raises ValueError for a pickle that names anything but tensors and plain values, or makes much of little."""
+    for operation, argument in operations(pickled):
+        if operation in REFUSED:
+            raise ValueError(f"it uses {operation}, which torch does not write")
+        if operation == "GLOBAL" and not is_of_tensors(str(argument)):
+            raise ValueError(f"it names {printable(str(argument).replace(' ', '.'))}, and tensors alone are read")
+    check_growth(pickled)
+
+
+def operations(pickled: bytes) -> Iterator[tuple[str, Any]]:
+    """What a pickle does, step by step, without doing it. ValueError where it is damaged."""
     try:
         for operation, argument, _ in pickletools.genops(pickled):
-            if operation.name in REFUSED:
-                raise ValueError(f"it uses {operation.name}, which torch does not write")
-            if operation.name == "GLOBAL" and not is_of_tensors(str(argument)):
-                raise ValueError(f"it names {str(argument).replace(' ', '.')}, and tensors alone are read")
+            yield operation.name, argument
     except (LookupError, struct.error, UnicodeDecodeError, OverflowError) as error:
         raise ValueError(f"its list of tensors is damaged ({error})") from error
+
+
+class Made(NamedTuple):
+    """What a pickle has made, as far as its size matters: how deep tuples lie in it, how many parts it has, whether it
+    was made before (`again`), and whether it is a text."""
+
+    depth: int = 0
+    parts: int = 1
+    again: bool = False
+    is_text: bool = False
+    worst: int = 0  # parts of the largest thing in it that was made before
+
+
+def check_growth(pickled: bytes) -> None:
+    """Raises ValueError for a pickle whose few bytes become much: by remembering what it made and using it again, or by
+    tuples in tuples, which are looked at once for each way that leads to them."""
+    stack: list[Made | None] = []  # None: a mark
+    remembered: dict[int, Made] = {}
+
+    def pop_to_mark() -> list[Made]:
+        found = []
+        while (top := stack.pop()) is not None:
+            found.append(top)
+        return found
+
+    try:
+        for operation, argument, _ in pickletools.genops(pickled):
+            name = operation.name
+            if name == "MARK":
+                stack.append(None)
+            elif name.startswith(("TUPLE", "EMPTY_TUPLE")):
+                count = int(name[5:] or -1) if name.startswith("TUPLE") else 0
+                inner = pop_to_mark() if count < 0 else [part for part in (stack.pop() for _ in range(count)) if part]
+                depth = 1 + max((part.depth for part in inner), default=0)
+                if depth > DEEPEST_TUPLE:
+                    raise ValueError("it has tuples in tuples, deeper than torch writes")
+                worst = max([part.parts for part in inner if part.again] + [part.worst for part in inner], default=0)
+                stack.append(Made(depth, len(inner) + sum(part.parts for part in inner), worst=worst))
+            elif name.endswith("GET"):
+                stack.append(remembered[int(argument)]._replace(again=True))
+            elif name.endswith("PUT") or name == "MEMOIZE":
+                top = stack[-1]
+                if top is not None:
+                    remembered[len(remembered) if name == "MEMOIZE" else int(argument)] = top
+            elif name in ("REDUCE", "NEWOBJ"):
+                given = stack.pop()
+                stack.pop()
+                if given is None or given.again or given.worst > MOST_PARTS_AGAIN:
+                    raise ValueError("it makes something anew of what it made before, which torch does not")
+                stack.append(Made(parts=MOST_PARTS_AGAIN))
+            else:
+                before, after = operation.stack_before, operation.stack_after
+                if pickletools.stackslice in before:
+                    gathered = pop_to_mark()
+                    for _ in before[: before.index(pickletools.markobject)]:
+                        stack.pop()
+                    parts = 1 + len(gathered)
+                else:
+                    for _ in before:
+                        stack.pop()
+                    parts = 1
+                stack += [Made(parts=parts, is_text="UNICODE" in name)] * len(after)
+    except (LookupError, struct.error, UnicodeDecodeError, OverflowError, AttributeError) as error:
+        raise ValueError(f"its list of tensors is damaged ({error})") from error
+
+
+def printable(text: str) -> str:
+    """Without what would tell a terminal to do something."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def is_of_tensors(named: str) -> bool:

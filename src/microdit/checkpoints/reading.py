@@ -31,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not path.is_dir():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             check_tensors(content)
-            return content
+            return plain_content(content, path)
         rest = torch.load(path / SHARDED_MARK, map_location="cpu", weights_only=True)
         groups = rest.pop("optimizer_groups")
         module, optimizer = as_lightning_states(read_tensors(path), rest["parameter_names"], groups)
@@ -62,6 +62,26 @@ def verify_checkpoint(path: Path) -> None:
         raise unreadable(path, error) from error
     if damaged:
         raise unreadable(path, f"the checksum of {', '.join(damaged)} is not what was written")
+
+
+def plain_content(content: Any, path: Path) -> dict[str, Any]:
+    """A checkpoint's dictionary, its state_dict among it, as plain dictionaries. ValueError where it has another form,
+    or its tensors together are larger than the file."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__} and no checkpoint")
+    content = dict(dict.items(content))
+    if "state_dict" in content:
+        state = content["state_dict"]
+        if not isinstance(state, dict) or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in dict.items(state)
+        ):
+            raise ValueError("its state_dict is no dictionary of tensors")
+        content["state_dict"] = dict(dict.items(state))
+        if sum(value.nbytes for value in content["state_dict"].values()) > path.stat().st_size:
+            raise ValueError("its tensors are larger than the file")
+    if not isinstance(content.get("metadata", {}), dict):
+        raise ValueError("its metadata is no dictionary")
+    return content
 
 
 def check_tensors(content: Any, seen: set[int] | None = None) -> None:

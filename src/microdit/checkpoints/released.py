@@ -1,6 +1,7 @@
 """The released networks and their encoders: what a file of weights is, told from its keys and shapes alone."""
 
 import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ def read_released(path: Path) -> dict[str, Tensor]:
             content: Any = read_weights(path)
         else:
             check_torch_file(path)
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {damaged} is not what was written")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             check_tensors(content)
     except FileNotFoundError as error:
@@ -108,13 +112,13 @@ def read_released(path: Path) -> dict[str, Tensor]:
         if is_refusal(error):
             raise
         raise CheckpointError(f"{path} cannot be read as tensors alone ({told(error)}); download it again") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in dict.values(content)):
         holds = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise CheckpointError(f"{path} is no released network, which is a dictionary of tensors: it holds {holds}")
-    if sum(value.nbytes for value in content.values()) > 4 * path.stat().st_size:
+    if sum(value.nbytes for value in dict.values(content)) > 4 * path.stat().st_size:
         raise CheckpointError(f"{path} tells of more numbers than it holds")
     # Copied, because the file is mapped into memory: weights must not change when it does.
-    return {key: value.to(torch.float32, copy=True) for key, value in content.items()}
+    return {key: value.to(torch.float32, copy=True) for key, value in dict.items(content)}
 
 
 def recognise(

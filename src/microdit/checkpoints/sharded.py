@@ -5,6 +5,7 @@ says what the checkpoint is of and holds a checksum of every other file. Tensors
 the module holds and `optimizer.PARAMETER.NAME` for the optimizer's state.
 """
 
+import io
 import math
 import pickle
 import warnings
@@ -20,7 +21,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from microdit.checkpoints.archive import check_torch_archive
+from microdit.checkpoints.archive import check_growth, check_torch_archive, operations
 from microdit.files import read_json, write_json
 from microdit.runs.folder import SHARDED_MARK
 
@@ -76,8 +77,11 @@ class HarmlessReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The list of tensors. Raises ValueError where it tells of files outside its folder, or of more numbers than
         the files hold: no memory is taken for those."""
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = HarmlessUnpickler(file).load()
+        listed = (Path(self.path) / ".metadata").read_bytes()
+        if any(operation in ("BYTEARRAY8", "NEXT_BUFFER", "EMPTY_SET") for operation, _ in operations(listed)):
+            raise ValueError("its .metadata has what no list of tensors has")
+        check_growth(listed)
+        metadata = HarmlessUnpickler(io.BytesIO(listed)).load()
         check_parts(metadata, Path(self.path))
         check_archives(metadata, Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
@@ -96,26 +100,32 @@ def check_parts(metadata: Metadata, folder: Path) -> None:
         held += (folder / name).stat().st_size
     if any(getattr(part, "transform_descriptors", None) for part in (metadata.storage_data or {}).values()):
         raise ValueError("its .metadata names transformed files, which are not written here")
-    kinds = [kind for kind in metadata.state_dict_metadata.values() if isinstance(kind, TensorStorageMetadata)]
+    kinds = list(metadata.state_dict_metadata.values())
+    if not all(isinstance(kind, TensorStorageMetadata) for kind in kinds):
+        raise ValueError("its .metadata tells of something that is no tensor")
     if any(side < 0 for kind in kinds for side in kind.size):
         raise ValueError("its .metadata tells of a tensor with a negative side")
     told = sum(math.prod(kind.size) * kind.properties.dtype.itemsize for kind in kinds)
     if told > held:
         raise ValueError(f"its .metadata tells of {told:,} bytes of tensors, its files have {held:,}")
+    for name, kind in metadata.state_dict_metadata.items():
+        if sum(math.prod(chunk.sizes) for chunk in kind.chunks) != math.prod(kind.size):
+            raise ValueError(f"its .metadata does not tell where all of {name} is")
 
 
 def check_archives(metadata: Metadata, folder: Path) -> None:
     """Raises ValueError where a tensor's bytes are no torch file of their own that is read as it lies there."""
-    parts: dict[str, list[Any]] = {}
+    parts: dict[str, set[tuple[int, int]]] = {}
     for part in (metadata.storage_data or {}).values():
-        parts.setdefault(part.relative_path, []).append(part)
+        parts.setdefault(part.relative_path, set()).add((part.offset, part.length))
     for name, within in parts.items():
-        size = (folder / name).stat().st_size
+        size, end = (folder / name).stat().st_size, 0
         with (folder / name).open("rb") as file:
-            for part in within:
-                if not 0 <= part.offset <= part.offset + part.length <= size:
-                    raise ValueError(f"its .metadata tells of bytes that {name} does not have")
-                check_torch_archive(file, part.offset, part.length)
+            for offset, length in sorted(within):
+                if not end <= offset <= offset + length <= size:
+                    raise ValueError(f"its .metadata tells of bytes that {name} does not have, or of some twice")
+                check_torch_archive(file, offset, length)
+                end = offset + length
 
 
 def tensor_shapes(folder: Path) -> dict[str, TensorStorageMetadata]:
@@ -145,7 +155,7 @@ def first_of(failure: CheckpointException) -> BaseException:
 def read_tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
     """Whole tensors, on the CPU, of every name that is `wanted`."""
     shapes = tensor_shapes(folder).items()
-    tensors = {name: torch.empty(kind.size, dtype=kind.properties.dtype) for name, kind in shapes if wanted(name)}
+    tensors = {name: torch.zeros(kind.size, dtype=kind.properties.dtype) for name, kind in shapes if wanted(name)}
     if tensors:
         read_into(tensors, folder, alone=True)
     return tensors

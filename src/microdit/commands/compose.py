@@ -36,6 +36,9 @@ DATA_ORDER = ("seed", "resolution_stage.global_batch_size", "resolution_stage.re
 NOT_SAVED = ("resume", "trust")
 # What a run's file may say of a logger, and the folders that others than the run are kept in.
 LOGGER_SETTINGS = ("_target_", "project", "name", "version", "offline", "group", "tags", "notes", "job_type")
+NAMES = ("name", "version", "project", "group", "job_type", "tags", "notes")
+NAME_ALONE = re.compile(r"(?!.*\.\.)[^/\\$~%]*")
+DEEPEST_SETTING = 1  # dots in logger.NAME.SETTING, below which nothing is looked at
 KEPT_FOLDERS = ("cache_folder", "download_folder")
 NOT_BY_FILE = "Where things are sent or kept, and as whom, no run's file may say; if it is meant, type it"
 NETWORK_GROUPS = ("model", "variation", "moe", "masking", "autoencoder", "text_encoder")
@@ -171,7 +174,8 @@ def changed_values(
     changed = plain(config)
     typed = {override.key_or_group for override in parsed}
     refuse_destinations(changed, typed, now, where)
-    refuse_to_make_data(changed, typed, now, where)
+    if isinstance(changed.get("paths"), dict):
+        changed["paths"]["make_data"] = may_make_data(changed, typed, now)
     return changed, chosen
 
 
@@ -195,8 +199,9 @@ def refuse_destinations(config: Mapping[str, Any], typed: set[str], now: DictCon
 
     for name, value in flat(config["logger"]):
         key, setting = f"logger.{name}", name.rpartition(".")[2]
-        path = isinstance(value, str) and (".." in Path(value).parts or Path(value).is_absolute())
-        if not meant(key) and (setting not in LOGGER_SETTINGS or path):
+        # Loggers make folders of names, and put variables of the environment into them.
+        leads_away = isinstance(value, str) and (not NAME_ALONE.fullmatch(value) if setting in NAMES else False)
+        if not meant(key) and (setting not in LOGGER_SETTINGS or leads_away or name.count(".") > DEEPEST_SETTING):
             raise SettingsError(
                 f"{where / CONFIG_FILE} says {key}={value}. {NOT_BY_FILE}: {key}={value}, or logger=csv"
             )
@@ -207,21 +212,11 @@ def refuse_destinations(config: Mapping[str, Any], typed: set[str], now: DictCon
             raise SettingsError(f"{where / CONFIG_FILE} says {key}={value}. {NOT_BY_FILE}: {key}={value}")
 
 
-def refuse_to_make_data(config: Mapping[str, Any], typed: set[str], now: DictConfig, where: Path) -> None:
-    """Raises SettingsError where a run's file alone names a folder in which the embedded shapes would have to be made:
-    nothing is written outside the run because its file says so."""
+def may_make_data(config: Mapping[str, Any], typed: set[str], now: DictConfig) -> bool:
+    """Whether missing data may be made in `paths.data_root`: where it was typed, or is what it would be without a run.
+    Nothing is written outside a run because its file says so."""
     root = config.get("paths", {}).get("data_root")
-    embedded = config.get("data_mix", {}).get("embedded")
-    if not embedded or root is None or root == OmegaConf.select(now, "paths.data_root"):
-        return
-    if {"paths", "paths.data_root"} & typed:
-        return
-    folders = [Path(root) / f"shapes_{domain}" for domain in embedded.get("domains", [])]
-    if not all(folder.is_dir() for folder in folders):
-        raise SettingsError(
-            f"{where / CONFIG_FILE} says paths.data_root={root}, where the embedded shapes would have to be made, and "
-            f"no run's file may say where to write. If you mean it, type it: paths.data_root={root}"
-        )
+    return bool({"paths", "paths.data_root"} & typed) or root == OmegaConf.select(now, "paths.data_root")
 
 
 def key_exists(config: DictConfig, key: str) -> bool:

@@ -1,6 +1,7 @@
 """Where and how training runs: devices, processes, precision, how a batch is divided among them, and Lightning's
 strategy for all of it."""
 
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -130,7 +131,8 @@ def divide_batch(global_batch_size: int, hardware: TrainerSettings) -> BatchDivi
 
 
 def divisors(number: int) -> list[int]:
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    small = [candidate for candidate in range(1, math.isqrt(number) + 1) if number % candidate == 0]
+    return sorted({*small, *(number // candidate for candidate in small)})
 
 
 def listed(numbers: list[int]) -> str:

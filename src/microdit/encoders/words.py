@@ -42,7 +42,7 @@ def position_vectors(length: int, channels: int) -> Float[Tensor, "l d"]:
     return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-MOST_TOKENS, MOST_CHANNELS = 4096, 16384  # of a caption: each picture is read with as many numbers as both say
+MOST_NUMBERS = 1 << 20  # of a caption; the paper's have 77 x 1024
 
 
 class WordsTextEncoder(TextEncoder):
@@ -61,10 +61,10 @@ class WordsTextEncoder(TextEncoder):
             raise ValueError(
                 f"channels must be a multiple of 8 (a quarter of them are sines and cosines), got {channels}"
             )
-        if channels > MOST_CHANNELS or length > MOST_TOKENS:
+        if channels * length > MOST_NUMBERS:
             raise ValueError(
-                f"captions of {length:,} tokens of {channels:,} channels cannot be meant: {MOST_TOKENS} and "
-                f"{MOST_CHANNELS} are the most"
+                f"captions of {length:,} tokens of {channels:,} channels cannot be meant: {MOST_NUMBERS:,} numbers are "
+                "the most"
             )
         if length < 2:
             raise ValueError(f"length must leave room for a word and the end-of-text token, got {length}")

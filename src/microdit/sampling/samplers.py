@@ -11,11 +11,13 @@ from torch import Tensor
 
 from microdit.sampling.guidance import Denoiser
 
+MOST_STEPS = 10_000
+
 
 def noise_schedule(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[float]:
     """`steps` falling noise levels and a final 0 (EDM eq. 5)."""
-    if steps < 2:
-        raise ValueError(f"a sampler needs at least 2 steps between its two noise levels, got {steps}")
+    if not 2 <= steps <= MOST_STEPS:
+        raise ValueError(f"a sampler makes 2 to {MOST_STEPS} steps between its two noise levels, got {steps}")
     ramp = torch.arange(steps, dtype=torch.float64) / (steps - 1)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return [*((high + ramp * (low - high)) ** rho).tolist(), 0.0]

@@ -168,7 +168,7 @@ def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[La
     """
     names = settings.choices["autoencoder"], settings.choices["text_encoder"]
     resolution_px, mix, reading = settings.resolution_stage.resolution_px, settings.data_mix, settings.reading
-    if mix.embedded is not None:
+    if mix.embedded is not None and settings.makes_data:
         parts = settings.autoencoder, settings.text_encoder
         encoders = Encoders(pipeline.autoencoder, pipeline.text_encoder, *names, "cpu", *parts)
         with progress_bar("shapes") as report:

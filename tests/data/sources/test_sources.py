@@ -338,4 +338,4 @@ def test_captions_by_the_hundred_thousand_are_listed_and_not_read(tmp_path: Path
     for source in (folder, table):
         (told,) = source.read(0)
         assert isinstance(told, Unreadable)
-        assert "100,000 captions, and 1000 of a picture are the most" in told.reason
+        assert "100,000 captions, and 100 of a picture are the most" in told.reason

@@ -170,7 +170,10 @@ def part_path(shard: Path) -> Path:
 
 def write_part(shard: Path, columns: Columns) -> None:
     """Keep the index of one shard."""
-    part_path(shard).parent.mkdir(exist_ok=True)
+    folder = part_path(shard).parent
+    folder.mkdir(exist_ok=True)
+    if folder.is_symlink():
+        raise OSError(f"{folder} is a link to {folder.resolve()}; an index is kept beside its tars: remove the link")
     write_columns(part_path(shard), columns.items())
 
 

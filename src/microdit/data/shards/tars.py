@@ -15,6 +15,9 @@ from webdataset.writer import TarWriter
 BLOCK = 512
 
 
+MOST_GLOBAL_HEADERS = 100
+
+
 class TarError(ValueError):
     """A tar cannot be read to its end; the message names the file, the byte and the cause."""
 
@@ -38,6 +41,9 @@ def tar_members(path: Path) -> Iterator[TarMember]:
                 if tar.offset <= position or member.offset_data + member.size > end:
                     raise TarError(f"{path}: cut short or damaged in {member.name!r} at byte {member.offset}")
                 position = tar.offset
+                tar.members.clear()  # tarfile would keep all of them, each with what a global header says
+                if len(tar.pax_headers) > MOST_GLOBAL_HEADERS:
+                    raise TarError(f"{path}: {len(tar.pax_headers):,} global headers, which no tar of samples has")
                 if member.isreg() and not member.issparse():
                     yield TarMember(member.name.removeprefix("./"), member.offset_data, member.size)
             # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.

@@ -49,7 +49,7 @@ def check_shard_size(shard_size: int) -> None:
         raise ValueError(f"source.shard_size must be at least 1, got {shard_size}")
 
 
-MOST_CAPTIONS = 1000  # of one picture: all of them are encoded and kept
+MOST_CAPTIONS = 100  # of one picture: all of them are encoded and kept
 LARGEST_FILE = 1 << 30  # bytes, of a picture or its caption: the largest photographs have a tenth of that
 
 

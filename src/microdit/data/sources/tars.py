@@ -11,7 +11,7 @@ from typing import BinaryIO
 import fsspec
 from braceexpand import braceexpand
 
-from microdit.data.shards.remote import RemoteFileError, is_remote, local_copy
+from microdit.data.shards.remote import RemoteFileError, check_protocol, is_remote, local_copy
 from microdit.data.shards.tars import TarError, TarMember, json_bytes, tar_members, write_tar
 from microdit.data.sources.captioned import CaptionedImage, NoCaptionError, Source, Unreadable, captions_beside
 
@@ -29,10 +29,14 @@ def expand(location: str) -> list[str]:
     """
     found: list[str] = []
     # Before they are written out, which takes memory for each of them.
+    many = ValueError(f"{location[:200]} means more than {MOST_TARS:,} tars")
     if math.prod(1 + abs(int(last) - int(first)) for first, last in RANGE.findall(location)) > MOST_TARS:
-        raise ValueError(f"{location} means more than {MOST_TARS:,} tars")
+        raise many
+    if 2 ** min(64, location.count("{")) * max(1, location.count(",")) > MOST_TARS and "," in location:
+        raise many
     for one in braceexpand(location, escape=False):
-        if is_remote(one):
+        if is_remote(one) or "::" in one:
+            check_protocol(one)
             is_file = "*" not in one and (".tar" in one or "?" in one)
             found += [one] if is_file else listed(one if "*" in one else f"{one.rstrip('/')}/*.tar")
         else:
