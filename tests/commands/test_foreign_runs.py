@@ -241,9 +241,10 @@ def test_shapes_are_made_where_somebody_typed_it_and_not_where_a_file_says(run_s
     assert not makes(elsewhere)
     assert makes("data")
     assert makes("data", f"paths.data_root={elsewhere}")
+    settings = run_settings(f"paths.data_root={elsewhere}", "paths.make_data=false")
+    pipeline = build_pipeline(network_settings(settings))
     with pytest.raises(DataMissingError):
-        settings = run_settings(f"paths.data_root={elsewhere}", "paths.make_data=false")
-        open_data(settings, build_pipeline(network_settings(settings)))
+        open_data(settings, pipeline)
     assert not (tmp_path / "elsewhere").exists()
 
 

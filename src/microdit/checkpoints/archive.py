@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 
@@ -187,8 +187,8 @@ def check_growth(pickled: bytes) -> None:
         return found
 
     try:
-        for operation, argument, _ in pickletools.genops(pickled):
-            name = operation.name
+        for operation, given_argument, _ in pickletools.genops(pickled):
+            name, argument = operation.name, cast(Any, given_argument)
             if name == "MARK":
                 stack.append(None)
             elif name.startswith(("TUPLE", "EMPTY_TUPLE")):

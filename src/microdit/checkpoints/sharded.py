@@ -100,15 +100,17 @@ def check_parts(metadata: Metadata, folder: Path) -> None:
         held += (folder / name).stat().st_size
     if any(getattr(part, "transform_descriptors", None) for part in (metadata.storage_data or {}).values()):
         raise ValueError("its .metadata names transformed files, which are not written here")
-    kinds = list(metadata.state_dict_metadata.values())
-    if not all(isinstance(kind, TensorStorageMetadata) for kind in kinds):
+    kinds = {
+        name: kind for name, kind in metadata.state_dict_metadata.items() if isinstance(kind, TensorStorageMetadata)
+    }
+    if len(kinds) != len(metadata.state_dict_metadata):
         raise ValueError("its .metadata tells of something that is no tensor")
-    if any(side < 0 for kind in kinds for side in kind.size):
+    if any(side < 0 for kind in kinds.values() for side in kind.size):
         raise ValueError("its .metadata tells of a tensor with a negative side")
-    told = sum(math.prod(kind.size) * kind.properties.dtype.itemsize for kind in kinds)
+    told = sum(math.prod(kind.size) * kind.properties.dtype.itemsize for kind in kinds.values())
     if told > held:
         raise ValueError(f"its .metadata tells of {told:,} bytes of tensors, its files have {held:,}")
-    for name, kind in metadata.state_dict_metadata.items():
+    for name, kind in kinds.items():
         if sum(math.prod(chunk.sizes) for chunk in kind.chunks) != math.prod(kind.size):
             raise ValueError(f"its .metadata does not tell where all of {name} is")
 

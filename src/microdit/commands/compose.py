@@ -232,8 +232,23 @@ def composed(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     trust(*as_list(config.trust))
     folder = output_folder()
     refuse_links(folder)
-    resumed, chosen = changed_values(read_config(folder), list(HydraConfig.get().overrides.task), config, folder)
+    saved = read_config(folder)
+    check_form(saved, folder)
+    resumed, chosen = changed_values(saved, list(HydraConfig.get().overrides.task), config, folder)
     return {**resumed, "resume": config.resume}, chosen
+
+
+SECTIONS = ("choices", "trainer", "resolution_stage", "paths", "callbacks", "data_mix", "logger", "metrics", "model")
+
+
+def check_form(saved: Mapping[str, Any], folder: Path) -> None:
+    """Raises SettingsError for a config.yaml without the parts that every run's has."""
+    for section in SECTIONS:
+        if not isinstance(saved.get(section), Mapping):
+            raise SettingsError(
+                f"{folder / CONFIG_FILE} has no {section} with settings: it is none of a run, or was changed. Put back "
+                "what was there, or start anew"
+            )
 
 
 def is_chain(config: DictConfig) -> bool:

@@ -46,8 +46,12 @@ def read_run(run: Path) -> dict[str, Any]:
     except ValueError as error:
         config = {}
         record |= {"status": "unreadable", "error": str(error)}
+    chosen = config.get("choices", {})
+    if not isinstance(record.get("status"), str) or not isinstance(chosen, dict):
+        record = {"status": "unreadable", "error": f"{path.name} or config.yaml is none of a run"}
+        config, chosen = {}, {}
     if record.get("status") != FINISHED and config:
-        told = {f"choice/{group}": choice for group, choice in config.get("choices", {}).items()}
+        told = {f"choice/{group}": choice for group, choice in chosen.items()}
         record = {"seed": config.get("seed"), **told, **record}
     record |= {f"{SETTING}{name}": value for name, value in compared_settings(config).items()}
     if "error" in record:

@@ -51,7 +51,7 @@ def usual_settings(run: Path, metric: str) -> dict[str, Any] | None:
         lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
         made = (json.loads(line) for line in lines)
         return next((each["settings"] for each in made if each.get("metric") == metric and "settings" in each), None)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise SettingsError(
             f"{config} or {history} cannot be read ({error}), so it is not known how this run was measured before; "
             "move the damaged file away, then evaluate again"

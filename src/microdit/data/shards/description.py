@@ -57,7 +57,7 @@ def read_description(path: Path) -> LatentDescription:
         )
     try:
         return LatentDescription(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise MismatchError(
             f"{path} does not describe latent shards ({error}). Delete it and run the command that prepared this "
             f"folder again, or for tars from elsewhere: python prepare.py index={path.parent}"

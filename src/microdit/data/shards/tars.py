@@ -41,7 +41,7 @@ def tar_members(path: Path) -> Iterator[TarMember]:
                 if tar.offset <= position or member.offset_data + member.size > end:
                     raise TarError(f"{path}: cut short or damaged in {member.name!r} at byte {member.offset}")
                 position = tar.offset
-                tar.members.clear()  # tarfile would keep all of them, each with what a global header says
+                vars(tar)["members"].clear()  # tarfile would keep all of them, each with what a global header says
                 if len(tar.pax_headers) > MOST_GLOBAL_HEADERS:
                     raise TarError(f"{path}: {len(tar.pax_headers):,} global headers, which no tar of samples has")
                 if member.isreg() and not member.issparse():

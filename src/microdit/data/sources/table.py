@@ -152,6 +152,6 @@ def as_texts(caption: object) -> object:
     if isinstance(caption, str) and caption.startswith("["):
         try:
             return json.loads(caption)
-        except ValueError:
+        except (ValueError, RecursionError):
             return caption
     return caption.tolist() if isinstance(caption, np.ndarray) else caption
