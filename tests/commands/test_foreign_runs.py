@@ -232,16 +232,16 @@ def test_shapes_are_made_where_somebody_typed_it_and_not_where_a_file_says(run_s
 
     def makes(saved_root, *overrides):
         saved = {"logger": {}, "trainer": {"max_steps": 1, "max_flops": None}, "choices": {}}
-        saved["paths"] = {"data_root": saved_root, "make_data": True}
+        saved["paths"] = {"data_root": saved_root, "makes_shapes": True}
         return changed_values(saved, [*overrides, "resume=runs/theirs"], now, Path("runs/theirs"))[0]["paths"][
-            "make_data"
+            "makes_shapes"
         ]
 
     elsewhere = str(tmp_path / "elsewhere")
     assert not makes(elsewhere)
     assert makes("data")
     assert makes("data", f"paths.data_root={elsewhere}")
-    settings = run_settings(f"paths.data_root={elsewhere}", "paths.make_data=false")
+    settings = run_settings(f"paths.data_root={elsewhere}", "paths.makes_shapes=false")
     pipeline = build_pipeline(network_settings(settings))
     with pytest.raises(DataMissingError):
         open_data(settings, pipeline)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from microdit.checkpoints.export import export_weights
@@ -21,6 +22,7 @@ from microdit.runs.older import todays_config, todays_pipeline
 from microdit.training.settings import training_settings
 
 HERE = Path(__file__).parent
+HOW_IT_IS_HERE = OmegaConf.create({"paths": {"data_root": "data"}})
 OLD = HERE / "before_the_house"
 """Eight steps with Muon, a moving average and experts, of which checkpoint 4 was kept, as after a kill."""
 
@@ -38,7 +40,7 @@ def losses(run: Path, name: str) -> dict[int, float]:
 
 def test_it_goes_on_with_the_losses_of_the_run_that_was_never_interrupted(run):
     (run / "result.json").unlink()
-    config, choices = changed_values(read_config(run), [f"resume={run}"], None, run)
+    config, choices = changed_values(read_config(run), [f"resume={run}"], HOW_IT_IS_HERE, run)
     record = launch({**config, "resume": str(run)}, choices, run, Console(quiet=True))
     assert (record["status"], record["steps"]) == ("finished", 8)
     for name in ("train/loss", "train/learning_rate", "train/gradient_norm", "validation/loss"):

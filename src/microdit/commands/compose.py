@@ -175,7 +175,7 @@ def changed_values(
     typed = {override.key_or_group for override in parsed}
     refuse_destinations(changed, typed, now, where)
     if isinstance(changed.get("paths"), dict):
-        changed["paths"]["make_data"] = may_make_data(changed, typed, now)
+        changed["paths"]["makes_shapes"] = may_make_data(changed, typed, now)
     return changed, chosen
 
 

@@ -174,7 +174,7 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
     """
     others = ("model", "moe", "callbacks", "metrics", "logger", "seed", "paths", "resume", "trust", "name")
     check_names(config, [*GROUPS, *TARGETS, *others, *STARTING], where="the configuration")
-    check_names(config["paths"], ["data_root", "output_root", "make_data"], where="paths")
+    check_names(config["paths"], ["data_root", "output_root", "makes_shapes"], where="paths")
     check_names(config["callbacks"], ["samples"], where="callbacks")
     bound = {name: bind(kind, config.get(name, {}), where=name) for name, kind in GROUPS.items()}
     if config.get("init_weights", "ema") not in ("ema", "raw"):
@@ -205,7 +205,7 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
         loggers=list(config["logger"].values()),
         seed=config["seed"],
         data_root=Path(config["paths"]["data_root"]),
-        makes_data=config["paths"].get("make_data", True),
+        makes_data=config["paths"].get("makes_shapes", True),
         output=output,
         choices=choices,
         config=dict(config),
