@@ -5,14 +5,14 @@ import copy
 
 import pytest
 import torch
+from denoising import loss_terms
 from torch.distributed.device_mesh import init_device_mesh
 
 from microdit.distributed.sharding import shard, whole_tensor
 from microdit.kernels.gpu import operations
 from microdit.kernels.gpu.operations import gpu_operations
 from microdit.model.operations import use_operations
-from microdit.objectives.edm import EDM
-from microdit.objectives.objective import Draws, training_loss
+from microdit.objectives.objective import Draws
 
 
 @pytest.fixture
@@ -37,16 +37,7 @@ def test_a_sharded_network_has_the_gradients_of_the_whole(monkeypatch, small_net
     losses = []
     for network in (whole, parts):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            terms = training_loss(
-                network,
-                latents,
-                captions,
-                draws,
-                token_path=network.token_path,
-                objective=EDM(0.9),
-                mask_ratio=0.5,
-                patch_size=network.patch_size,
-            )
+            terms = loss_terms(network, latents, captions, draws, 0.5)
         terms.loss.backward()
         losses.append(terms.loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=2e-2 if bf16 else 1e-5)

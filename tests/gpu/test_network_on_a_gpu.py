@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from denoising import loss_terms
 from golden import FILES, Golden, assert_close
 
 from microdit.kernels.compile import compile_network
@@ -13,8 +14,7 @@ from microdit.masking.naive import Naive
 from microdit.masking.none import Unmasked
 from microdit.masking.patches import keep_patches
 from microdit.model.feed_forward import ExpertChoice
-from microdit.objectives.edm import EDM
-from microdit.objectives.objective import Draws, training_loss
+from microdit.objectives.objective import Draws
 
 pytestmark = pytest.mark.gpu
 
@@ -78,16 +78,7 @@ METHODS = {
 
 def one_step(network, captions, draws, latents, mask_ratio, bf16):
     with torch.autocast(latents.device.type, torch.bfloat16, enabled=bf16):
-        terms = training_loss(
-            network,
-            latents,
-            captions,
-            draws,
-            token_path=network.token_path,
-            objective=EDM(0.9),
-            mask_ratio=mask_ratio,
-            patch_size=network.patch_size,
-        )
+        terms = loss_terms(network, latents, captions, draws, mask_ratio)
     terms.loss.backward()
     return terms.loss.detach(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 

@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
+from denoising import loss_terms
 from golden import assert_close
 from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
 from microdit.checkpoints.reading import latest_checkpoint, network_weights
 from microdit.distributed.sharding import shard, whole_tensor
-from microdit.objectives.edm import EDM
-from microdit.objectives.objective import Draws, training_loss
+from microdit.objectives.objective import Draws
 from microdit.pipeline import LatentDiffusion
 from microdit.training.draws import TRAINING, draw_chance
 from microdit.training.run import train
@@ -94,16 +94,7 @@ def test_a_sharded_step_on_one_gpu_is_the_step_of_the_whole(small_network, input
         losses = []
         for network in (whole, parts):
             with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-                loss = training_loss(
-                    network,
-                    latents,
-                    captions,
-                    draws,
-                    token_path=network.token_path,
-                    objective=EDM(0.9),
-                    mask_ratio=0.5,
-                    patch_size=network.patch_size,
-                ).loss
+                loss = loss_terms(network, latents, captions, draws, 0.5).loss
             loss.backward()
             losses.append(loss.detach())
         assert_close(losses[1], losses[0], 2e-2 if bf16 else 1e-5)

@@ -6,6 +6,7 @@ torch does not differentiate them: that is for tests/gpu.
 
 import pytest
 import torch
+from denoising import loss_terms
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from microdit.cost.memory import without_storage
@@ -17,7 +18,7 @@ from microdit.masking.none import Unmasked
 from microdit.model.operations import FORMULAS, use_operations
 from microdit.model.sizes import layerwise_scaled_dit
 from microdit.objectives.edm import EDM
-from microdit.objectives.objective import Draws, training_loss
+from microdit.objectives.objective import Draws
 from microdit.sampling.guidance import guided_denoiser
 from microdit.sampling.samplers import SAMPLERS, noise_schedule
 
@@ -52,16 +53,7 @@ def test_the_loss_stays_on_the_gpu(small_settings, operations, path, mask_ratio)
         use_operations(network, operations)
         latents, captions = torch.empty(2, 3, 8, 8), torch.empty(2, 5, 16)
         draws = Draws(torch.empty(2, 1, 1, 1), torch.empty(2, 3, 8, 8), torch.empty(2, 16))
-        terms = training_loss(
-            network,
-            latents,
-            captions,
-            draws,
-            token_path=network.token_path,
-            objective=EDM(0.9),
-            mask_ratio=mask_ratio,
-            patch_size=network.patch_size,
-        )
+        terms = loss_terms(network, latents, captions, draws, mask_ratio)
     assert {term.device.type for term in terms} == {"cuda"}
 
 

@@ -175,7 +175,7 @@ def changed_values(
     typed = {override.key_or_group for override in parsed}
     refuse_destinations(changed, typed, now, where)
     if isinstance(changed.get("paths"), dict):
-        changed["paths"]["makes_shapes"] = may_make_data(changed, typed, now)
+        changed["paths"]["makes_shapes"] = may_make_shapes(changed, typed, now)
     return changed, chosen
 
 
@@ -212,7 +212,7 @@ def refuse_destinations(config: Mapping[str, Any], typed: set[str], now: DictCon
             raise SettingsError(f"{where / CONFIG_FILE} says {key}={value}. {NOT_BY_FILE}: {key}={value}")
 
 
-def may_make_data(config: Mapping[str, Any], typed: set[str], now: DictConfig) -> bool:
+def may_make_shapes(config: Mapping[str, Any], typed: set[str], now: DictConfig) -> bool:
     """Whether missing data may be made in `paths.data_root`: where it was typed, or is what it would be without a run.
     Nothing is written outside a run because its file says so."""
     root = config.get("paths", {}).get("data_root")
