@@ -157,7 +157,7 @@ def test_samplers_differ_with_few_steps_and_agree_with_many(pipeline):
 
 
 def test_a_sampler_it_does_not_know_is_refused(pipeline):
-    with pytest.raises(ValueError, match="no sampler 'ddim'; choose from heun, dpm_solver_2m"):
+    with pytest.raises(ValueError, match="sampler is one of heun, dpm_solver_2m; got 'ddim'"):
         pipeline.generate(PROMPTS, sampler="ddim")
 
 
@@ -195,7 +195,7 @@ def test_the_precision_is_that_of_the_networks_products(pipeline):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_that_is_none_is_refused(pipeline, temperature):
-    with pytest.raises(ValueError, match="temperature scales the noise"):
+    with pytest.raises(ValueError, match="temperature is above 0"):
         pipeline.generate(PROMPTS, temperature=temperature, **STEPS)
 
 
@@ -241,6 +241,20 @@ def test_encoders_that_do_not_fit_the_network_are_refused(pipeline, small_networ
         LatentDiffusion(small_network(in_channels=4), pipeline.autoencoder, pipeline.text_encoder)
     with pytest.raises(SettingsError, match="reads captions 16 wide, the text encoder has 24"):
         LatentDiffusion(pipeline.dit, PixelAutoencoder(), WordsTextEncoder(24, 6))
+
+
+def test_a_pipeline_is_drawn_as_its_settings_say_unless_told_otherwise(settings, pipeline, tmp_path):
+    drawn_so = {"sampler": "dpm_solver_2m", "num_inference_steps": 4, "guidance_scale": 2.0, "temperature": 0.6}
+    drawn_so |= {"guidance_interval": [1.0, 80.0]}
+    made = build_pipeline({**settings, "sampling": drawn_so})
+    made.dit.load_state_dict(pipeline.dit.state_dict())
+    assert close(made.generate(PROMPTS, seed=2), pipeline.generate(PROMPTS, seed=2, **drawn_so))
+    otherwise = {"guidance_interval": "all", "temperature": 1.0}
+    told = made.generate(PROMPTS, seed=2, **otherwise)
+    assert close(told, pipeline.generate(PROMPTS, seed=2, **{**drawn_so, **otherwise}))
+    assert not close(told, made.generate(PROMPTS, seed=2))
+    made.save(tmp_path)
+    assert LatentDiffusion.load(tmp_path).sampling == made.sampling == made.with_network(pipeline.dit).sampling
 
 
 def test_saving_and_loading_gives_the_same_pictures(pipeline, tmp_path):

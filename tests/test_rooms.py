@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "microdit"
 MOST_MODULES = 14  # in a folder
 
-SHARED = {"build", "files", "grid", "progress"}  # single files at the bottom: anybody may know them
+SHARED = {"build", "files", "grid", "pretrained", "progress"}  # single files at the bottom: anybody may know them
 # A room and the rooms that it may know, beside SHARED: from the bottom to the top, so that no arrow runs up.
 ROOMS: dict[str, set[str]] = {
     "masking": set(),
@@ -25,15 +25,38 @@ ROOMS: dict[str, set[str]] = {
     "checkpoints": {"model", "runs"},
     "pipeline": {"masking", "model", "objectives", "sampling", "encoders", "runs", "checkpoints"},
     "cost": {"masking", "model", "kernels", "encoders", "pipeline"},
-    "evaluation": {"objectives", "encoders", "data.shapes", "data.sources", "pipeline"},
+    "evaluation": {"objectives", "sampling", "encoders", "data.shapes", "data.sources", "pipeline"},
     "distributed": {"model", "runs", "checkpoints"},
     "training": {
-        *("masking", "model", "objectives", "kernels", "encoders", "data", "runs", "checkpoints", "pipeline", "cost"),
+        *(
+            "masking",
+            "model",
+            "objectives",
+            "sampling",
+            "kernels",
+            "encoders",
+            "data",
+            "runs",
+            "checkpoints",
+            "pipeline",
+            "cost",
+        ),
         *("evaluation", "distributed"),
     },
     "reports": {"runs", "evaluation.pictures"},
     "commands": {
-        *("encoders", "kernels", "data", "runs", "checkpoints", "pipeline", "cost", "evaluation", "distributed"),
+        *(
+            "encoders",
+            "kernels",
+            "sampling",
+            "data",
+            "runs",
+            "checkpoints",
+            "pipeline",
+            "cost",
+            "evaluation",
+            "distributed",
+        ),
         *("training",),
     },
 }

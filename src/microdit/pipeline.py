@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -33,10 +32,12 @@ from microdit.model.dit import DiT
 from microdit.model.sizes import layerwise_scaled_dit
 from microdit.objectives.edm import EDM
 from microdit.objectives.objective import Objective
-from microdit.runs.folder import PIPELINE_FILE, run_of
+from microdit.pretrained import EMBEDDED, embedded_folder
+from microdit.runs.folder import PIPELINE_FILE, read_config, run_of
 from microdit.runs.older import todays_pipeline
 from microdit.sampling.guidance import guided_denoiser
 from microdit.sampling.samplers import SAMPLERS, noise_schedule
+from microdit.sampling.settings import SamplingSettings
 
 MOST_BLOCKS = 1000
 PRECISIONS = ("fp32", "bf16")
@@ -48,7 +49,8 @@ class LatentDiffusion(nn.Module):
     """A text-to-image model: `dit` denoises latents, `autoencoder` turns them into pictures, `text_encoder` reads.
 
     `objective` is what the network was trained for; EDM at the standard deviation of the autoencoder's latents if not
-    given. `settings` are what `save` needs to build the same object again.
+    given. `sampling` is how pictures are drawn unless `generate` is told otherwise. `settings` are what `save` needs to
+    build the same object again.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class LatentDiffusion(nn.Module):
         text_encoder: TextEncoder,
         objective: Objective | None = None,
         settings: dict[str, Any] | None = None,
+        sampling: SamplingSettings | None = None,
     ):
         super().__init__()
         if dit.in_channels != autoencoder.channels:
@@ -70,11 +73,12 @@ class LatentDiffusion(nn.Module):
             )
         self.dit, self.autoencoder, self.text_encoder = dit, autoencoder, text_encoder
         self.objective = EDM(autoencoder.sigma_data) if objective is None else objective
+        self.sampling = SamplingSettings() if sampling is None else sampling
         self.settings = settings
 
     def with_network(self, dit: DiT) -> LatentDiffusion:
         """The same with another network, such as the moving average of this one."""
-        return LatentDiffusion(dit, self.autoencoder, self.text_encoder, self.objective, self.settings)
+        return LatentDiffusion(dit, self.autoencoder, self.text_encoder, self.objective, self.settings, self.sampling)
 
     @property
     def device(self) -> torch.device:
@@ -91,14 +95,14 @@ class LatentDiffusion(nn.Module):
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        num_inference_steps: int = 30,
-        guidance_scale: float = 5.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         seed: int | None = None,
         tokenized_prompts: Int[Tensor, "n l"] | None = None,
         image_size: tuple[int, int] | None = None,
-        sampler: str = "heun",
-        guidance_interval: Sequence[float] | None = None,
-        temperature: float = 1.0,
+        sampler: str | None = None,
+        guidance_interval: Sequence[float] | Literal["all"] | None = None,
+        temperature: float | None = None,
         precision: str | None = None,
         batch_size: int = 64,
         return_latents: bool = False,
@@ -110,24 +114,33 @@ class LatentDiffusion(nn.Module):
         change it; without a seed it is new each time. `image_size` is (height, width) in pixels, by default the size
         the network was trained at.
 
+        What is not said of the five settings below is `self.sampling`, which a run's own pictures are drawn by.
         `sampler`: "heun" makes 2 * num_inference_steps - 1 evaluations of the network (EDM, algorithm 2),
         "dpm_solver_2m" num_inference_steps (DPM-Solver++(2M)); `progress(done, total)` counts them. A guidance_scale
         of 1 is no guidance, and half the work; `guidance_interval` [low, high] guides only at noise levels
-        low < sigma <= high, between 80 and 0.002. `temperature` scales the noise a picture starts from: below 1
-        pictures are smoother, more typical and less varied, which suits a network that was trained for minutes.
+        low < sigma <= high, between 80 and 0.002, "all" at every one. `temperature` scales the noise a picture starts
+        from: below 1 pictures are smoother, more typical and less varied, which suits a network that was trained for
+        minutes.
 
         Weights are float32, and so is the sampler's arithmetic; `precision` is that of the network's products: "fp32",
         "bf16" (autocast), or None for bf16 on a GPU and fp32 elsewhere.
 
-        Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, for a sampler or precision
-        it does not know, an interval that is none, a temperature that is not above 0, or a size that the autoencoder
-        and patches do not divide; FileNotFoundError, before anything is drawn, where the encoders' weights cannot be
+        Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, for settings that
+        SamplingSettings refuses, a precision it does not know, or a size that the autoencoder and patches do not
+        divide; FileNotFoundError, before anything is drawn, where the encoders' weights cannot be
         had.
         """
         if (prompt is None) == (tokenized_prompts is None):
             raise ValueError("generate() wants either prompt=... or tokenized_prompts=...")
-        if sampler not in SAMPLERS:
-            raise ValueError(f"there is no sampler '{sampler}'; choose from {', '.join(SAMPLERS)}")
+        sampling = self.sampling.told(
+            {
+                "sampler": sampler,
+                "num_inference_steps": num_inference_steps,
+                "guidance_scale": guidance_scale,
+                "guidance_interval": guidance_interval,
+                "temperature": temperature,
+            }
+        )
         if precision not in (None, *PRECISIONS):
             raise ValueError(f"there is no precision '{precision}'; choose from {', '.join(PRECISIONS)}")
         if batch_size < 1:
@@ -136,12 +149,10 @@ class LatentDiffusion(nn.Module):
         if tokenized_prompts is None:
             tokenized_prompts = self.text_encoder.tokenize([prompt] if isinstance(prompt, str) else list(prompt or ()))
         count = len(tokenized_prompts)
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature scales the noise a picture starts from: above 0, got {temperature}")
         shape = self.latent_shape(image_size)
         seed = secrets.randbits(62) if seed is None else seed
         batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
-        evaluations = len(batches) * SAMPLERS[sampler].evaluations(num_inference_steps)
+        evaluations = len(batches) * SAMPLERS[sampling.sampler].evaluations(sampling.num_inference_steps)
         done = itertools.count(1)
 
         def report() -> None:
@@ -154,12 +165,10 @@ class LatentDiffusion(nn.Module):
         pictures = []
         try:
             for batch in batches:
-                noise = temperature * torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
+                noise = torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
                 captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16) if halved else nullcontext():
-                    latents = self.sample(
-                        noise, captions, sampler, num_inference_steps, guidance_scale, guidance_interval, report
-                    )
+                    latents = self.sample(noise, captions, sampling, report)
                 pictures.append(latents if return_latents else self.autoencoder.decode(latents))
         finally:
             self.dit.train(training)
@@ -172,24 +181,23 @@ class LatentDiffusion(nn.Module):
         self,
         noise: Float[Tensor, "n c h w"],
         captions: Float[Tensor, "n l d"],
-        sampler: str,
-        num_inference_steps: int,
-        guidance_scale: float,
-        guidance_interval: Sequence[float] | None,
+        sampling: SamplingSettings,
         report: Callable[[], None],
     ) -> Float[Tensor, "n c h w"]:
-        """Scaled latents from noise, of unit variance at a temperature of 1; `report` is called before each evaluation.
+        """Scaled latents from unit-variance noise; `report` is called before each evaluation.
 
         The state is float64, the network is called in float32, and the captions are read once.
         """
         memory = self.dit.read_captions(captions)
-        denoiser = guided_denoiser(self.dit, memory, self.objective, guidance_scale, guidance_interval)
+        denoiser = guided_denoiser(self.dit, memory, self.objective, sampling.guidance_scale, sampling.interval)
 
         def reported(x: Tensor, sigma: float) -> Tensor:
             report()
             return denoiser(x, sigma)
 
-        *_, latents = SAMPLERS[sampler].states(reported, noise, noise_schedule(num_inference_steps))
+        *_, latents = SAMPLERS[sampling.sampler].states(
+            reported, sampling.temperature * noise, noise_schedule(sampling.num_inference_steps)
+        )
         return latents.float()
 
     def latent_shape(self, image_size: tuple[int, int] | None = None) -> tuple[int, int, int]:
@@ -213,7 +221,7 @@ class LatentDiffusion(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         kind = type(self.objective)
         objective = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **asdict(self.objective)}
-        write_settings({**self.settings, "objective": objective}, folder)
+        write_settings({**self.settings, "objective": objective, "sampling": asdict(self.sampling)}, folder)
         write_weights(self.dit.state_dict(), folder / WEIGHTS_FILE, {})
 
     @classmethod
@@ -224,14 +232,15 @@ class LatentDiffusion(nn.Module):
         autoencoder_weights: str | Path | None = None,
         text_encoder_weights: str | Path | None = None,
     ) -> LatentDiffusion:
-        """The pipeline of a training run (its newest checkpoint), of one checkpoint in it, or of a saved folder.
+        """The pipeline of a training run (its newest checkpoint), of one checkpoint in it, of a saved folder, or of
+        what comes with this package ("embedded:shapes").
 
         `weights`: "ema" takes the moving average where there is one, "raw" the trained weights; a saved folder has one
         set, and no raw ones beside it. The encoders' weights are those the run names, unless a local folder or hub
         name is given here.
         Raises CheckpointError, which says what is missing or lists the keys that do not fit.
         """
-        run = Path(run)
+        run = embedded_folder(str(run)) if str(run).startswith(EMBEDDED) else Path(run)
         folder = run_of(run)
         settings_file = folder / PIPELINE_FILE
         if not run.exists():
@@ -242,7 +251,7 @@ class LatentDiffusion(nn.Module):
                 f"{folder} holds no {PIPELINE_FILE}: name the folder of a training run, such as runs/..., "
                 f"a file in its checkpoints/, or a folder that LatentDiffusion.save wrote{released}"
             )
-        settings = todays_pipeline(read_json(settings_file, PIPELINE_CURE))
+        settings = pipeline_settings_of(folder)
         pipeline = described_pipeline(settings, settings_file, autoencoder_weights, text_encoder_weights)
         saved = folder / WEIGHTS_FILE
         if folder == run and saved.is_file():
@@ -312,15 +321,17 @@ def build_pipeline(settings: dict[str, Any], device: str | None = None) -> Laten
     """A pipeline with fresh weights from plain settings.
 
     `settings` has the parts `model` (arguments of layerwise_scaled_dit), `token_path`, `objective`, `autoencoder` and
-    `text_encoder` (each a `_target_` with arguments). The objective's `sigma_data` is the autoencoder's if not given.
-    The network is made on `device`, by default torch's; on "meta" nothing is allocated for it.
+    `text_encoder` (each a `_target_` with arguments), and `sampling` (of SamplingSettings). The objective's
+    `sigma_data` is the autoencoder's if not given. The network is made on `device`, by default torch's; on "meta"
+    nothing is allocated for it.
     """
     autoencoder = build(settings["autoencoder"], Autoencoder)
     text_encoder = build(settings["text_encoder"], TextEncoder)
     with nullcontext() if device is None else torch.device(device):
         dit = build_network(settings["model"], settings["token_path"], autoencoder.channels, text_encoder.channels)
     objective = build({"sigma_data": autoencoder.sigma_data, **settings["objective"]}, Objective)
-    return LatentDiffusion(dit, autoencoder, text_encoder, objective, settings)
+    sampling = SamplingSettings().told(settings.get("sampling", {}))
+    return LatentDiffusion(dit, autoencoder, text_encoder, objective, settings, sampling)
 
 
 def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels: int, caption_channels: int) -> DiT:
@@ -349,6 +360,19 @@ def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels
         use_patch_mixer=path.uses_patch_mixer,
         token_path=path,
     )
+
+
+def pipeline_settings_of(run: Path) -> dict[str, Any]:
+    """What a run's or saved folder's pipeline.json says. DamagedFileError where that cannot be read."""
+    settings = todays_pipeline(read_json(run / PIPELINE_FILE, PIPELINE_CURE))
+    if "sampling" not in settings:  # a run of before: its grids tell how it is drawn
+        settings["sampling"] = read_config(run).get("sampling", {})
+    return settings
+
+
+def sampling_of(run: Path) -> SamplingSettings:
+    """How a run's pictures are drawn unless told otherwise. SettingsError for what no sampler takes."""
+    return SamplingSettings().told(pipeline_settings_of(run)["sampling"])
 
 
 def described_pipeline(

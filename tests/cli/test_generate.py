@@ -53,7 +53,7 @@ def test_samplers_are_options_and_the_bar_counts_their_evaluations(saved, tmp_pa
     ("option", "told"),
     [
         ("guidance_interval=[5]", "guidance_interval is two noise levels [low, high]"),
-        ("temperature=0", "temperature scales the noise a picture starts from: above 0"),
+        ("temperature=0", "temperature is above 0: it scales the noise of the start"),
         ("autoencoder_weights=elsewhere", "PixelAutoencoder has no setting 'weights'"),
     ],
 )

@@ -7,6 +7,7 @@ from microdit.build import build, keyword_names
 from microdit.commands.evaluate import evaluate
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.subject import checked_sampling
+from microdit.sampling.settings import SamplingSettings
 
 METRICS = sorted(path.stem for path in (CONF / "metrics").glob("*.yaml"))
 
@@ -20,7 +21,7 @@ def test_its_keys_are_the_arguments_of_evaluate():
 
 
 def test_its_sampling_is_what_generate_takes():
-    checked_sampling({**compose()["sampling"], "seed": 0})
+    checked_sampling({**compose()["sampling"], "seed": 0}, SamplingSettings())
 
 
 @pytest.mark.parametrize("choice", METRICS)

@@ -69,6 +69,22 @@ def test_a_shift_is_taken_off_before_scaling_and_put_back_after(folder, tmp_path
     torch.testing.assert_close(autoencoder.decode(latents), plain.decode(latents + 0.5 * SCALE))
 
 
+def test_pixels_become_channels_where_the_weights_take_more_than_three(tmp_path):
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    model = AutoencoderKL(12, 12, **blocks, block_out_channels=(8, 8), latent_channels=2, norm_num_groups=4).eval()
+    model.register_to_config(scaling_factor=SCALE)
+    model.save_pretrained(tmp_path)
+    autoencoder = build(tmp_path)  # half the size by channels, half by the network
+    with torch.no_grad():
+        expected = model.encode(nn.functional.pixel_unshuffle(2 * images() - 1, 2)).latent_dist.mode() * SCALE
+        decoded = nn.functional.pixel_shuffle(model.decode(expected / SCALE).sample, 2) / 2 + 0.5
+    torch.testing.assert_close(autoencoder.encode(images()), expected)
+    torch.testing.assert_close(autoencoder.decode(expected), decoded.clamp(0, 1))
+    with pytest.raises(ValueError, match="says downscale 4"):
+        build(tmp_path, downscale=8).load()
+
+
 def test_encoding_is_repeatable_and_sampling_is_not(folder):
     autoencoder = build(folder)
     assert torch.equal(autoencoder.encode(images()), autoencoder.encode(images()))

@@ -171,3 +171,8 @@ def test_weights_downloaded_once_are_found_without_a_network(tmp_path):
 def test_a_hub_name_without_owner_is_refused_in_a_sentence():
     with pytest.raises(FileNotFoundError, match=r"hf-hub:name: .*autoencoder\.weights=FOLDER"):
         weights_folder("hf-hub:name", FILES, "autoencoder.weights")
+
+
+def test_weights_that_do_not_come_with_the_package_are_refused_with_those_that_do():
+    with pytest.raises(FileNotFoundError, match="no embedded:sdxl: with this package come"):
+        weights_folder("embedded:sdxl", [["config.json"]], "autoencoder.weights")

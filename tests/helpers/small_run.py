@@ -12,4 +12,4 @@ SMALL_SCALE = [
     "trainer.peak_tflops=0.1",  # else timed for a fifth of a second in every run
 ]
 SMALL_RUN = [*SMALL_SCALE, "model.head_dim=16", "model.patch_mixer_depth=1", "moe.num_experts=2"]
-QUICK_PICTURES = ["callbacks.samples.num_inference_steps=2", "callbacks.samples.prompts=[a red circle]"]
+QUICK_PICTURES = ["sampling.num_inference_steps=2", "callbacks.samples.prompts=[a red circle]"]

@@ -66,7 +66,7 @@ def test_the_example_trains_by_its_name_alone(files):
     small = ["model.dim=32", "model.depth=2", "model.head_dim=16", "model.patch_mixer_dim=16", "moe.num_experts=2"]
     small += ["resolution_stage.resolution_px=16", "resolution_stage.global_batch_size=4", "trainer.max_steps=2"]
     small += ["data_mix.embedded.counts={train: 24, validation: 4}", "trainer.validation_batch_size=4", "metrics=none"]
-    small += ["callbacks.samples.num_inference_steps=2", "callbacks.samples.prompts=[a red circle]"]
+    small += ["sampling.num_inference_steps=2", "callbacks.samples.prompts=[a red circle]"]
     where = [f"paths.data_root={files / 'data'}", f"hydra.run.dir={files / 'run'}"]
     chosen = ["masking=central", f"hydra.searchpath=[file://{files / 'conf'}]"]
     ended = run_script(str(files / "program.py"), *chosen, *small, *where)

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from microdit.reports.results import read_run
 from microdit.runs.differences import settings_of
 from microdit.runs.folder import checkpoint_path, read_config
 from microdit.runs.older import todays_config, todays_pipeline
+from microdit.sampling.settings import SamplingSettings
 from microdit.training.settings import training_settings
 
 HERE = Path(__file__).parent
@@ -58,6 +60,13 @@ def test_its_network_loads_and_draws(run):
     raw = LatentDiffusion.load(run, weights="raw")
     assert not all(torch.equal(a, b) for a, b in zip(raw.dit.parameters(), pipeline.dit.parameters(), strict=True))
     assert export_weights(run).is_file()
+
+
+def test_it_is_drawn_as_its_grids_were(run):
+    drawn = LatentDiffusion.load(run).sampling
+    grids = yaml.safe_load((run / "config.yaml").read_text())["callbacks"]["samples"]
+    assert drawn == SamplingSettings().told({name: grids[name] for name in asdict(drawn)})
+    assert drawn != SamplingSettings()
 
 
 def test_it_stands_in_a_table_beside_runs_of_today():

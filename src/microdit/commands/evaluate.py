@@ -14,7 +14,7 @@ from microdit.commands.compose import trusted
 from microdit.commands.messages import check_device, console, tell_places
 from microdit.evaluation.metric import Metric, measure
 from microdit.evaluation.subject import KeptSubject, Subject, checked_sampling, differing
-from microdit.pipeline import LatentDiffusion
+from microdit.pipeline import LatentDiffusion, sampling_of
 from microdit.runs.differences import flat
 from microdit.runs.folder import (
     EVALUATION,
@@ -27,6 +27,7 @@ from microdit.runs.folder import (
     run_of,
 )
 from microdit.runs.record import add_to_record, usual_settings
+from microdit.sampling.settings import SamplingSettings
 
 CHECKPOINT_SUFFIX = ".ckpt"
 
@@ -85,7 +86,7 @@ def evaluate_checkpoint(
     """
     if not weights:
         raise SettingsError("weights is empty: choose weights=[ema], weights=[raw] or weights=[ema,raw]")
-    checked_sampling({"seed": 0, **sampling})
+    checked_sampling({"seed": 0, **sampling}, SamplingSettings())
     if checkpoint.suffix == CHECKPOINT_SUFFIX and not is_checkpoint(checkpoint):
         there = ", ".join(path.name for path in checkpoints_of(checkpoint.parent.parent)) or "none"
         raise CheckpointError(f"there is no checkpoint {checkpoint}; that run has: {there}")
@@ -128,7 +129,7 @@ def evaluate_kept(
             f"{folder} lies in no run (a folder with {PIPELINE_FILE}) whose result.json could be added to"
         )
     recorder = Recorder(run, {"pictures": str(folder)}, settings, console)
-    numbers = measure(KeptSubject(folder, device), metrics, recorder, unusual_settings(run, settings))
+    numbers = measure(KeptSubject(folder, device, sampling_of(run)), metrics, recorder, unusual_settings(run, settings))
     show_numbers(console, numbers, run)
     return numbers
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from omegaconf import DictConfig
@@ -12,6 +13,7 @@ from microdit.commands.messages import check_device, console, tell_places
 from microdit.grid import prompt_grid
 from microdit.kernels.compile import compile_network
 from microdit.pipeline import LatentDiffusion
+from microdit.pretrained import EMBEDDED
 from microdit.progress import progress_bar
 from microdit.runs.folder import PIPELINE_FILE, places_named, run_of
 
@@ -19,10 +21,13 @@ from microdit.runs.folder import PIPELINE_FILE, places_named, run_of
 def open_pipeline(
     checkpoint: str, weights: str, autoencoder_weights: str | None, text_encoder_weights: str | None
 ) -> LatentDiffusion:
-    """The pipeline of a run, of a checkpoint in it, of a saved folder, or of a released file that lies by itself.
+    """The pipeline that comes with this package under an "embedded:" name, that of a run, of a checkpoint in it, of a
+    saved folder, or of a released file that lies by itself.
 
     Raises CheckpointError for what is none of these.
     """
+    if checkpoint.startswith(EMBEDDED):
+        return LatentDiffusion.load(checkpoint, weights, autoencoder_weights, text_encoder_weights)
     path = Path(checkpoint)
     if path.is_file() and not (path.parent.parent / PIPELINE_FILE).is_file():
         return LatentDiffusion.from_released(path, autoencoder_weights, text_encoder_weights)
@@ -34,11 +39,11 @@ def open_pipeline(
 def generate_grid(
     checkpoint: str,
     prompts: list[str],
-    num_inference_steps: int,
-    guidance_scale: float,
-    sampler: str,
-    guidance_interval: Sequence[float] | None,
-    temperature: float,
+    num_inference_steps: int | None,
+    guidance_scale: float | None,
+    sampler: str | None,
+    guidance_interval: Sequence[float] | Literal["all"] | None,
+    temperature: float | None,
     precision: str | None,
     seed: int | None,
     weights: str,
@@ -49,7 +54,8 @@ def generate_grid(
     compile: bool,
     output: str,
 ) -> Path:
-    """Writes a grid of one picture a prompt, prompts below, and returns its path.
+    """Writes a grid of one picture a prompt, prompts below, and returns its path. Of how they are drawn, None is as the
+    run has it.
 
     Raises CheckpointError for a checkpoint that is missing or does not fit, SettingsError without prompts or for a file
     that is no picture, ValueError for a sampler, interval or temperature that LatentDiffusion.generate refuses.

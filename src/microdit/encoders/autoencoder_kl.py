@@ -1,5 +1,6 @@
 """The variational autoencoders of latent diffusion, through diffusers."""
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from microdit.encoders.protocols import Autoencoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
@@ -20,8 +22,10 @@ FILES = [["config.json"], ["diffusion_pytorch_model.safetensors"]]
 class KLAutoencoder(Autoencoder):
     """A pretrained `diffusers.AutoencoderKL`; latents = (z - `shift`) * `scale`.
 
-    `weights`: a local folder, "owner/name" or "owner/name/folder" on the Hugging Face hub; read on first use, or by
-    `load()`. `channels`, `downscale`, `scale` and `shift` must agree with the weights' own configuration.
+    `weights`: a local folder, "owner/name" or "owner/name/folder" on the Hugging Face hub, or "embedded:name" for one
+    that comes with this package; read on first use, or by `load()`. One whose network has 3 p^2 input channels sees
+    pictures with every p x p pixels as channels, which is p times less work along each side. `channels`, `downscale`,
+    `scale` and `shift` must agree with the weights' own configuration.
     `sample`: draw z from the posterior, with torch's global generator, instead of taking its mode.
     """
 
@@ -52,7 +56,8 @@ class KLAutoencoder(Autoencoder):
             raise ValueError(f"image sides must be multiples of {self.downscale}, got {height} x {width}")
         model: Any = self.load()
         with torch.autocast(self.frozen.device.type, enabled=False):
-            posterior = model.encode((2 * images - 1).to(self.frozen.device, self.frozen.dtype)).latent_dist
+            pixels = pixel_unshuffle(2 * images - 1, patch_px(model)).to(self.frozen.device, self.frozen.dtype)
+            posterior = model.encode(pixels).latent_dist
             latents = posterior.sample() if self.sample else posterior.mode()
         return self._finite((latents.float() - self.shift) * self.scale, "latents")
 
@@ -61,7 +66,7 @@ class KLAutoencoder(Autoencoder):
         model: Any = self.load()
         z = latents.to(self.frozen.device, torch.float32) / self.scale + self.shift
         with torch.autocast(self.frozen.device.type, enabled=False):
-            images = model.decode(z.to(self.frozen.dtype)).sample
+            images = pixel_shuffle(model.decode(z.to(self.frozen.dtype)).sample, patch_px(model))
         return self._finite((images.float() + 1) / 2, "images").clamp(0, 1)
 
     def _finite(self, values: Tensor, what: str) -> Tensor:
@@ -71,6 +76,11 @@ class KLAutoencoder(Autoencoder):
                 "(the SDXL autoencoder does in float16): set autoencoder.dtype=bfloat16 or float32"
             )
         return values
+
+
+def patch_px(model: "AutoencoderKL") -> int:
+    """Pixels along a side that are channels of the network's input: 1, unless its in_channels say otherwise."""
+    return math.isqrt(cast("Any", model.config).in_channels // 3)
 
 
 def read_autoencoder_kl(weights: str, channels: int, scale: float, shift: float, downscale: int) -> "AutoencoderKL":
@@ -97,7 +107,7 @@ def read_autoencoder_kl(weights: str, channels: int, scale: float, shift: float,
     config: Any = model.config
     found = {
         "channels": config.latent_channels,
-        "downscale": 2 ** (len(config.block_out_channels) - 1),
+        "downscale": patch_px(model) * 2 ** (len(config.block_out_channels) - 1),
         "scale": config.scaling_factor,
         "shift": config.shift_factor or 0.0,
     }

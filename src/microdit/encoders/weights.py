@@ -7,6 +7,8 @@ from typing import Literal, Self
 import torch
 from torch import nn
 
+from microdit.pretrained import EMBEDDED, embedded_folder
+
 DType = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,14 +55,18 @@ class FrozenModule(nn.Module):
 def weights_folder(
     weights: str, files: Sequence[Sequence[str]], option: str, advise: Sequence[Sequence[str]] | None = None
 ) -> Path:
-    """The folder that holds `files` of `weights`: a local one, or one downloaded once from the Hugging Face hub.
+    """The folder that holds `files` of `weights`: a local one, one of this package, or one downloaded once from the
+    Hugging Face hub.
 
-    `weights`: a folder, "owner/name" on the hub, or "owner/name/folder" for a folder inside that repository; the
-    prefixes `local-dir:` and `hf-hub:` say which it is. `files`: each entry lists alternatives, the best first, of
-    which one must be present. `option`: the key of the configuration that holds `weights`, for the messages, which name
-    the files to `advise`, where a later call will want more than this one.
+    `weights`: "embedded:name" for what comes with this package, a folder, "owner/name" on the hub, or
+    "owner/name/folder" for a folder inside that repository; the prefixes `local-dir:` and `hf-hub:` say which it is.
+    `files`: each entry lists alternatives, the best first, of which one must be present. `option`: the key of the
+    configuration that holds `weights`, for the messages, which name the files to `advise`, where a later call will want
+    more than this one.
     FileNotFoundError, within seconds, if the folder lacks a file or the hub is out of reach.
     """
+    if weights.startswith(EMBEDDED):
+        return embedded_folder(weights)
     local = weights.removeprefix("local-dir:")
     folder = Path(local).expanduser()
     if not weights.startswith("hf-hub:") and (

@@ -1,8 +1,8 @@
 """What is evaluated: a trained pipeline whose pictures are drawn when a metric asks for them, and kept."""
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microdit.build import SettingsError, check_names, keyword_names
+from microdit.build import SettingsError
 from microdit.evaluation.pictures import Making, Pictures, PicturesError, fingerprint, keep, kept_making, plain_sampling
 from microdit.pipeline import LatentDiffusion
+from microdit.sampling.settings import SamplingSettings
 
 Report = Callable[[int, int], None]  # (done, total) evaluations of the network
 
 PICTURES_A_CALL = 256
 """Pictures drawn by one call of generate(), which bounds the memory; call k draws with seed + k."""
-GIVEN_HERE = {"prompt", "seed", "tokenized_prompts", "image_size", "batch_size", "return_latents", "progress", "self"}
 
 
 def silent(done: int, total: int) -> None:
@@ -72,8 +72,9 @@ class Subject:
 
         Raises SettingsError for a sampling argument that generate() does not take.
         """
-        used = checked_sampling({**sampling, **self.sampling})
-        self.changed = changes(used, sampling)
+        asked = checked_sampling(sampling, self.pipeline.sampling)
+        used = checked_sampling({**sampling, **self.sampling}, self.pipeline.sampling)
+        self.changed = differing(plain_sampling(used), plain_sampling(asked))
         making = Making(list(prompts), plain_sampling(used), fingerprint(self.pipeline.dit), self.label)
         tar = self.kept_in / f"{name}.tar"
         kept = kept_making(tar)
@@ -99,8 +100,9 @@ class Subject:
 class KeptSubject(Subject):
     """Pictures without their network: metrics that need no more can be computed again from `folder` alone."""
 
-    def __init__(self, folder: Path, device: str = "cpu"):
-        self.folder, self.label, self.changed = folder, [], []
+    def __init__(self, folder: Path, device: str = "cpu", usual: SamplingSettings | None = None):
+        """`usual`: how the run's pictures are drawn where a metric does not say."""
+        self.folder, self.label, self.changed, self.usual = folder, [], [], usual or SamplingSettings()
         self.progress, self._device = silent, torch.device(device)
 
     @property
@@ -127,25 +129,21 @@ class KeptSubject(Subject):
                 f"{tar} holds {len(kept.prompts)} pictures of other prompts than the {len(prompts)} this metric asks "
                 "for: give the metric the settings they were drawn with, or draw new ones with checkpoint=RUN"
             )
-        self.label, self.changed = kept.label, changes(kept.sampling, sampling)
+        asked = checked_sampling(sampling, self.usual)
+        self.label, self.changed = kept.label, differing({**asked, **kept.sampling}, plain_sampling(asked))
         return Pictures(tar, kept, len(prompts))
 
 
-def checked_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """`sampling` if generate() takes all of it. Raises SettingsError for a name it does not know, or without a seed."""
-    known = {*(keyword_names(LatentDiffusion.generate) or ()), "seed"} - (GIVEN_HERE - {"seed"})
-    check_names(sampling, known, where="sampling")
+def checked_sampling(sampling: Mapping[str, Any], usual: SamplingSettings) -> dict[str, Any]:
+    """All arguments of generate() that matter to a picture: what `sampling` says, and for the rest what is `usual`.
+
+    Raises SettingsError for a name or value there is not, or without a seed.
+    """
+    apart = {name: sampling[name] for name in ("seed", "precision") if sampling.get(name) is not None}
     if sampling.get("seed") is None:
         raise SettingsError("sampling needs a seed: pictures that are judged must be the same each time")
-    return dict(sampling)
-
-
-def changes(used: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What differs between the sampling used and the one a metric asks for, as "name=value", by name."""
-    defaults = {name: p.default for name, p in inspect.signature(LatentDiffusion.generate).parameters.items()}
-    was = plain_sampling({**{name: defaults[name] for name in used if name in defaults}, **asked})
-    now = plain_sampling(used)
-    return differing(now, was)
+    told = {name: value for name, value in sampling.items() if name not in ("seed", "precision")}
+    return asdict(usual.told(told)) | apart
 
 
 def differing(now: Mapping[str, Any], was: Mapping[str, Any]) -> list[str]:

@@ -119,7 +119,9 @@ def places_named(settings: Any, run: Path, above: str = "") -> list[str]:
         parts = [(str(number), inner) for number, inner in enumerate(settings)]
     else:
         name = above.rpartition(".")[2]
-        is_place = name in PLACES or (isinstance(settings, str) and ELSEWHERE.match(settings) is not None)
+        text = settings if isinstance(settings, str) else ""
+        ours = name == "weights" and text.startswith("embedded:")
+        is_place = not ours and (name in PLACES or ELSEWHERE.match(text) is not None)
         inside = isinstance(settings, str) and Path(settings).absolute().is_relative_to(run.absolute())
         return [f"{above}={settings}"] if is_place and settings is not None and not inside else []
     return [found for name, inner in parts for found in places_named(inner, run, f"{above}.{name}".lstrip("."))]

@@ -19,6 +19,7 @@ MOVED = {
     "evaluation.shapes_loss.ShapesDenoisingLoss": "evaluation.shapes.loss.ShapesDenoisingLoss",
 }
 RENAMED = {"alike_queries_and_keys": "mimetic_init", "longest_position_wave": "max_period"}
+SAMPLING = ("sampler", "num_inference_steps", "guidance_scale", "guidance_interval", "temperature")  # were of the grids
 EDM = "microdit.objectives.edm.EDM"
 
 
@@ -42,6 +43,10 @@ def todays_config(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(stage, dict) and "objective" not in config and "masking" in config:
         config["objective"] = {"_target_": EDM} | {name: stage.get(name) for name in ("noise_mean", "noise_std")}
         config.get("choices", {})["objective"] = "edm"
+    callbacks = config.get("callbacks")
+    samples = callbacks.get("samples") if isinstance(callbacks, dict) else None
+    if isinstance(samples, dict) and "sampling" not in config:
+        config["sampling"] = {name: samples.pop(name) for name in SAMPLING if name in samples}
     if isinstance(stage, dict) and "beta1" in config.get("optimizer", {}):
         config["optimizer"] = optimizer_of(config["optimizer"], stage.get("learning_rate"))
     return config

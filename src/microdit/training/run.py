@@ -7,7 +7,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -223,6 +223,7 @@ def network_settings(settings: TrainingSettings) -> dict[str, Any]:
         "model": {**model, **settings.moe, "pos_interp_scale": stage.pos_interp_scale, "input_size": size},
         "token_path": settings.masking,
         "objective": settings.objective,
+        "sampling": asdict(settings.sampling),
         "autoencoder": settings.autoencoder,
         "text_encoder": settings.text_encoder,
     }

@@ -12,6 +12,7 @@ from microdit.evaluation.metric import Metric
 from microdit.masking.ratio import MaskRatio
 from microdit.masking.token_path import TokenPath
 from microdit.objectives.objective import Objective
+from microdit.sampling.settings import SamplingSettings
 from microdit.training.optimizers import check_optimizer, scaled_rates
 from microdit.training.schedules import Schedule
 
@@ -96,16 +97,10 @@ class ReadingSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Pictures drawn during training, the same prompts and noise each time. As `LatentDiffusion.generate` has them:
-    `guidance_interval` is two noise levels, or None for all of them."""
+    """Pictures drawn during training, the same prompts and noise each time."""
 
     prompts: list[str]
     every_n_steps: int
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_interval: list[float] | None
-    sampler: str
-    temperature: float
     seed: int
 
 
@@ -131,6 +126,7 @@ class TrainingSettings:
     optimizer: dict[str, Any]
     schedule: Schedule
     trainer: TrainerSettings
+    sampling: SamplingSettings
     samples: SampleSettings
     metrics: dict[str, Metric]
     loggers: list[dict[str, Any]]
@@ -159,6 +155,7 @@ GROUPS: dict[str, type] = {
     "data_mix": DataMixSettings,
     "reading": ReadingSettings,
     "resolution_stage": StageSettings,
+    "sampling": SamplingSettings,
     "trainer": TrainerSettings,
     "variation": VariationSettings,
 }
