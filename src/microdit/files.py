@@ -185,10 +185,11 @@ class DamagedFileError(ValueError):
     """A small file that does not hold what it should: the message names it, the place in it, and the way out."""
 
 
-def read_json(path: Path, cure: str) -> dict[str, Any]:
-    """The object in a JSON file. DamagedFileError, which ends with `cure`, for anything else; OSError as `open`."""
+def read_json(path: Path, cure: str, largest: int = LARGEST_SETTINGS) -> dict[str, Any]:
+    """The object in a JSON file of at most so many bytes. DamagedFileError, which ends with `cure`, for anything else;
+    OSError as `open`."""
     try:
-        content = json.loads(small_text(path, cure))
+        content = json.loads(small_text(path, cure, largest))
         characters_in(content, {})
     except (ValueError, RecursionError) as error:
         raise damaged(path, error, cure) from error
@@ -250,8 +251,8 @@ def check_seal(text: str) -> None:
         raise ValueError(f"its checksum is another; {BY_HAND} the first and the last line")
 
 
-def small_text(path: Path, cure: str) -> str:
-    if (size := size_of_file(path)) > LARGEST_SETTINGS:
+def small_text(path: Path, cure: str, largest: int = LARGEST_SETTINGS) -> str:
+    if (size := size_of_file(path)) > largest:
         raise DamagedFileError(f"{path} has {size:,} bytes, which no such file needs; {cure}")
     return path.read_text(encoding="utf-8")
 
