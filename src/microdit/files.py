@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
 
 from microdit.build import SettingsError, check_names
 
+Described = TypeVar("Described")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ENOLCK)
 LARGEST_SETTINGS = 1 << 20  # bytes; what is written here is a thousand times smaller
@@ -199,6 +200,17 @@ def read_json(path: Path, cure: str, largest: int = LARGEST_SETTINGS) -> dict[st
     if nameless or (told is not None and told != checksum_of(content)):
         raise damaged(path, ValueError(f"its checksum is another; {BY_HAND} the value {CHECKSUM}"), cure)
     return content
+
+
+def read_described(path: Path, kind: type[Described], cure: str, largest: int = LARGEST_SETTINGS) -> Described:
+    """The dataclass whose values are in a JSON file. DamagedFileError and OSError as `read_json`, also where a value is
+    lacking, unknown or of another kind."""
+    content = read_json(path, cure, largest)
+    try:
+        check_kind(content, kind, str(path))
+    except SettingsError as error:
+        raise DamagedFileError(f"{error}; {cure}") from error
+    return kind(**content)
 
 
 def read_yaml(path: Path, cure: str) -> dict[str, Any]:

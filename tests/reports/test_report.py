@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from microdit.build import SettingsError
-from microdit.evaluation.pictures import Making, keep
+from microdit.evaluation.pictures import Making, PicturesError, keep
 from microdit.reports.report import remake, report
 
 TABLES = ("table.md", "table.csv", "table.tex")
@@ -173,3 +173,21 @@ def test_a_step_of_curves_that_is_no_number_is_left_out(experiment, headline):
         curves + "".join(f"{curves.splitlines()[1].replace(',1,', f',{s},', 1)}\n" for s in ("x", "²", "9" * 5_000))
     )
     told(experiment)
+
+
+def test_large_pictures_and_long_prompts_take_no_more_room_than_the_grid_has(experiment, make_run):
+    run = make_run("none", "none")
+    making = Making(["p" * 50_000 for _ in range(10)], {}, "n", [])
+    keep(run / "evaluation/skills.tar", making, iter([torch.zeros(10, 3, 700, 700)]))
+    told(experiment, run)
+    with Image.open(experiment / "samples.png") as grid:
+        assert (grid.width, grid.height) < (800, 4_400)
+
+
+def test_a_broken_kept_picture_is_named(experiment, make_run):
+    run = make_run("none", "none")
+    keep(run / "evaluation/skills.tar", Making(PROMPTS, {}, "n", []), iter([torch.zeros(10, 3, 8, 8)]))
+    content = (run / "evaluation/skills.tar").read_bytes()
+    (run / "evaluation/skills.tar").write_bytes(content.replace(b"IDAT", b"IDAX", 1))
+    with pytest.raises(PicturesError, match=r"skills\.tar: 000000: .*evaluate again"):
+        told(experiment, run)

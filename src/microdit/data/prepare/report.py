@@ -11,7 +11,7 @@ from microdit.data.prepare.plan import LARGEST_REPORT, PLAN_NAME, Recipe
 from microdit.data.shards.description import DESCRIPTION_NAME, LatentDescription, write_description
 from microdit.data.shards.index import PARTS_FOLDER, merge_folder
 from microdit.data.sources.images import FilteredImageError
-from microdit.files import alone_in, check_kind, read_json, write_whole
+from microdit.files import alone_in, read_described, write_whole
 
 REJECTS_NAME = "rejects.csv"
 HALF_BYTES = 2
@@ -82,11 +82,9 @@ def write_report(shard: Path, report: ShardReport) -> None:
 
 
 def read_report(shard: Path) -> ShardReport:
-    """The report of one output shard. DamagedFileError or SettingsError, with the file, for what is none."""
-    path = report_path(shard)
-    content = read_json(path, f"remove {shard} and run the same command again", LARGEST_REPORT)
-    check_kind(content, ShardReport, str(path))
-    return ShardReport(**content)
+    """The report of one output shard. DamagedFileError for what is none."""
+    cure = f"remove {shard} and run the same command again"
+    return read_described(report_path(shard), ShardReport, cure, LARGEST_REPORT)
 
 
 def finish(folder: Path, shards: int, encoders: Encoders, recipe: Recipe, images: int, seconds: float) -> Summary:

@@ -5,8 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from microdit.build import SettingsError
-from microdit.files import DamagedFileError, check_kind, read_json, write_whole
+from microdit.files import DamagedFileError, read_described, write_whole
 
 DESCRIPTION_NAME = "dataset.json"
 
@@ -61,10 +60,6 @@ def read_description(path: Path) -> LatentDescription:
         f"index={path.parent}"
     )
     try:
-        content = read_json(path, cure)
-        check_kind(content, LatentDescription, str(path))
+        return read_described(path, LatentDescription, cure)
     except DamagedFileError as error:
         raise MismatchError(str(error)) from error
-    except SettingsError as error:
-        raise MismatchError(f"{error}; {cure}") from error
-    return LatentDescription(**content)
