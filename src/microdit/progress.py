@@ -1,6 +1,7 @@
 """What is shown while work goes on: text of files that cannot move the cursor, and one progress bar for everything that
 prepares data."""
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,13 @@ class VisibleConsole(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else visible(text), style, control)
+
+
+class VisibleRecord(logging.LogRecord):
+    """A message of the log: it may hold words of files."""
+
+    def getMessage(self) -> str:
+        return visible(super().getMessage())
 
 
 def silent(done: float, total: float, doing: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.text import Text
 
 from microdit.build import SettingsError
-from microdit.progress import VisibleConsole, visible
+from microdit.progress import VisibleConsole, VisibleRecord
 
 # What is printed holds paths and other people's words: nothing in it is markup.
 console = VisibleConsole(soft_wrap=True, markup=False, emoji=False)
@@ -41,13 +41,6 @@ def tell_and_exit(message: str, error: BaseException) -> None:
     if not os.environ.get(DEBUG):
         errors.print(f"({DEBUG}=1 before the command shows where it came from)", style="dim")
     sys.exit(1)
-
-
-class VisibleRecord(logging.LogRecord):
-    """A message of the log: it may hold words of files."""
-
-    def getMessage(self) -> str:
-        return visible(super().getMessage())
 
 
 def run_told(main: Callable[[], None]) -> None:

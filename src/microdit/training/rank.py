@@ -40,17 +40,19 @@ def main(folder: str, launcher: str, checkpoint: str | None = None) -> None:
     """Trains the run in `folder`. A rank that was asked to stop ends well, after leaving word of it."""
     end_with(int(launcher))
 
+    import logging
     import traceback
     from pathlib import Path
 
     import torch
 
     from microdit.distributed.ranks import PreemptedError, leave_word
-    from microdit.progress import VisibleConsole, visible
+    from microdit.progress import VisibleConsole, VisibleRecord, visible
     from microdit.runs.folder import read_config
     from microdit.training.run import train
     from microdit.training.settings import training_settings
 
+    logging.setLogRecordFactory(VisibleRecord)
     rank, config = int(os.environ["RANK"]), read_config(Path(folder))
     choices = config.pop("choices")
     try:
