@@ -100,6 +100,7 @@ def test_whatever_stands_in_a_layout_is_shown_or_refused_with_its_name(runs, tmp
         (("columns", 0, "format"), 7, r"columns\.0\.format is a whole number and should be a text"),
         (("figure",), [LOSS] * 21, "figure 20 at most"),
         (("columns", 0, "scale"), 1e300, "no scale 1e\\+300"),
+        (("columns", 0, "scale"), 10**400, "no scale 1000"),
         (("rows",), [], "rows needs one column"),
     ],
 )

@@ -191,3 +191,15 @@ def test_a_broken_kept_picture_is_named(experiment, make_run):
     (run / "evaluation/skills.tar").write_bytes(content.replace(b"IDAT", b"IDAX", 1))
     with pytest.raises(PicturesError, match=r"skills\.tar: 000000: .*evaluate again"):
         told(experiment, run)
+
+
+@pytest.mark.parametrize("part", ["trainer", "logger", "metrics", "seed", "init_from", "model"])
+@pytest.mark.parametrize("value", [3, "a", [], [{"a": []}], {"a": {1: 2}}, None])
+def test_a_run_whose_settings_are_of_another_kind_is_in_the_report_or_said_to_be_unreadable(
+    experiment, make_run, part, value
+):
+    make_run("none", "none")
+    run = make_run("naive", "p75")
+    (run / "config.yaml").write_text(json.dumps({"seed": 1, "choices": {"masking": "naive"}, part: value}))
+    said = told(experiment, run.parent)
+    assert "naive" in said

@@ -2,7 +2,7 @@
 
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -100,7 +100,10 @@ def loss_curves(curves: Rows, rows: Sequence[Row], layout: Layout) -> Figure | N
     """
     validated = any(number(point, "validation_loss") is not None for point in curves)
     quantity, name = ("validation_loss", "validation loss") if validated else ("train_loss", "training loss, masked")
-    found = [(row, row_curve(curves, row, quantity)) for row in rows]
+    by_run: dict[str, Rows] = {}
+    for point in curves:
+        by_run.setdefault(point["run"], []).append(point)
+    found = [(row, row_curve(by_run, row, quantity)) for row in rows]
     lines = [(", ".join(row.labels), curve) for row, curve in found if curve is not None]
     if not lines:
         return None
@@ -128,11 +131,11 @@ def loss_curves(curves: Rows, rows: Sequence[Row], layout: Layout) -> Figure | N
     return figure
 
 
-def row_curve(curves: Rows, row: Row, quantity: str) -> Curve | None:
-    """A row's curve over its finished runs; None where they have none."""
+def row_curve(curves: Mapping[str, Rows], row: Row, quantity: str) -> Curve | None:
+    """A row's curve over its finished runs, from the points of each run; None where they have none."""
     logged: list[dict[int, tuple[float, float | None]]] = []
     for run in row.finished:
-        dated = [(number(point, "step"), point) for point in curves if point["run"] == run]
+        dated = [(number(point, "step"), point) for point in curves.get(run, [])]
         losses = {int(at): (number(point, quantity), number(point, "flops")) for at, point in dated if at is not None}
         logged.append({step: (loss, flops) for step, (loss, flops) in losses.items() if loss is not None})
     steps = sorted(set.intersection(*map(set, logged))) if logged else []

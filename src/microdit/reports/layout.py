@@ -56,7 +56,7 @@ class Column:
         if not FORMAT.fullmatch(self.format):
             raise SettingsError(f"{self.title}: no format '{self.format}'; use such as .3f, .3g, ,.0f or .1%")
         if not abs(self.scale) < LARGEST:
-            raise SettingsError(f"{self.title}: no scale {self.scale:g}; use such as 1e-9 or 100")
+            raise SettingsError(f"{self.title}: no scale {str(self.scale)[:20]}; use such as 1e-9 or 100")
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def read_layout(folder: Path, results: Rows) -> Layout:
 
 
 def layout_of(given: Mapping[str, Any], folder: Path, results: Rows) -> Layout:
+    """The layout of what a report.yaml holds. Raises SettingsError for what does not fit together."""
     rows = [row_key(one) for one in given["rows"]] if "rows" in given else inferred_rows(results)
     columns = [column(one) for one in given["columns"]] if "columns" in given else present(QUALITIES + COSTS, results)
     if "figure" in given:

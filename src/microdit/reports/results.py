@@ -49,7 +49,8 @@ def read_run(run: Path) -> dict[str, str]:
         config = {}
         record |= {"status": "unreadable", "error": str(error)}
     chosen = config.get("choices", {})
-    if not isinstance(record.get("status"), str) or not isinstance(chosen, dict):
+    parts = (chosen, config.get("trainer", {}))
+    if not isinstance(record.get("status"), str) or not all(isinstance(part, dict) for part in parts):
         record = {"status": "unreadable", "error": f"{path.name} or config.yaml is none of a run"}
         config, chosen = {}, {}
     if record.get("status") != FINISHED and config:
@@ -86,7 +87,7 @@ def collect(runs: Sequence[Path]) -> Rows:
     if len({*taken}) < len(taken):
         twice = next(name for name in taken if taken.count(name) > 1)
         raise SettingsError(f"two of these runs are called {twice}: rename the folder of one sweep")
-    names = {name: None for record in records for name in record}
+    names = dict.fromkeys(name for record in records for name in record)
     for record in records:
         if any(name.startswith(SETTING) for name in record):  # else its configuration is lost, and it says nothing
             record.update({name: NOT_SET for name in names if name.startswith(SETTING) and name not in record})
