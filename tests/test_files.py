@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import random
+from dataclasses import dataclass
+from typing import TypedDict
 
 import pytest
 import yaml
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from microdit.files import (
     DamagedFileError,
     InUseError,
+    check_kind,
     new_folder,
     only_writer,
     read_json,
@@ -25,6 +28,20 @@ from microdit.files import (
 from microdit.runs.metrics import read_rows
 
 CONTENT = {"seed": 3, "model": {"dim": 64, "ratios": [0.5, 1.0]}, "name": "a run, 50 % [of] it", "none": None}
+
+
+class Part(TypedDict, total=False):
+    ratio: float
+    names: list[str]
+
+
+@dataclass
+class Whole:
+    count: int
+    parts: dict[str, Part | str]
+    note: str | None = None
+
+
 FORMATS = {"a.json": (write_json, read_json), "a.yaml": (write_yaml, read_yaml)}
 
 
@@ -75,6 +92,8 @@ def test_whatever_was_written_is_read(tmp_path_factory, content):
         "[" * 100_000,
         "a: &a [1]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
         + "".join(f"c{n}: &c{n} [{', '.join([f'*c{n - 1}' if n else '*b'] * 9)}]\n" for n in range(9)),
+        f"a: &a {'x' * 900_000}\nb: [{', '.join(['*a'] * 1_000)}]",
+        f"a: &a {'x' * 900_000}\nb:\n" + "  - {? *a : 1}\n" * 1_000,
         "a: &a\n  b: *a\n",
         "!!python/object/apply:os.system ['true']",
         "a: !!pairs [k: '${oc.env:HOME}']",
@@ -85,7 +104,21 @@ def test_whatever_was_written_is_read(tmp_path_factory, content):
         "- 1\n- 2\n",
         "\x00\x01",
     ],
-    ids=["deep", "aliases", "itself", "python", "pairs", "set", "sixty", "int", "merges", "list", "binary"],
+    ids=[
+        "deep",
+        "aliases",
+        "text",
+        "name",
+        "itself",
+        "python",
+        "pairs",
+        "set",
+        "sixty",
+        "int",
+        "merges",
+        "list",
+        "binary",
+    ],
 )
 def test_yaml_that_is_no_settings_is_refused_before_it_takes_memory(tmp_path, text):
     (tmp_path / "a.yaml").write_text(text)
@@ -166,3 +199,31 @@ def test_json_that_is_nested_more_deeply_than_settings_is_named(tmp_path, depth)
     (tmp_path / "a.json").write_text('{"a":' * depth + "1" + "}" * depth)
     with pytest.raises(DamagedFileError, match="nested"):
         read_json(tmp_path / "a.json", "")
+
+
+@pytest.mark.parametrize("parts", [{}, {"a": "b"}, {"a": {"ratio": 1, "names": ["b"]}, "c": {}}])
+def test_what_is_of_its_kind_passes(parts):
+    check_kind({"count": 1, "parts": parts, "note": None}, Whole, "a.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([], "a.json is a list and should be names with values"),
+        ({"count": 1}, "a.json lacks parts"),
+        ({"count": 1, "parts": {}, "nots": ""}, "did you mean 'note'"),
+        ({"count": True, "parts": {}}, "a.json: count is yes or no and should be a whole number"),
+        ({"count": 1.0, "parts": {}}, "a.json: count is a number and should be a whole number"),
+        (
+            {"count": 1, "parts": {"a": 3}},
+            "a.json: parts.a is a whole number and should be names with values or a text",
+        ),
+        (
+            {"count": 1, "parts": {"a": {"names": ["b", None]}}},
+            "a.json: parts.a.names.1 is nothing and should be a text",
+        ),
+    ],
+)
+def test_what_is_of_another_kind_is_named_with_its_place(content, told):
+    with pytest.raises(ValueError, match=told):
+        check_kind(content, Whole, "a.json")

@@ -11,11 +11,16 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
 
+from microdit.build import SettingsError, check_names
+
+Described = TypeVar("Described")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ENOLCK)
 LARGEST_SETTINGS = 1 << 20  # bytes; what is written here is a thousand times smaller
@@ -24,7 +29,7 @@ SEALED = "# Written by microdit; its checksum is the last line."
 LAST_LINE = re.compile(rf"^# {CHECKSUM} ([0-9a-f]{{8}})$\n?\Z", re.MULTILINE)
 BY_HAND = "if you changed it yourself, remove"
 DEEPEST = 60
-MOST_VALUES = 1_000_000  # once every alias stands for what it repeats
+MOST_CHARACTERS = 4 * LARGEST_SETTINGS  # once every alias stands for what it repeats; a value is one at least
 
 
 class NoRoomError(OSError):
@@ -181,11 +186,12 @@ class DamagedFileError(ValueError):
     """A small file that does not hold what it should: the message names it, the place in it, and the way out."""
 
 
-def read_json(path: Path, cure: str) -> dict[str, Any]:
-    """The object in a JSON file. DamagedFileError, which ends with `cure`, for anything else; OSError as `open`."""
+def read_json(path: Path, cure: str, largest: int = LARGEST_SETTINGS) -> dict[str, Any]:
+    """The object in a JSON file of at most so many bytes. DamagedFileError, which ends with `cure`, for anything else;
+    OSError as `open`."""
     try:
-        content = json.loads(small_text(path, cure))
-        values_in(content, {})
+        content = json.loads(small_text(path, cure, largest))
+        characters_in(content, {})
     except (ValueError, RecursionError) as error:
         raise damaged(path, error, cure) from error
     content = a_dictionary(content, path, cure)
@@ -196,6 +202,17 @@ def read_json(path: Path, cure: str) -> dict[str, Any]:
     return content
 
 
+def read_described(path: Path, kind: type[Described], cure: str, largest: int = LARGEST_SETTINGS) -> Described:
+    """The dataclass whose values are in a JSON file. DamagedFileError and OSError as `read_json`, also where a value is
+    lacking, unknown or of another kind."""
+    content = read_json(path, cure, largest)
+    try:
+        check_kind(content, kind, str(path))
+    except SettingsError as error:
+        raise DamagedFileError(f"{error}; {cure}") from error
+    return kind(**content)
+
+
 def read_yaml(path: Path, cure: str) -> dict[str, Any]:
     """The mapping in a YAML file, plain values only. DamagedFileError, which ends with `cure`, for anything else, also
     for one whose aliases stand for more than could be meant; OSError as `open`."""
@@ -203,7 +220,7 @@ def read_yaml(path: Path, cure: str) -> dict[str, Any]:
         text = small_text(path, cure)
         check_seal(text)
         content = yaml.load(text, PlainLoader)
-        if values_in(content, {}) > MOST_VALUES:
+        if characters_in(content, {}) > MOST_CHARACTERS:
             raise ValueError("its aliases repeat more than settings can hold")
     except (yaml.YAMLError, ValueError, RecursionError, LookupError, ArithmeticError) as error:
         raise damaged(path, error, cure) from error
@@ -246,8 +263,8 @@ def check_seal(text: str) -> None:
         raise ValueError(f"its checksum is another; {BY_HAND} the first and the last line")
 
 
-def small_text(path: Path, cure: str) -> str:
-    if (size := size_of_file(path)) > LARGEST_SETTINGS:
+def small_text(path: Path, cure: str, largest: int = LARGEST_SETTINGS) -> str:
+    if (size := size_of_file(path)) > largest:
         raise DamagedFileError(f"{path} has {size:,} bytes, which no such file needs; {cure}")
     return path.read_text(encoding="utf-8")
 
@@ -273,19 +290,69 @@ def a_dictionary(content: Any, path: Path, cure: str) -> dict[str, Any]:
     return content
 
 
-def values_in(content: Any, counted: dict[int, int], depth: int = 0) -> int:
-    """How many values there are if each alias is written out. ValueError for one that holds itself, or is nested more
-    deeply than settings are."""
+def characters_in(content: Any, counted: dict[int, int], depth: int = 0) -> int:
+    """How much there is if each alias is written out: the characters of texts, and one for each value. ValueError for
+    one that holds itself, or is nested more deeply than settings are."""
     if not isinstance(content, dict | list):
-        return 1
+        return 1 + (len(content) if isinstance(content, str) else 0)
     if depth > DEEPEST:
         raise ValueError(f"it is nested more than {DEEPEST} deep")
     if counted.setdefault(id(content), -1) < 0:
-        inside = content.values() if isinstance(content, dict) else content
+        inside = [*content, *content.values()] if isinstance(content, dict) else content
         total = 1
         for value in inside:
             if counted.get(id(value)) == -1:
                 raise ValueError("one of its aliases holds itself")
-            total += values_in(value, counted, depth + 1)
+            total += characters_in(value, counted, depth + 1)
         counted[id(content)] = total
     return counted[id(content)]
+
+
+KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "yes or no",
+    NoneType: "nothing",
+    list: "a list",
+    dict: "names with values",
+}
+
+
+def check_kind(content: Any, kind: Any, where: str, place: str = "") -> None:
+    """Raises SettingsError that names the first place where what a file holds is not of `kind`: plain types, and lists,
+    dictionaries and unions of them, as annotations write them. A dataclass or TypedDict stands for the names it has."""
+    if kind in (Any, object):
+        return
+    choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    found = next((one for one in choices if type(content) in outwardly(one)), None)
+    named = f"{where}: {place[1:]}" if place else where
+    if found is None:
+        wanted = " or ".join(dict.fromkeys(KINDS[outwardly(one)[0]] for one in choices))
+        raise SettingsError(f"{named} is {KINDS[type(content)]} and should be {wanted}")
+    if isinstance(content, list):
+        for number, inner in enumerate(content):
+            check_kind(inner, get_args(found)[0], where, f"{place}.{number}")
+    elif isinstance(content, dict) and get_origin(found) is dict:
+        for name, inner in content.items():
+            check_kind(inner, get_args(found)[1], where, f"{place}.{name}")
+    elif isinstance(content, dict):
+        hints = get_type_hints(found)
+        check_names(map(str, content), hints, named)
+        if lacking := [name for name in needed(found) if name not in content]:
+            raise SettingsError(f"{named} lacks {', '.join(lacking)}")
+        for name, inner in content.items():
+            check_kind(inner, hints[name], where, f"{place}.{name}")
+
+
+def outwardly(kind: Any) -> tuple[type, ...]:
+    """The types of what is read from JSON or YAML for an annotation, whatever is inside; the usual one first."""
+    plain = dict if is_typeddict(kind) or is_dataclass(kind) else get_origin(kind) or kind
+    return (float, int) if plain is float else (plain,)
+
+
+def needed(kind: Any) -> list[str]:
+    """The names that a dataclass or TypedDict cannot do without."""
+    if not is_dataclass(kind):
+        return sorted(kind.__required_keys__)
+    return [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]

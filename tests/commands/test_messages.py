@@ -1,5 +1,8 @@
 """A device is checked before work begins."""
 
+import logging
+import sys
+
 import pytest
 
 from microdit.build import SettingsError
@@ -60,3 +63,36 @@ def test_ctrl_c_says_how_to_go_on_and_ends_with_130(capsys):
         run_told(interrupted)
     assert ended.value.code == 130
     assert "resume=RUN" in capsys.readouterr().err
+
+
+ESCAPES = "\x1b[2J\u202e\rerror: none\nerror: run `other` instead"
+
+
+def test_an_error_shows_control_characters_and_cannot_pass_for_another(capsys):
+    def named() -> None:
+        raise SettingsError(ESCAPES)
+
+    said = told(named, capsys)
+    assert said.startswith("error: \\x1b[2J\\u202e")
+    assert "\r" not in said
+    assert [line for line in said.splitlines() if line.startswith("error:")] == said.splitlines()[:1]
+
+
+def test_what_nobody_foresaw_and_what_is_logged_shows_control_characters(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
+
+    def unforeseen() -> None:
+        logging.getLogger("a").warning("%s is logged", ESCAPES)
+        raise KeyError(ESCAPES)
+
+    handler = logging.StreamHandler()
+    logging.getLogger("a").addHandler(handler)
+    with pytest.raises(KeyError) as raised:
+        run_told(unforeseen)
+    logging.getLogger("a").removeHandler(handler)
+    sys.excepthook(raised.type, raised.value, raised.tb)
+    said = capsys.readouterr().err
+    assert "\\x1b[2J" in said
+    assert "KeyError" in said
+    assert not {"\x1b", "\u202e", "\r"} & {*said}

@@ -1,5 +1,6 @@
 """The report of a folder: the same from runs and from the committed results, with figures that show what there is."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from microdit.build import SettingsError
-from microdit.evaluation.pictures import Making, keep
+from microdit.evaluation.pictures import Making, PicturesError, keep
 from microdit.reports.report import remake, report
 
 TABLES = ("table.md", "table.csv", "table.tex")
@@ -110,3 +111,95 @@ def test_samples_of_other_prompts_are_not_put_side_by_side(experiment, headline)
         keep(run / "evaluation/skills.tar", making, iter([torch.rand(2, 3, 16, 16)]))
     with pytest.raises(SettingsError, match="other prompts or another sampling"):
         told(experiment, headline)
+
+
+def test_words_of_a_run_are_text_in_every_table_and_draw_no_formula(experiment, make_run):
+    evil = "$\\frac{x|y$ <!-- /table --> [a](http://b) \x1b[2J\u202e\r\n% \\input{x}"
+    for masking in (evil, "none"):
+        make_run(masking.replace("/", "-"), "p75", settings={"note": evil}).rename(
+            experiment.parent / str(len(masking))
+        )
+    (experiment / "report.yaml").write_text(json.dumps({"title": evil}))
+    (experiment / "README.md").write_text("<!-- table -->\n<!-- /table -->\nWhat we found.\n")
+    told(experiment, experiment.parent)
+    for file in (*TABLES, "results.csv", "README.md"):
+        content = (experiment / file).read_text()
+        assert "\\x1b" in content
+        assert not set("\x1b\u202e\r") & set(content)
+    readme = (experiment / "README.md").read_text()
+    assert (readme.count("<!-- /table -->"), readme.count("](http"), readme.count("\\frac{x\\|y")) == (1, 0, 2)
+    assert "\n% " not in (experiment / "table.tex").read_text()[1:]
+    told(experiment)
+    assert (experiment / "README.md").read_text() == readme
+
+
+@pytest.mark.parametrize("number", ["1e308", "1" + "0" * 4_000, "NaN", "Infinity", '"many"', "[1]", "null", "-1e-320"])
+def test_numbers_that_nobody_measured_are_none(experiment, make_run, number):
+    for seed in (1, 2, 3):
+        run = make_run("none", "none", seed)
+        result = (run / "result.json").read_text().replace('"steps": 4', f'"steps": {number}')
+        (run / "result.json").write_text(result.replace("0.5", number).replace("2000000", number))
+        written = (run / "metrics.csv").read_text().replace("0.5", number.strip('"'))
+        (run / "metrics.csv").write_text(written.replace("1000", "1e308"))
+    told(experiment, run.parent)
+    table = (experiment / "table.md").read_text()
+    assert "| none |" in table
+    assert "nan" not in table
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("results.csv", b"", r"results\.csv is damaged"),
+        ("results.csv", b"run,status\n", r"results\.csv has no column error, seed"),
+        ("results.csv", b"run,status,error,seed\n", r"results\.csv holds no runs"),
+        ("results.csv", b"run,status,error,seed\na\n", r"results\.csv, row 2, has 1 values where the first has 4"),
+        ("results.csv", b'run,status,error,seed\n"' + b"a" * 200_000, r"results\.csv is damaged"),
+        ("results.csv", b"\xff", r"results\.csv is damaged"),
+        ("curves.csv", b"step\n1\n", r"curves\.csv has no column run"),
+    ],
+)
+def test_results_that_are_none_are_named_with_the_command_that_makes_them(experiment, headline, file, content, message):
+    told(experiment, headline)
+    (experiment / file).write_bytes(content)
+    with pytest.raises(SettingsError, match=message + r".*python report\.py"):
+        told(experiment)
+
+
+def test_a_step_of_curves_that_is_no_number_is_left_out(experiment, headline):
+    told(experiment, headline)
+    curves = (experiment / "curves.csv").read_text()
+    (experiment / "curves.csv").write_text(
+        curves + "".join(f"{curves.splitlines()[1].replace(',1,', f',{s},', 1)}\n" for s in ("x", "²", "9" * 5_000))
+    )
+    told(experiment)
+
+
+def test_large_pictures_and_long_prompts_take_no_more_room_than_the_grid_has(experiment, make_run):
+    run = make_run("none", "none")
+    making = Making(["p" * 50_000 for _ in range(10)], {}, "n", [])
+    keep(run / "evaluation/skills.tar", making, iter([torch.zeros(10, 3, 700, 700)]))
+    told(experiment, run)
+    with Image.open(experiment / "samples.png") as grid:
+        assert (grid.width, grid.height) < (800, 4_400)
+
+
+def test_a_broken_kept_picture_is_named(experiment, make_run):
+    run = make_run("none", "none")
+    keep(run / "evaluation/skills.tar", Making(PROMPTS, {}, "n", []), iter([torch.zeros(10, 3, 8, 8)]))
+    content = (run / "evaluation/skills.tar").read_bytes()
+    (run / "evaluation/skills.tar").write_bytes(content.replace(b"IDAT", b"IDAX", 1))
+    with pytest.raises(PicturesError, match=r"skills\.tar: 000000: .*evaluate again"):
+        told(experiment, run)
+
+
+@pytest.mark.parametrize("part", ["trainer", "logger", "metrics", "seed", "init_from", "model"])
+@pytest.mark.parametrize("value", [3, "a", [], [{"a": []}], {"a": {1: 2}}, None])
+def test_a_run_whose_settings_are_of_another_kind_is_in_the_report_or_said_to_be_unreadable(
+    experiment, make_run, part, value
+):
+    make_run("none", "none")
+    run = make_run("naive", "p75")
+    (run / "config.yaml").write_text(json.dumps({"seed": 1, "choices": {"masking": "naive"}, part: value}))
+    said = told(experiment, run.parent)
+    assert "naive" in said

@@ -1,20 +1,21 @@
 """What the user is told: consoles, and mistakes as one message that says what to do."""
 
 import errno
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from microdit.build import SettingsError
+from microdit.progress import VisibleConsole, VisibleRecord
 
 # What is printed holds paths and other people's words: nothing in it is markup.
-console = Console(soft_wrap=True, markup=False, emoji=False)
-errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+console = VisibleConsole(soft_wrap=True, markup=False, emoji=False)
+errors = VisibleConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 DEBUG = "MICRODIT_DEBUG"
 # Mistakes whose message is all there is to say, as a rule; anything else keeps its traceback.
@@ -30,10 +31,11 @@ def is_ours(error: BaseException) -> bool:
 def tell_and_exit(message: str, error: BaseException) -> None:
     """Prints what is wrong and ends with exit code 1. With MICRODIT_DEBUG=1 the traceback comes first."""
     if os.environ.get(DEBUG):
-        traceback.print_exception(error)
+        errors.print("".join(traceback.format_exception(error)), end="")
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         message += "; more may be open at once after ulimit -n 4096"
-    errors.print(Text.assemble(("error:", "red"), f" {message}"))
+    told = message.replace("\n", "\n  ")  # what a file says cannot pass for another message
+    errors.print(Text.assemble(("error:", "red"), f" {told}"))
     if failed_jobs:
         errors.print(f"{len(failed_jobs)} jobs of the sweep failed, the others ran: {', '.join(failed_jobs)}")
     if not os.environ.get(DEBUG):
@@ -43,10 +45,12 @@ def tell_and_exit(message: str, error: BaseException) -> None:
 
 def run_told(main: Callable[[], None]) -> None:
     """Calls `main`. A mistake of the user ends the process with one message and exit code 1; Ctrl-C with 130."""
+    logging.setLogRecordFactory(VisibleRecord)
     try:
         main()
     except Exception as error:
         if not isinstance(error, TOLD_PLAINLY) and not is_ours(error):
+            sys.excepthook = lambda *raised: errors.print("".join(traceback.format_exception(*raised)), end="")
             raise
         tell_and_exit(str(error), error)
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from microdit.build import build
 from microdit.commands.compose import choices, trusted
-from microdit.commands.messages import check_device
+from microdit.commands.messages import check_device, console
 from microdit.data.prepare.convert import prepare
 from microdit.data.prepare.embedded import EmbeddedShapes, ensure_shapes
 from microdit.data.prepare.encoding import Encoders
@@ -74,4 +74,4 @@ def build_encoders(settings: Mapping[str, Any], autoencoder_name: str, text_enco
 def prepare_command(config: DictConfig) -> None:
     """Prepares what the command line asks for, and prints the closing count."""
     chosen = choices()
-    print(run_preparation(trusted(config), chosen["autoencoder"], chosen["text_encoder"]))
+    console.print(run_preparation(trusted(config), chosen["autoencoder"], chosen["text_encoder"]), highlight=False)

@@ -27,6 +27,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from microdit.build import SettingsError
 from microdit.distributed.hardware import TrainerSettings
+from microdit.progress import visible
 from microdit.runs.folder import LOGS, to_resume
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -150,4 +151,4 @@ def leave_word(rank: int, error: Exception) -> None:
         path.write_text(json.dumps({"message": {"message": word["error"], "extraInfo": extra}}))
     except OSError:
         path.unlink(missing_ok=True)
-        print(word["error"], file=sys.stderr)
+        print(visible(word["error"]), file=sys.stderr)

@@ -6,21 +6,24 @@ Numbers are always computed from what is kept here, so that they can be computed
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
 from microdit.data.sources.captioned import CaptionedImage
-from microdit.data.sources.images import MAX_PIXELS
-from microdit.data.sources.tars import TarSource, write_pictures
-from microdit.files import read_json, replacing, write_whole
+from microdit.data.sources.images import BrokenImageError, FilteredImageError, rgb_image
+from microdit.data.sources.tars import pictures_in, write_pictures
+from microdit.files import read_described, replacing, write_whole
+
+AGAIN = "Delete the tar and evaluate again"
+NUMBERS_AT_ONCE = 1 << 28  # in a batch: as many as 256 pictures of 512 px have, and some more
 
 
 class PicturesError(ValueError):
@@ -57,22 +60,30 @@ class Pictures:
     def batches(self, size: int = 256) -> Iterator[Float[Tensor, "n 3 h w"]]:
         """All of them in order, `size` at a time. Raises PicturesError for a damaged tar."""
         batch: list[Tensor] = []
-        found = 0
-        for item in TarSource(str(self.tar)).read(0):
-            if not isinstance(item, CaptionedImage):
-                raise PicturesError(f"{self.tar}: {item.key}: {item.reason}. Delete the tar and evaluate again")
-            with Image.open(io.BytesIO(item.image), formats=["PNG"]) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise PicturesError(f"{self.tar}: {item.key} has {picture.width} x {picture.height} pixels")
-                pixels = np.asarray(picture.convert("RGB"))
+        for number, pixels in enumerate(self.decoded(range(self.count)), start=1):
             batch.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
-            found += 1
-            if len(batch) == size or found == self.count:
+            if len(batch) == size or number == self.count or len(batch) * pixels.size >= NUMBERS_AT_ONCE:
                 yield torch.stack(batch)
                 batch = []
-            if found == self.count:
-                return
-        raise PicturesError(f"{self.tar} holds {found} pictures, not {self.count}. Delete the tar and evaluate again")
+
+    def decoded(self, chosen: Collection[int]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """The `chosen` pictures, by their numbers in order, all of one size. Raises PicturesError for a damaged tar."""
+        number, shape = -1, None
+        for number, item in zip(range(max(chosen) + 1), pictures_in(self.tar, str(self.tar)), strict=False):
+            if not isinstance(item, CaptionedImage):
+                raise PicturesError(f"{self.tar}: {item.key}: {item.reason}. {AGAIN}")
+            if number not in chosen:
+                continue
+            try:
+                pixels = np.asarray(rgb_image(item.image, formats=["PNG"]))
+            except (BrokenImageError, FilteredImageError) as error:
+                raise PicturesError(f"{self.tar}: {item.key}: {error}. {AGAIN}") from error
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise PicturesError(f"{self.tar}: {item.key} is not of {shape[1]} x {shape[0]} px, as others. {AGAIN}")
+            yield pixels
+        if number < max(chosen):
+            raise PicturesError(f"{self.tar} holds {number + 1} pictures, not {self.count}. {AGAIN}")
 
     def all(self) -> Float[Tensor, "n 3 h w"]:
         """All of them at once."""
@@ -84,10 +95,10 @@ def kept_making(tar: Path) -> Making | None:
     beside = tar.with_suffix(".json")
     if not (tar.is_file() and beside.is_file()):
         return None
-    try:
-        return Making(**read_json(beside, "delete it and the tar beside it, then evaluate again"))
-    except TypeError as error:
-        raise PicturesError(f"{beside} does not say how pictures were made ({error}). Delete it and the tar") from error
+    making = read_described(beside, Making, "delete it and the tar beside it, then evaluate again")
+    if not making.prompts:
+        raise PicturesError(f"{beside} names no prompt. Delete it and the tar beside it, then evaluate again")
+    return making
 
 
 def keep(tar: Path, making: Making, batches: Iterator[Float[Tensor, "n 3 h w"]]) -> Pictures:

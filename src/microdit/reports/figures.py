@@ -2,7 +2,7 @@
 
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -20,6 +20,10 @@ LINE_CHARACTERS = 55  # of the title, over one panel
 MARKERS = "osD^vP*X"
 
 
+AS_IT_IS = mpl.rc_context({"text.parse_math": False})  # a dollar in a name begins no formula
+
+
+@AS_IT_IS
 def quality_against_cost(rows: Sequence[Row], layout: Layout) -> Figure | None:
     """A panel for each number of `layout.figure` against training FLOPs: mean over seeds, bars of one standard
     deviation. Rows with the same first key are joined to a line, its points named by their other keys. None where no
@@ -87,6 +91,7 @@ class Curve:
     highest: list[float]
 
 
+@AS_IT_IS
 def loss_curves(curves: Rows, rows: Sequence[Row], layout: Layout) -> Figure | None:
     """Validation loss against steps and against FLOPs, one line a row: mean over seeds, shaded from lowest to highest.
 
@@ -95,7 +100,10 @@ def loss_curves(curves: Rows, rows: Sequence[Row], layout: Layout) -> Figure | N
     """
     validated = any(number(point, "validation_loss") is not None for point in curves)
     quantity, name = ("validation_loss", "validation loss") if validated else ("train_loss", "training loss, masked")
-    found = [(row, row_curve(curves, row, quantity)) for row in rows]
+    by_run: dict[str, Rows] = {}
+    for point in curves:
+        by_run.setdefault(point["run"], []).append(point)
+    found = [(row, row_curve(by_run, row, quantity)) for row in rows]
     lines = [(", ".join(row.labels), curve) for row, curve in found if curve is not None]
     if not lines:
         return None
@@ -123,12 +131,12 @@ def loss_curves(curves: Rows, rows: Sequence[Row], layout: Layout) -> Figure | N
     return figure
 
 
-def row_curve(curves: Rows, row: Row, quantity: str) -> Curve | None:
-    """A row's curve over its finished runs; None where they have none."""
+def row_curve(curves: Mapping[str, Rows], row: Row, quantity: str) -> Curve | None:
+    """A row's curve over its finished runs, from the points of each run; None where they have none."""
     logged: list[dict[int, tuple[float, float | None]]] = []
     for run in row.finished:
-        points = [point for point in curves if point["run"] == run]
-        losses = {int(point["step"]): (number(point, quantity), number(point, "flops")) for point in points}
+        dated = [(number(point, "step"), point) for point in curves.get(run, [])]
+        losses = {int(at): (number(point, quantity), number(point, "flops")) for at, point in dated if at is not None}
         logged.append({step: (loss, flops) for step, (loss, flops) in losses.items() if loss is not None})
     steps = sorted(set.intersection(*map(set, logged))) if logged else []
     if not steps:

@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-import yaml
-
-from microdit.build import SettingsError, check_names
-from microdit.reports.results import FINISHED, SETTING, Rows, differ, number
+from microdit.build import SettingsError
+from microdit.files import check_kind, read_yaml
+from microdit.progress import on_one_line
+from microdit.reports.results import FINISHED, LARGEST, SETTING, Rows, differ, number
 
 LAYOUT_FILE = "report.yaml"
+LAYOUT_CURE = "write it anew (docs/evaluation.md), or remove it: what tells the runs apart is then shown"
+MOST_PANELS = 20  # of a figure
+LONGEST_LABEL = 200  # characters
 CHOICE = "choice/"
 ASIDE = ("metrics", "logger", "callbacks")
 """Choices that do not change what is trained, and so make no row of their own."""
@@ -52,6 +55,8 @@ class Column:
     def __post_init__(self) -> None:
         if not FORMAT.fullmatch(self.format):
             raise SettingsError(f"{self.title}: no format '{self.format}'; use such as .3f, .3g, ,.0f or .1%")
+        if not abs(self.scale) < LARGEST:
+            raise SettingsError(f"{self.title}: no scale {str(self.scale)[:20]}; use such as 1e-9 or 100")
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,42 @@ class Layout:
 
     def labels_of(self, key: Sequence[str]) -> tuple[str, ...]:
         """How the values of a row's key are written."""
-        return tuple(text for part, value in zip(self.rows, key, strict=True) for text in part.label(value))
+        return tuple(short(text) for part, value in zip(self.rows, key, strict=True) for text in part.label(value))
+
+
+Value = str | float | bool | None
+Texts = Value | list[Value]
+
+
+class RowInFile(TypedDict, total=False):
+    """A row key as report.yaml has it; see RowKey."""
+
+    column: str
+    title: Texts
+    labels: dict[Value, Texts]
+
+
+class ColumnInFile(TypedDict, total=False):
+    """A column as report.yaml has it; see Column."""
+
+    column: str
+    title: str
+    format: str
+    scale: float
+    spread: bool
+
+
+class LayoutInFile(TypedDict, total=False):
+    """What report.yaml may say; see Layout."""
+
+    title: str | float
+    rows: list[str | RowInFile]
+    columns: list[str | ColumnInFile]
+    figure: list[str | ColumnInFile]
+    cost: str | ColumnInFile
+    expected: list[Texts]
+    expected_runs: int | None
+    reference: Texts
 
 
 # What tables show unless told otherwise, where the runs have it.
@@ -96,76 +136,73 @@ FIGURE_COLUMNS = ["validation/loss", "frechet_v1/distance", "compositional/overa
 def read_layout(folder: Path, results: Rows) -> Layout:
     """The layout in FOLDER/report.yaml; what it leaves out, or all of it, is inferred from the results.
 
-    Raises SettingsError for a key it does not know, or a column that no run has.
+    Raises SettingsError for a key it does not know, a value of another kind, or a column that no run has.
     """
     path = folder / LAYOUT_FILE
-    given = read_yaml(path) if path.is_file() else {}
-    check_names(given, [f.name for f in fields(Layout)], str(path))
-    rows = [row_key(one, path) for one in given["rows"]] if "rows" in given else inferred_rows(results)
-    columns = (
-        [column(one, path) for one in given["columns"]] if "columns" in given else present(QUALITIES + COSTS, results)
-    )
+    given = on_one_line(read_yaml(path, LAYOUT_CURE)) if path.is_file() else {}
+    check_kind(given, LayoutInFile, str(path))
+    try:
+        return layout_of(given, folder, results)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def layout_of(given: Mapping[str, Any], folder: Path, results: Rows) -> Layout:
+    """The layout of what a report.yaml holds. Raises SettingsError for what does not fit together."""
+    rows = [row_key(one) for one in given["rows"]] if "rows" in given else inferred_rows(results)
+    columns = [column(one) for one in given["columns"]] if "columns" in given else present(QUALITIES + COSTS, results)
     if "figure" in given:
-        figure = [column(one, path) for one in given["figure"]]
+        figure = [column(one) for one in given["figure"]]
     else:
         known = {one.column: one for one in (*columns, *QUALITIES)}
         figure = [known[name] for name in FIGURE_COLUMNS if name in known and has(results, name)]
     layout = Layout(
-        title=given.get("title", folder.resolve().name.replace("_", " ")),
+        title=short(str(given.get("title", on_one_line(folder.resolve().name.replace("_", " "))))),
         rows=rows,
         columns=columns,
         figure=figure,
-        cost=column(given["cost"], path) if "cost" in given else COST,
+        cost=column(given["cost"]) if "cost" in given else COST,
         expected=[texts(row) for row in given.get("expected", [])],
         expected_runs=given.get("expected_runs"),
         reference=texts(given["reference"]) if "reference" in given else None,
     )
+    if not layout.rows or len(layout.figure) > MOST_PANELS:
+        raise SettingsError(f"rows needs one column at least, and figure {MOST_PANELS} at most")
     for part in (*layout.rows, *layout.columns, *layout.figure):
         if part.column not in results[0]:
-            raise SettingsError(f"{path}: no run has '{part.column}'. There are: {', '.join(results[0])}")
+            raise SettingsError(f"no run has '{part.column}'. There are: {', '.join(results[0])}")
     named = {"expected": layout.expected, "reference": [layout.reference] if layout.reference else []}
     for what, row in ((what, row) for what, rows in named.items() for row in rows):
         if len(row) != len(layout.rows):
-            raise SettingsError(f"{path}: the {what} row {list(row)} needs {len(layout.rows)} values, one a row key")
+            raise SettingsError(f"the {what} row {list(row)} needs {len(layout.rows)} values, one a row key")
     if layout.expected and layout.reference not in (None, *layout.expected):
-        raise SettingsError(f"{path}: the reference {list(layout.reference or ())} is none of the expected rows")
+        raise SettingsError(f"the reference {list(layout.reference or ())} is none of the expected rows")
     return layout
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is no YAML: {error}") from error
-    if not isinstance(given, dict):
-        raise SettingsError(f"{path} holds no settings: begin with such as `title: ...`")
-    return given
-
-
-def row_key(given: Mapping[str, Any] | str, path: Path) -> RowKey:
+def row_key(given: Mapping[str, Any] | str) -> RowKey:
     """A row key from YAML: a column's name, or a mapping with `title` and `labels`, each one text or a list of them."""
     settings: dict[str, Any] = {"column": given} if isinstance(given, str) else dict(given)
-    check_names(settings, ["column", "title", "labels"], str(path))
-    name = named_column(settings, path)
-    titles = texts(settings.get("title", plain_title(name)))
+    name = named_column(settings)
+    titles = tuple(map(short, texts(settings.get("title", plain_title(name)))))
     labels = {str(value): texts(label) for value, label in settings.get("labels", {}).items()}
     for value, label in labels.items():
         if len(label) != len(titles):
-            raise SettingsError(f"{path}: the label of {value} has {len(label)} texts, {name} has {len(titles)} titles")
+            raise SettingsError(f"the label of {value} has {len(label)} texts, {name} has {len(titles)} titles")
     return RowKey(name, titles, labels)
 
 
-def column(given: Mapping[str, Any] | str, path: Path) -> Column:
+def column(given: Mapping[str, Any] | str) -> Column:
     """A column from YAML: its name, or a mapping with the fields of Column."""
     settings: dict[str, Any] = {"column": given} if isinstance(given, str) else dict(given)
-    check_names(settings, [f.name for f in fields(Column)], str(path))
-    return Column(**{"title": plain_title(named_column(settings, path)), **settings})
+    title = short(settings.get("title", plain_title(named_column(settings))))
+    return Column(**{**settings, "title": title})
 
 
-def named_column(settings: Mapping[str, Any], path: Path) -> str:
+def named_column(settings: Mapping[str, Any]) -> str:
     if "column" not in settings:
-        raise SettingsError(f"{path}: {dict(settings)} does not name its column")
-    return str(settings["column"])
+        raise SettingsError(f"{dict(settings)} does not name its column")
+    return settings["column"]
 
 
 def plain_title(name: str) -> str:
@@ -174,7 +211,14 @@ def plain_title(name: str) -> str:
 
 
 def texts(given: Any) -> tuple[str, ...]:
+    if given == []:
+        raise SettingsError("a title, a label or a row is an empty list; it needs one text at least")
     return tuple(map(str, given if isinstance(given, list) else [given]))
+
+
+def short(text: str) -> str:
+    """A text as far as a table or figure has room for it."""
+    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
 
 
 def inferred_rows(results: Rows) -> list[RowKey]:
@@ -191,7 +235,7 @@ def inferred_rows(results: Rows) -> list[RowKey]:
         keys = fewest([experiment, *others], results)
     settings = [name for name in results[0] if name.startswith(SETTING) and differ(row[name] for row in results)]
     keys = fewest([*keys, *settings], results)
-    return [row_key(name, Path(LAYOUT_FILE)) for name in keys or [masking]]
+    return [row_key(name) for name in keys or [masking]]
 
 
 def fewest(candidates: Sequence[str], results: Rows) -> list[str]:

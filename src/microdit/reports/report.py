@@ -9,7 +9,7 @@ from rich.console import Console
 from microdit.build import SettingsError
 from microdit.reports.figures import loss_curves, quality_against_cost
 from microdit.reports.layout import read_layout
-from microdit.reports.results import collect, curves, read_csv, write_csv
+from microdit.reports.results import FIRST_COLUMNS, collect, curves, read_csv, write_csv
 from microdit.reports.sample_grid import side_by_side
 from microdit.reports.tables import OF_PAIRS, as_csv, differences, latex, markdown, summarise
 from microdit.runs.folder import find_runs, refuse_links, runs_below
@@ -52,7 +52,7 @@ def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[
 
 def remake(folder: Path) -> list[Path]:
     """Tables and figures of FOLDER from its results.csv, curves.csv and report.yaml: the same files every time."""
-    results = read_csv(folder / RESULTS_FILE)
+    results = read_csv(folder / RESULTS_FILE, FIRST_COLUMNS)
     layout = read_layout(folder, results)
     rows = summarise(results, layout)
     texts = {"table.md": markdown(rows, layout), "table.csv": as_csv(rows, layout), "table.tex": latex(rows, layout)}
@@ -64,7 +64,7 @@ def remake(folder: Path) -> list[Path]:
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     written = [folder / name for name in texts]
-    logged = read_csv(folder / CURVES_FILE) if (folder / CURVES_FILE).is_file() else []
+    logged = read_csv(folder / CURVES_FILE, ("run", "step")) if (folder / CURVES_FILE).is_file() else []
     figures = {"figure.png": quality_against_cost(rows, layout), "curves.png": loss_curves(logged, rows, layout)}
     for name, figure in figures.items():
         if figure is not None:
@@ -89,7 +89,7 @@ def write_curves(runs: Sequence[Path], path: Path) -> None:
 
 def tell_problems(folder: Path, console: Console) -> None:
     """Names every run that did not finish, and why."""
-    for run in read_csv(folder / RESULTS_FILE):
+    for run in read_csv(folder / RESULTS_FILE, FIRST_COLUMNS):
         if run["status"] != "finished":
             console.print(
                 f"{run['run']}: {run['status']}. {run['error']}", highlight=False, markup=False, style="yellow"

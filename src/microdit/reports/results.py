@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from microdit.build import SettingsError
-from microdit.files import DamagedFileError, read_json
+from microdit.files import DamagedFileError, read_json, size_of_file
+from microdit.progress import on_one_line
 from microdit.runs.differences import settings_of
 from microdit.runs.folder import METRICS_FILE, RESULT_FILE, read_config
 from microdit.runs.metrics import lost_end, read_rows
@@ -23,14 +23,16 @@ SETTING = "setting/"
 """Begins the columns of settings that differ between the runs, such as setting/variation.patch_mixer_depth."""
 NOT_SET = "not set"
 FIRST_COLUMNS = ["run", "status", "error", "seed"]
+LARGEST = 1e100
+"""Numbers beyond this are none that a run has measured, and sums and squares of those below it are numbers too."""
 CURVE_POINTS = 40
 """Training losses are averaged to so many points a run: what a curve shows, and small enough to commit."""
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:'\"]+/)+")
 
 
-def read_run(run: Path) -> dict[str, Any]:
-    """The record of one run, with its settings from config.yaml. One that left no result.json, or a damaged one, says
-    so in its status.
+def read_run(run: Path) -> dict[str, str]:
+    """The record of one run as texts, with its settings from config.yaml. One that left no result.json, or a damaged
+    one, says so in its status.
 
     A run that ended early has no record of its seed and choices (or none at all): they too are taken from config.yaml.
     """
@@ -47,7 +49,8 @@ def read_run(run: Path) -> dict[str, Any]:
         config = {}
         record |= {"status": "unreadable", "error": str(error)}
     chosen = config.get("choices", {})
-    if not isinstance(record.get("status"), str) or not isinstance(chosen, dict):
+    parts = (chosen, config.get("trainer", {}))
+    if not isinstance(record.get("status"), str) or not all(isinstance(part, dict) for part in parts):
         record = {"status": "unreadable", "error": f"{path.name} or config.yaml is none of a run"}
         config, chosen = {}, {}
     if record.get("status") != FINISHED and config:
@@ -57,7 +60,8 @@ def read_run(run: Path) -> dict[str, Any]:
     if "error" in record:
         # One line, and nothing about the machine it ran on: results are committed.
         record["error"] = ABSOLUTE_PATH.sub("", str(record["error"]).partition("\n")[0])
-    return {"run": f"{run.resolve().parent.name}/{run.resolve().name}", **record}
+    record = {**record, "run": f"{run.resolve().parent.name}/{run.resolve().name}"}
+    return {on_one_line(name): on_one_line(as_text(value)) for name, value in record.items()}
 
 
 def compared_settings(config: dict[str, Any]) -> dict[str, str]:
@@ -89,7 +93,7 @@ def collect(runs: Sequence[Path]) -> Rows:
             record.update({name: NOT_SET for name in names if name.startswith(SETTING) and name not in record})
     same = {name for name in names if name.startswith(SETTING) and not differ(record.get(name) for record in records)}
     columns = [*FIRST_COLUMNS, *sorted(name for name in names if name not in FIRST_COLUMNS and name not in same)]
-    return [{name: as_text(record.get(name)) for name in columns} for record in records]
+    return [{name: record.get(name, "") for name in columns} for record in records]
 
 
 def differ(values: Iterable[Any]) -> bool:
@@ -115,23 +119,39 @@ def write_csv(rows: Rows, path: Path) -> None:
         writer.writerows(rows)
 
 
-def read_csv(path: Path) -> Rows:
-    """Rows as they were written. Raises SettingsError when there is no such file."""
+def read_csv(path: Path, needed: Sequence[str]) -> Rows:
+    """Rows as they were written. Raises SettingsError when there is no such file, or one without the columns that are
+    `needed`."""
     if not path.is_file():
         raise SettingsError(
             f"{path} does not exist: name the runs it is made from, python report.py {path.parent} runs/sweep_..."
         )
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    size_of_file(path)
+    cure = f"make it anew: python report.py {path.parent} runs/sweep_..."
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            columns, *lines = map(on_one_line, csv.reader(file, strict=True))
+    except (csv.Error, ValueError) as error:  # no UTF-8, or not one line
+        raise SettingsError(f"{path} is damaged ({error}); {cure}") from error
+    if lacking := [name for name in needed if name not in columns]:
+        raise SettingsError(f"{path} has no column {', '.join(lacking)}; {cure}")
+    for number, cells in enumerate(lines, start=2):
+        if len(cells) != len(columns):
+            raise SettingsError(
+                f"{path}, row {number}, has {len(cells)} values where the first has {len(columns)}; {cure}"
+            )
+    if not lines:
+        raise SettingsError(f"{path} holds no runs; {cure}")
+    return [dict(zip(columns, cells, strict=True)) for cells in lines]
 
 
 def number(row: dict[str, str], column: str) -> float | None:
-    """A value as a number; None where a run has none (or one that is not finite)."""
+    """A value as a number; None where a run has none, or one that is not finite or beyond LARGEST."""
     try:
         value = float(row.get(column, ""))
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) < LARGEST else None
 
 
 def curves(runs: Sequence[Path]) -> Rows:
@@ -143,10 +163,10 @@ def curves(runs: Sequence[Path]) -> Rows:
         path = run / METRICS_FILE
         if path.is_file():
             record = read_run(run)
-            lost = lost_end(path, int(record.get("steps", 0)), 1) if record["status"] == FINISHED else None
+            lost = lost_end(path, int(number(record, "steps") or 0), 1) if record["status"] == FINISHED else None
             if lost is not None:
                 log.warning("%s; its curve is cut", lost)
-            found += [{"run": read_run(run)["run"], **point} for point in curve_points(read_rows(path))]
+            found += [{"run": record["run"], **point} for point in curve_points(read_rows(path))]
     return found
 
 

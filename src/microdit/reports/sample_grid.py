@@ -9,11 +9,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from microdit.build import SettingsError
 from microdit.evaluation.pictures import Pictures, kept_making
+from microdit.progress import on_one_line
+from microdit.reports.layout import short
 from microdit.reports.results import read_run
 from microdit.reports.tables import Row
 from microdit.runs.folder import JUDGED_PICTURES
 
 CELL_PX, GAP_PX, TEXT_PX, PROMPT_PX = 112, 6, 12, 190
+LARGEST_CELL_PX = 512
 PROMPTS = 8
 
 
@@ -38,12 +41,19 @@ def side_by_side(runs: Sequence[Path], rows: Sequence[Row]) -> Image.Image | Non
             )
     prompts = first.making.prompts
     chosen = list(range(0, len(prompts), max(1, len(prompts) // PROMPTS)))[:PROMPTS]
-    pixels = [None if pictures is None else (pictures.all()[chosen] * 255).round().byte().numpy() for pictures in kept]
+    pixels = [None if pictures is None else np.stack([*map(shrunk, pictures.decoded(chosen))]) for pictures in kept]
     labels = [
         ", ".join(row.labels) + ("" if shown is not None else ": no pictures" if row.finished else f": {row.ended}")
         for row, shown in zip(rows, pixels, strict=True)
     ]
     return compose(labels, pixels, [prompts[i] for i in chosen])
+
+
+def shrunk(pixels: np.ndarray) -> np.ndarray:
+    """A picture [h, w, 3] as [3, h, w], of at most LARGEST_CELL_PX a side."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((LARGEST_CELL_PX, LARGEST_CELL_PX))
+    return np.asarray(picture).transpose(2, 0, 1)
 
 
 def kept_pictures(runs: Sequence[Path]) -> Pictures | None:
@@ -66,7 +76,7 @@ def compose(labels: Sequence[str], columns: Sequence[np.ndarray | None], prompts
     sheet = Image.new("RGB", (PROMPT_PX + len(columns) * step + GAP_PX, top + len(prompts) * step), "white")
     draw = ImageDraw.Draw(sheet)
     for row, prompt in enumerate(prompts):
-        words = textwrap.wrap(prompt, int((PROMPT_PX - 2 * GAP_PX) / (0.52 * TEXT_PX)))
+        words = textwrap.wrap(short(on_one_line(prompt)), int((PROMPT_PX - 2 * GAP_PX) / (0.52 * TEXT_PX)))
         draw.text((GAP_PX, top + row * step), "\n".join(words), fill="black", font=font)
     for column, (heading, pixels) in enumerate(zip(headings, columns, strict=True)):
         left = PROMPT_PX + column * step

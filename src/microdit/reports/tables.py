@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from microdit.build import SettingsError
-from microdit.reports.layout import COSTS, Column, Layout
+from microdit.reports.layout import COSTS, Column, Layout, short
 from microdit.reports.results import FINISHED, SETTING, Rows, differ, number
 
 OF_RUNS = "Mean ± standard deviation over the seeds of finished runs; `runs` counts them, and says how others ended."
@@ -64,7 +64,7 @@ def differences(results: Rows, layout: Layout) -> tuple[list[Row], Layout]:
     if layout.reference is None:
         return [], layout
     costs = {layout.cost.column, *(column.column for column in COSTS)}
-    columns = [replace(c, format=f"+{c.format}") for c in layout.columns if c.column not in costs]
+    columns = [replace(c, format=f"+{c.format.removeprefix('+')}") for c in layout.columns if c.column not in costs]
     shown = replace(
         layout, columns=columns, title=f"Minus {', '.join(layout.labels_of(layout.reference))}, seed by seed"
     )
@@ -144,7 +144,7 @@ def ending(runs: Rows, expected: int | None) -> str:
     """How a row's runs ended: "3", or such as "2 (1 failed)"; "missing" without any."""
     if not runs:
         return "missing"
-    counts = Counter(run["status"] for run in runs)
+    counts = Counter(short(run["status"]) for run in runs)
     others = [f"{count} {status}" for status, count in counts.items() if status != FINISHED]
     if expected is not None and len(runs) < expected:
         others.append(f"{expected - len(runs)} missing")
@@ -183,8 +183,14 @@ def markdown(rows: Sequence[Row], layout: Layout, explanation: str = OF_RUNS) ->
     """The table, its title above and what its numbers mean below."""
     lines = [header(layout), ["---"] * len(row_titles(layout)) + ["---:"] * (len(layout.columns) + 1)]
     lines += body(rows, layout)
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"**{layout.title}**\n\n{table}\n\n{explanation}\n"
+    table = "\n".join("| " + " | ".join(map(as_markdown, line)) + " |" for line in lines)
+    return f"**{as_markdown(layout.title)}**\n\n{table}\n\n{explanation}\n"
+
+
+def as_markdown(text: str) -> str:
+    """Text for a cell, where it can be neither the end of it, nor HTML, nor a link."""
+    text = text.replace("\\", "\\\\").replace("|", "\\|")
+    return text.replace("<", "&lt;").replace("](", "]\\(")
 
 
 def as_csv(rows: Sequence[Row], layout: Layout) -> str:

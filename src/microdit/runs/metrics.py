@@ -1,6 +1,7 @@
 """metrics.csv: one row a logged step, each with its own checksum, because a file that grows has none of the whole."""
 
 import csv
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from microdit.files import CHECKSUM, DamagedFileError, size_of_file
 
+STEP = re.compile(r"[0-9]{1,15}")
 CURE = "remove that line: the numbers of its step are lost, and the run goes on"
 
 
@@ -61,7 +63,7 @@ def damage(row: dict[str, Any], columns: list[str]) -> str | None:
     """What is wrong with a row; None where it is as it was written. Those of older versions have no checksum."""
     if None in row or None in row.values():
         return f"it does not have the {len(columns)} values of the first line"
-    if "step" not in row or not row["step"].isdigit():
+    if not STEP.fullmatch(row.get("step", "")):
         return "it has no step"
     told = row.get(CHECKSUM)
     if told is None and any(value.startswith(f"{CHECKSUM} ") for value in row.values()):

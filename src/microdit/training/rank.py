@@ -40,24 +40,26 @@ def main(folder: str, launcher: str, checkpoint: str | None = None) -> None:
     """Trains the run in `folder`. A rank that was asked to stop ends well, after leaving word of it."""
     end_with(int(launcher))
 
+    import logging
     import traceback
     from pathlib import Path
 
     import torch
-    from rich.console import Console
 
     from microdit.distributed.ranks import PreemptedError, leave_word
+    from microdit.progress import VisibleConsole, VisibleRecord, visible
     from microdit.runs.folder import read_config
     from microdit.training.run import train
     from microdit.training.settings import training_settings
 
+    logging.setLogRecordFactory(VisibleRecord)
     rank, config = int(os.environ["RANK"]), read_config(Path(folder))
     choices = config.pop("choices")
     try:
         settings = training_settings(config, Path(folder), choices)
         train(
             settings,
-            Console(soft_wrap=True, markup=False, emoji=False, quiet=rank > 0),
+            VisibleConsole(soft_wrap=True, markup=False, emoji=False, quiet=rank > 0),
             None if checkpoint is None else Path(checkpoint),
         )
     except PreemptedError as error:
@@ -66,7 +68,7 @@ def main(folder: str, launcher: str, checkpoint: str | None = None) -> None:
     except Exception as error:
         leave_word(rank, error)
         if rank or not type(error).__module__.startswith("microdit"):
-            traceback.print_exc()
+            print(visible(traceback.format_exc()), file=sys.stderr)
         leave(1)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

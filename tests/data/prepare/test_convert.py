@@ -16,9 +16,10 @@ import torch
 from caption_texts import caption_texts
 from PIL import Image
 
+from microdit.build import SettingsError
 from microdit.data.prepare.convert import prepare
 from microdit.data.prepare.embedded import EmbeddedShapes, ensure_shapes
-from microdit.data.prepare.encoding import Encoders
+from microdit.data.prepare.encoding import Encoders, encode_captions
 from microdit.data.prepare.plan import PlanChangedError, Recipe, share_of
 from microdit.data.shards.description import read_description
 from microdit.data.sources.embedded_shapes import ShapesSource
@@ -27,7 +28,7 @@ from microdit.data.sources.held_out import PartOfSource
 from microdit.data.stream.opening import open_mix
 from microdit.data.stream.stream import LatentStream
 from microdit.encoders import PixelAutoencoder, WordsTextEncoder
-from microdit.files import NoRoomError
+from microdit.files import DamagedFileError, NoRoomError
 
 LATENTS = "latents-pixel-words-16px"
 
@@ -198,6 +199,30 @@ def test_pictures_with_several_captions_keep_them_all(tmp_path: Path) -> None:
     run(tmp_path / "pictures", tmp_path / "data")
     stream = opened(tmp_path / "data/mine/train", shuffle=True)
     assert set(caption_texts(stream, range(40))) == {"one", "two", "three"}
+
+
+def test_captions_of_a_batch_are_encoded_as_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, calls = encoders(), []
+    encode = mine.text_encoder.encode_tokens
+    monkeypatch.setattr(mine.text_encoder, "encode_tokens", lambda tokens: calls.append(len(tokens)) or encode(tokens))
+    taken = encode_captions(mine, [f"caption {number}" for number in range(64 * 100)], "full")
+    next(taken)
+    assert calls == [256]
+    assert len([*taken]) == 64 * 100 - 1
+
+
+@pytest.mark.parametrize("content", ["[", "[1]", '{"input": 3}', '{"input": "a", "rejects": [3]}', "9" * 5_000])
+@pytest.mark.parametrize("name", ["plan.json", "index/00000.json"])
+def test_what_was_kept_of_a_preparation_and_is_damaged_is_named(
+    pictures: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    folder = run(pictures, tmp_path / "data").folder
+    (folder / "00000.tar").touch()  # newer than the description
+    (folder / name).write_text(content)
+    with pytest.raises(
+        (DamagedFileError, SettingsError, PlanChangedError), match=rf"{folder}.*(delete that folder|remove {folder})"
+    ):
+        run(pictures, tmp_path / "data")
 
 
 @pytest.mark.parametrize(("text", "numbers"), [("1/1", [0, 1, 2, 3, 4]), ("2/3", [1, 4]), ("3/8", [2]), ("8/8", [])])

@@ -1,25 +1,36 @@
+import dataclasses
 import io
+import json
+import os
 import random
 import shutil
 import tarfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from caption_texts import caption_texts
+from hypothesis import HealthCheck, example, given
+from hypothesis import strategies as st
 
 from microdit.data.prepare.foreign import NoLatentsError, index_foreign
 from microdit.data.shards.columns import ColumnsError, open_columns, write_columns
 from microdit.data.shards.corruption import CorruptSampleError
-from microdit.data.shards.description import MismatchError
+from microdit.data.shards.description import LatentDescription, MismatchError, read_description
 from microdit.data.shards.index import IndexMissingError, ShardIndex, index_folder, index_shard
 from microdit.data.shards.tars import TarError, npy_bytes, tar_members
 from microdit.data.stream.opening import open_mix
 
 LATENTS, CAPTION = np.ones((4, 2, 2), np.float16), np.ones((5, 8), np.float16)
+
+
+@pytest.fixture
+def described(tmp_path: Path, write_folder: Callable[..., Path]) -> Path:
+    return write_folder(tmp_path / "data", [3])
 
 
 def write_tar(path: Path, files: dict[str, bytes], tar_format: int = tarfile.GNU_FORMAT) -> Path:
@@ -193,6 +204,115 @@ def test_any_changed_byte_of_an_index_is_found_or_harmless(tmp_path: Path, write
             found = open_mix([{"name": "d", "folder": str(folder)}], **settings).__getitems__(range(5))
             assert torch.equal(found["latents"], clean["latents"])
             assert torch.equal(found["captions"], clean["captions"])
+
+
+SETTINGS: dict = {"resolution_px": 32, "seed": 0, "autoencoder": "small", "text_encoder": "short"}
+OTHER_COLUMNS = {
+    "wider": lambda column: np.stack([column] * 2),
+    "single": lambda column: np.array(column.flat[0]),
+    "numbers": lambda column: np.full(column.shape, 0.5),
+    "texts": lambda column: np.full(column.shape, "a"),
+    "short": lambda column: column[:-1],
+    "other order": lambda column: (
+        column.astype(column.dtype.newbyteorder()) if column.dtype.itemsize > 1 else column[1:]
+    ),
+    "below zero": lambda column: np.full(column.shape, -5, column.dtype) if column.dtype.kind == "i" else column[1:],
+}
+
+
+# Keys name samples in messages, and nothing is read by them.
+ONLY_NAMED = [("key_ends", "below zero"), *(("keys", change) for change in ("short", "other order", "below zero"))]
+
+
+@pytest.mark.parametrize("change", OTHER_COLUMNS)
+def test_a_column_of_another_kind_is_named_or_its_samples_are(
+    tmp_path: Path, write_folder: Callable[..., Path], change: str
+) -> None:
+    folder = write_folder(tmp_path / "data", [3, 2])
+    columns = {name: np.array(column) for name, column in open_columns(folder / "index.npz").items()}
+    for name, column in columns.items():
+        if name.startswith("latents_64"):
+            continue  # of a resolution that is not asked for
+        write_columns(folder / "index.npz", (columns | {name: OTHER_COLUMNS[change](column)}).items())
+        refused = pytest.raises((ColumnsError, CorruptSampleError, MismatchError), match=r"index\.npz|0\.tar")
+        with nullcontext() if (name, change) in ONLY_NAMED else refused:
+            stream = open_mix([{"name": "d", "folder": str(folder)}], **SETTINGS)
+            for key in range(5):
+                stream.sources[0].reader.record(key)
+            stream.__getitems__(range(50))
+
+
+@pytest.mark.parametrize("name", ["../secret.tar", "/etc/passwd", "a/../../b.tar", "..", "", "a\0b.tar", "other"])
+def test_a_shard_that_is_no_tar_beside_the_index_is_refused(
+    tmp_path: Path, write_folder: Callable[..., Path], name: str
+) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    columns = dict(open_columns(folder / "index.npz")) | {"shards": np.array([name])}
+    write_columns(folder / "index.npz", columns.items())
+    with pytest.raises(ColumnsError, match=r"index\.npz names the shard"):
+        ShardIndex(folder / "index.npz")
+
+
+def test_names_of_shards_that_are_no_characters_are_refused(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    no_characters = np.full(2, 0xFFFFFFFF, np.uint32).view("<U2")
+    write_columns(folder / "index.npz", (dict(open_columns(folder / "index.npz")) | {"shards": no_characters}).items())
+    with pytest.raises(ColumnsError, match="no text"):
+        ShardIndex(folder / "index.npz")
+
+
+def test_a_shard_that_would_never_end_is_not_read(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    (folder / "00000.tar").unlink()
+    os.mkfifo(folder / "00000.tar")
+    with pytest.raises(CorruptSampleError, match="no ordinary file"):
+        open_mix([{"name": "d", "folder": str(folder)}], **SETTINGS)[0]
+    with pytest.raises(OSError, match="no ordinary file"):
+        index_folder(folder)
+
+
+def test_a_part_of_another_kind_is_made_anew(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    part = folder / "index" / "00000.npz"
+    whole = part.read_bytes()
+    for other in ({"shards": np.array(["../a.tar"])}, {"shard_rows": np.array(3)}, {"damage": np.array("x")}):
+        write_columns(part, ({name: np.array(c) for name, c in open_columns(part).items()} | other).items())
+        index_folder(folder)
+        assert part.read_bytes() == whole
+
+
+DESCRIBED = st.sampled_from([None, True, 0, -1, 10**300, 0.5, "a", "\x1b", [], [None], [[1]], {}, {"a": {"b": []}}])
+
+
+@hypothesis.settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from([one.name for one in dataclasses.fields(LatentDescription)]), value=DESCRIBED)
+@example(name="resolutions_px", value=5)
+@example(name="caption_width", value=10**6)
+def test_whatever_a_description_says_is_read_or_refused_with_its_folder(
+    described: Path, name: str, value: object
+) -> None:
+    told = json.loads((described / "dataset.json").read_text())
+    other = described.parent / "other.json"
+    other.write_text(json.dumps(told | {name: value}))
+    message = str(described)
+    try:
+        read_description(other)
+        (described / "dataset.json").write_text(other.read_text())
+        open_mix([{"name": "d", "folder": str(described)}], **SETTINGS, shuffle=False).__getitems__(range(3))
+    except (MismatchError, CorruptSampleError) as error:
+        message = str(error)
+    finally:
+        (described / "dataset.json").write_text(json.dumps(told))
+    assert str(described) in message or str(other) in message or "captions of d" in message
+
+
+def test_a_description_names_the_key_of_another_kind(described: Path) -> None:
+    told = json.loads((described / "dataset.json").read_text())
+    (described / "other.json").write_text(json.dumps(told | {"resolutions_px": 5}))
+    with pytest.raises(
+        MismatchError, match=r"other\.json: resolutions_px is a whole number and should be a list; delete"
+    ):
+        read_description(described / "other.json")
 
 
 def test_a_folder_without_index_names_the_command(tmp_path: Path) -> None:

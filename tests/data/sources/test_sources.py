@@ -1,13 +1,20 @@
 import io
 import json
 import os
+import random
 import sys
 import tarfile
+import tracemalloc
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
 from microdit.data import shapes
 from microdit.data.shards.remote import RemoteFileError
@@ -181,6 +188,112 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, name: str, content
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} (is not UTF-8|cannot be read as a table)"):
         TableSource(str(tmp_path / name)).shards()
+
+
+def write_bomb(path: Path, captions: pa.Array, rows: int, **options: Any) -> None:
+    table = pa.table({"image": pa.array(["a.png"] * rows), "caption": captions})
+    pq.write_table(table, path, compression="zstd", store_schema=False, **options)
+
+
+def repeated(text: str, times: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(times, np.int32)), pa.array([text]))
+
+
+BOMBS: dict[str, Callable[[Path], None]] = {
+    "long text": lambda path: write_bomb(path, pa.array(["x" * (1 << 27)]), 1),
+    "one text in many rows": lambda path: write_bomb(path, repeated("x" * (1 << 20), 2_000), 2_000),
+    "one text many times in a row": lambda path: write_bomb(
+        path, pa.ListArray.from_arrays([0, 2_000], repeated("x" * (1 << 20), 2_000)), 1
+    ),
+    "nothing many times in a row": lambda path: write_bomb(
+        path, pa.ListArray.from_arrays([0, 2_000_000], repeated("", 2_000_000)), 1
+    ),
+    "many rows": lambda path: write_bomb(path, repeated("x", 2_000_000), 2_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_parquet_that_unpacks_to_much_more_than_its_file_is_refused_first(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "table.parquet"
+    BOMBS[kind](path)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"table\.parquet cannot be read as a table: it unpacks to over 100 times"):
+        TableSource(str(path)).shards()
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": [1], "caption": ["x"]}, "its column 'image' holds int64, not texts"),
+        ({"image": ["a.png"], "caption": [{"a": "x"}]}, "its column 'caption' holds struct<a: string>, not texts"),
+        ({"image": ["a.png"], "caption": [b"x"]}, "its column 'caption' holds binary, not texts"),
+        ({"image": ["a.png"], "text": ["x"]}, r"has no column 'caption', only \['image', 'text'\]"),
+    ],
+)
+def test_parquet_of_other_kinds_is_named_with_its_column(tmp_path: Path, columns: dict, message: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "table.parquet")
+    with pytest.raises(ValueError, match=rf"table\.parquet.*{message}"):
+        TableSource(str(tmp_path / "table.parquet")).shards()
+
+
+def test_what_pandas_left_in_a_parquet_file_steers_nothing_and_other_columns_are_not_read(tmp_path: Path) -> None:
+    table = pa.table({"image": ["a.png"], "caption": pa.array(["x"]).dictionary_encode(), "other": ["y" * (1 << 27)]})
+    told = {b"pandas": b'{"index_columns": ["nowhere"], "columns": [{"name": 1}], "pandas_version": []}'}
+    pq.write_table(table.replace_schema_metadata(told), tmp_path / "table.parquet", compression="zstd")
+    (tmp_path / "a.png").write_bytes(b"a")
+    assert as_text(TableSource(str(tmp_path / "table.parquet"))) == [("a.png", ["x"])]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, seed: int) -> None:
+    path, chance = tmp_path / "table.parquet", random.Random(seed)
+    pq.write_table(pa.table({"image": ["a.png"] * 9, "caption": [["x"]] * 9}), path)
+    content = bytearray(path.read_bytes())
+    for _ in range(3):
+        content[chance.randrange(len(content))] ^= chance.randrange(1, 256)
+    path.write_bytes(content)
+    try:
+        TableSource(str(path)).shards()
+    except ValueError as error:
+        told = str(error)
+    else:
+        told = str(path)
+    assert str(path) in told
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_line_longer_than_any_row_is_not_read_to_its_end(tmp_path: Path, suffix: str) -> None:
+    with (tmp_path / f"table{suffix}").open("wb") as file:
+        file.truncate(1 << 34)
+    with pytest.raises(ValueError, match="a line has 16,777,216 characters or more"):
+        TableSource(str(tmp_path / f"table{suffix}")).shards()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_that_would_never_end_is_not_read(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"table{suffix}")
+    with pytest.raises(OSError, match="no ordinary file"):
+        TableSource(str(tmp_path / f"table{suffix}")).shards()
+
+
+def test_a_caption_longer_than_any_is_named_in_every_source(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a caption of 100,001 characters"):
+        captions_in(["x", "y" * 100_001])
+
+
+def test_a_file_in_a_tar_larger_than_any_picture_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "0.tar").open("wb") as file:  # holes, which take no place on the disk
+        for name, size in (("a.jpg", 1 << 34), ("a.txt", 0)):
+            member = tarfile.TarInfo(name)
+            member.size = size
+            file.write(member.tobuf())
+            file.seek(size, 1)
+        file.truncate(file.tell() + 1024)
+    (found,) = everything(TarSource(str(tmp_path)))
+    assert isinstance(found, Unreadable)
+    assert "17,179,869,184 bytes, more than any picture" in found.reason
 
 
 def test_captions_that_are_not_utf_8_are_named_and_not_trained_on(tmp_path: Path) -> None:

@@ -128,10 +128,9 @@ def encode_batch(
         for side in recipe.resolutions_px
     }
     texts = [caption for _, item, _ in sound for caption in item.captions]
-    rows, lengths = encode_captions(encoders, texts, recipe.caption_storage)
-    embeddings, ends = iter(rows), iter(lengths)
+    encoded = encode_captions(encoders, texts, recipe.caption_storage)
     for row, (place, item, _) in enumerate(sound):
-        captions, positions = list(islice(embeddings, len(item.captions))), sum(islice(ends, len(item.captions)))
+        captions, ends = zip(*islice(encoded, len(item.captions)), strict=True)
         arrays = [*(latents[side][row] for side in recipe.resolutions_px), *captions]
         if not all(np.isfinite(array).all() for array in arrays):
             outcome.reject(
@@ -146,7 +145,7 @@ def encode_batch(
         if len(item.captions) > 1:
             record["captions"] = list(item.captions)
         outcome.captions += len(captions)
-        outcome.caption_positions += positions
+        outcome.caption_positions += sum(ends)
         # Keys are numbers: a dot or a folder in the source's key would mean something else in a WebDataset.
         yield LatentSample(
             f"{number:05d}{place:06d}", {side: latents[side][row] for side in recipe.resolutions_px}, captions, record

@@ -1,6 +1,6 @@
 """From pictures and captions to the rows of a latent shard, with the encoders that the caller brings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -66,16 +66,14 @@ def encode_images(encoders: Encoders, images: UInt8[np.ndarray, "n side side 3"]
 
 def encode_captions(
     encoders: Encoders, captions: Sequence[str], storage: CaptionStorage, batch_size: int = 256
-) -> tuple[list[Float16[np.ndarray, "l d"]], list[int]]:
+) -> Iterator[tuple[Float16[np.ndarray, "l d"], int]]:
     """The embedding of each caption (all positions, or with "trimmed" those up to the end of the text), and how many
-    positions it takes up to the end of the text."""
-    rows: list[np.ndarray] = []
-    lengths: list[int] = []
+    positions it takes up to the end of the text; `batch_size` of them in memory, however many there are."""
     for first in range(0, len(captions), batch_size):
         tokens = encoders.text_encoder.tokenize(list(captions[first : first + batch_size]))
         with torch.no_grad():
             embeddings = encoders.text_encoder.encode_tokens(tokens.to(encoders.device)).half().cpu().numpy()
         ends = encoders.text_encoder.lengths(tokens).tolist()
-        rows += [row[:end] if storage == "trimmed" else row for row, end in zip(embeddings, ends, strict=True)]
-        lengths += ends
-    return rows, lengths
+        yield from (
+            (row[:end] if storage == "trimmed" else row, end) for row, end in zip(embeddings, ends, strict=True)
+        )

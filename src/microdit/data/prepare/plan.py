@@ -7,9 +7,10 @@ from pathlib import Path
 
 from microdit.data.prepare.encoding import CaptionStorage, Encoders
 from microdit.data.sources.captioned import Source
-from microdit.files import alone_in, write_whole
+from microdit.files import alone_in, read_json, write_whole
 
 PLAN_NAME = "plan.json"
+LARGEST_REPORT = 1 << 30  # bytes; a plan names every input shard, and the report of one every picture left out
 
 
 class PlanChangedError(ValueError):
@@ -85,7 +86,8 @@ def keep_plan(folder: Path, source: Source, encoders: Encoders, recipe: Recipe) 
         if not path.exists():
             write_whole(path, json.dumps(plan, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
             return
-    kept, now = flat(json.loads(path.read_text(encoding="utf-8"))), flat(json.loads(json.dumps(plan)))
+    cure = "give the data another name, or delete that folder to make it anew"
+    kept, now = flat(read_json(path, cure, LARGEST_REPORT)), flat(json.loads(json.dumps(plan)))
     changed = [
         f"{name} was {brief(kept.get(name))}, is now {brief(now.get(name))}"
         for name in dict.fromkeys([*now, *kept])

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from microdit.data.prepare.encoding import Encoders
-from microdit.data.prepare.plan import PLAN_NAME, Recipe
+from microdit.data.prepare.plan import LARGEST_REPORT, PLAN_NAME, Recipe
 from microdit.data.shards.description import DESCRIPTION_NAME, LatentDescription, write_description
 from microdit.data.shards.index import PARTS_FOLDER, merge_folder
 from microdit.data.sources.images import FilteredImageError
-from microdit.files import alone_in, write_whole
+from microdit.files import alone_in, read_described, write_whole
 
 REJECTS_NAME = "rejects.csv"
 HALF_BYTES = 2
@@ -81,12 +81,18 @@ def write_report(shard: Path, report: ShardReport) -> None:
     write_whole(report_path(shard), json.dumps(asdict(report), ensure_ascii=False, indent=1) + "\n")
 
 
+def read_report(shard: Path) -> ShardReport:
+    """The report of one output shard. DamagedFileError for what is none."""
+    cure = f"remove {shard} and run the same command again"
+    return read_described(report_path(shard), ShardReport, cure, LARGEST_REPORT)
+
+
 def finish(folder: Path, shards: int, encoders: Encoders, recipe: Recipe, images: int, seconds: float) -> Summary:
     """Count, and if every output shard is there, write the index, `rejects.csv` and `dataset.json`, once."""
     paths = [folder / f"{number:05d}.tar" for number in range(shards)]
     there = [path for path in paths if path.exists()]
-    reports = [ShardReport(**json.loads(report_path(path).read_text(encoding="utf-8"))) for path in there]
-    kinds = [kind for report in reports for _, kind, _ in report.rejects]
+    reports = [read_report(path) for path in there]
+    kinds = [reject[1] for report in reports for reject in report.rejects if len(reject) > 1]
     written = sum(report.written for report in reports)
     sizes = bytes_a_sample(reports, there, encoders, recipe)
     counts = {"written": written, "filtered": kinds.count("filtered"), "broken": kinds.count("broken")}

@@ -1,6 +1,7 @@
 """The checksum by which a read finds bytes that are not those the index was made from."""
 
 import io
+import math
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from microdit.files import is_refusal, replacing
+from microdit.files import is_refusal, replacing, size_of_file
 
 WORD = 8
 MODULUS = (1 << 64) - 1
@@ -53,7 +54,7 @@ def open_columns(path: Path) -> dict[str, np.ndarray]:
     """
     columns = {}
     try:
-        size = path.stat().st_size
+        size = size_of_file(path)
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
                 if member.compress_type != zipfile.ZIP_STORED:
@@ -85,7 +86,7 @@ def map_array(path: Path, file: io.BufferedReader, end: int) -> np.ndarray:
     shape, fortran, dtype = NPY_HEADERS[version](file)
     if (fortran and len(shape) > 1) or dtype.hasobject or not dtype.itemsize:
         raise ColumnsError(f"{path}: holds an array that is not plain rows of numbers")
-    if file.tell() + dtype.itemsize * int(np.prod(shape)) > end:
+    if file.tell() + dtype.itemsize * math.prod(shape) > end or min(shape, default=0) < 0:
         raise ColumnsError(f"{path}: is cut short")
     if 0 in shape:
         return np.empty(shape, dtype)

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from microdit.files import write_whole
+from microdit.files import DamagedFileError, read_described, write_whole
 
 DESCRIPTION_NAME = "dataset.json"
 
@@ -55,10 +55,11 @@ def read_description(path: Path) -> LatentDescription:
             f"{path.parent} has no {path.name}: it is not prepared to its end. Run the command that prepared it again, "
             f"or for tars from elsewhere: python prepare.py index={path.parent}"
         )
+    cure = (
+        "delete it and run the command that prepared this folder again, or for tars from elsewhere: python prepare.py "
+        f"index={path.parent}"
+    )
     try:
-        return LatentDescription(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise MismatchError(
-            f"{path} does not describe latent shards ({error}). Delete it and run the command that prepared this "
-            f"folder again, or for tars from elsewhere: python prepare.py index={path.parent}"
-        ) from error
+        return read_described(path, LatentDescription, cure)
+    except DamagedFileError as error:
+        raise MismatchError(str(error)) from error

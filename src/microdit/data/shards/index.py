@@ -10,6 +10,7 @@ import io
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from microdit.data.shards.columns import ColumnsError, open_columns, word_sum, write_columns
 from microdit.data.shards.tars import BLOCK, TarError, TarMember, tar_members
-from microdit.files import alone_in
+from microdit.files import alone_in, size_of_file
 
 INDEX_NAME = "index.npz"
 PARTS_FOLDER = "index"
@@ -39,6 +40,14 @@ COLUMN_TYPES = {
     "shape": np.int32,
     "finite": np.bool_,
 }
+OWN_TYPES = {
+    "shards": np.str_,
+    "shard_rows": np.int64,
+    "shard_bytes": np.int64,
+    "keys": np.uint8,
+    "key_ends": np.int64,
+}
+SHARD_NAME = re.compile(r"[^/\x00]*\.tar")  # of a file beside the index, and nowhere else
 Columns = dict[str, np.ndarray]
 
 
@@ -98,6 +107,7 @@ def index_shard(path: Path, keep_readable_part: bool = False, name: str | None =
     before the damage are indexed instead.
     """
     rows: dict[str, dict[str, dict[str, object]]] = {}
+    size_of_file(path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         for member in readable_members(path, keep_readable_part):
@@ -137,6 +147,33 @@ def readable_members(path: Path, keep_readable_part: bool) -> Iterator[TarMember
     except TarError:
         if not keep_readable_part:
             raise
+
+
+def open_index(path: Path) -> Columns:
+    """The columns of an index, memory-mapped. ColumnsError where one is lacking, or of another kind or length, or a
+    shard is no tar beside the index."""
+    columns = open_columns(path)
+    fields = {name.rpartition("/")[0] for name in columns if "/" in name}
+    kinds = OWN_TYPES | {f"{field}/{name}": COLUMN_TYPES[name] for field in fields for name in columns_of(field)}
+    kinds |= {DAMAGE: np.str_} if DAMAGE in columns else {}
+    if lacking := sorted(kinds.keys() - columns.keys()):
+        raise ColumnsError(f"{path} lacks {lacking}")
+    for name, kind in kinds.items():
+        dtype, shape = columns[name].dtype, columns[name].shape
+        sides = (*shape[:1], AXES) if name.endswith("/shape") else shape[:1]
+        if dtype.type is not kind or not dtype.isnative or not shape or shape != sides:
+            raise ColumnsError(f"{path}: its column {name} is {dtype} {shape}, which is no such column")
+        if kind is np.str_ and np.array(columns[name]).view(np.uint32).max(initial=0) > sys.maxunicode:
+            raise ColumnsError(f"{path}: its column {name} is no text")
+    rows = int(columns["shard_rows"].sum())
+    of_samples = {len(columns[name]) for name in kinds if "/" in name or name == "key_ends"}
+    if of_samples != {rows} or len({len(columns[name]) for name in ("shards", "shard_rows", "shard_bytes")}) > 1:
+        raise ColumnsError(f"{path} contradicts itself: its columns differ in length")
+    if (columns["shard_rows"] < 0).any() or (columns["shard_bytes"] < 0).any():
+        raise ColumnsError(f"{path} contradicts itself: a shard of it has less than nothing")
+    if strange := [name for name in map(str, columns["shards"]) if not SHARD_NAME.fullmatch(name)]:
+        raise ColumnsError(f"{path} names the shard {strange[0][:200]!r}, which is no .tar in its own folder")
+    return columns
 
 
 def columns_of(field: str) -> list[str]:
@@ -188,7 +225,7 @@ def merge_folder(folder: Path) -> int:
             f"{folder} {'holds no .tar files to index' if folder.is_dir() else 'is no folder'}. Give the folder in "
             "which the tars lie: python prepare.py index=FOLDER"
         )
-    parts = [open_columns(part_path(shard)) for shard in shards]
+    parts = [open_index(part_path(shard)) for shard in shards]
     with alone_in(folder):
         write_columns(folder / INDEX_NAME, merge(parts))
     return sum(int(part["shard_rows"].sum()) for part in parts)
@@ -230,12 +267,11 @@ def index_folder(
 def part_fits(part: Path, shard: Path, on_corrupt: str) -> bool:
     """Whether a part describes its tar as it is now, and all of it unless damage may be skipped."""
     try:
-        columns = open_columns(part)
-        return int(columns["shard_bytes"][0]) == shard.stat().st_size and (
-            on_corrupt == "skip" or DAMAGE not in columns
-        )
-    except (ColumnsError, KeyError):
+        columns = open_index(part)
+    except ColumnsError:
         return False
+    mine = columns["shards"].tolist() == [shard.name] and columns["shard_bytes"].tolist() == [shard.stat().st_size]
+    return mine and (on_corrupt == "skip" or DAMAGE not in columns)
 
 
 class ShardIndex:
@@ -248,27 +284,14 @@ class ShardIndex:
             )
         self.path = path
         try:
-            self.columns = open_columns(path)
+            self.columns = open_index(path)
         except ColumnsError as error:
             raise ColumnsError(f"{error}. Make it anew with: python prepare.py index={path.parent}") from error
-        lacking = {"shards", "shard_rows", "shard_bytes", "keys", "key_ends"} - set(self.columns)
-        fields = {name.rpartition("/")[0] for name in self.columns if "/" in name}
-        lacking |= {f"{field}/{column}" for field in fields for column in columns_of(field)} - set(self.columns)
-        if lacking:
-            raise ColumnsError(
-                f"{path} lacks {sorted(lacking)}. Make it anew with: python prepare.py index={path.parent}"
-            )
         self.shards = [str(name) for name in self.columns["shards"]]
         self.shard_rows = np.array(self.columns["shard_rows"])
         self.row_starts = np.cumsum(self.shard_rows) - self.shard_rows
         self.shard_bytes = np.array(self.columns["shard_bytes"])
-        lengths = {len(column) for name, column in self.columns.items() if "/" in name or name == "key_ends"}
-        if lengths != {self.rows} or {len(self.shards), len(self.shard_bytes)} != {len(self.shard_rows)}:
-            raise ColumnsError(
-                f"{path} contradicts itself: its columns differ in length. Make it anew with: python prepare.py "
-                f"index={path.parent}"
-            )
-        self.fields = sorted(fields)
+        self.fields = sorted({name.rpartition("/")[0] for name in self.columns if "/" in name})
 
     @property
     def rows(self) -> int:
@@ -278,7 +301,7 @@ class ShardIndex:
     def key(self, row: int) -> str:
         """The key of a row."""
         start = int(self.columns["key_ends"][row - 1]) if row else 0
-        return bytes(self.columns["keys"][start : int(self.columns["key_ends"][row])]).decode()
+        return bytes(self.columns["keys"][start : int(self.columns["key_ends"][row])]).decode(errors="backslashreplace")
 
     def shard_of(self, row: int) -> int:
         """The number of the shard that holds a row."""

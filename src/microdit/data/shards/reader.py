@@ -16,7 +16,7 @@ from microdit.data.shards.columns import WORD, word_sum
 from microdit.data.shards.corruption import CorruptSampleError
 from microdit.data.shards.index import DTYPES, HALF, ShardIndex
 from microdit.data.shards.tars import BLOCK
-from microdit.files import is_refusal
+from microdit.files import is_refusal, size_of_file
 
 HALF_BYTES = 2
 LARGEST_GAP = 1 << 16  # bytes that are sooner read than passed over
@@ -161,8 +161,10 @@ class LocalShards:
         self.folder, self.names = folder, names
 
     def open(self, shard: int) -> FileIO:
-        """A shard by its number, open for reading."""
-        return FileIO(Path(self.folder) / self.names[shard])
+        """A shard by its number, open for reading. OSError where it is no ordinary file."""
+        path = Path(self.folder) / self.names[shard]
+        size_of_file(path)
+        return FileIO(path)
 
     def ahead(self, shards: Sequence[int]) -> None:
         """They are where they are."""
@@ -243,7 +245,7 @@ class ShardReader:
             raise self.failure(row, "json", f"the tar and its index {self.index.path} disagree about these bytes")
         try:
             record = json.loads(block[BLOCK:])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self.failure(row, "json", f"it is no JSON ({error})") from error
         return record if isinstance(record, dict) else {"caption": record}
 

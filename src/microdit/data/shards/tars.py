@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float16
 from webdataset.writer import TarWriter
 
+from microdit.files import size_of_file
+
 BLOCK = 512
 
 
@@ -32,7 +34,7 @@ class TarMember(NamedTuple):
 
 def tar_members(path: Path) -> Iterator[TarMember]:
     """Every regular file of an uncompressed tar in order (ustar, GNU long names, PAX). TarError at the first damage."""
-    end = path.stat().st_size
+    end = size_of_file(path)
     position = 0
     try:
         # Not "r:*": a compressed tar has no positions to read at.

@@ -50,6 +50,7 @@ def check_shard_size(shard_size: int) -> None:
 
 
 MOST_CAPTIONS = 100  # of one picture: all of them are encoded and kept
+LONGEST_CAPTION = 100_000  # characters
 LARGEST_FILE = 1 << 30  # bytes, of a picture or its caption: the largest photographs have a tenth of that
 
 
@@ -95,12 +96,14 @@ def captions_beside(text: bytes | None, record: bytes | None, column: str) -> li
 
 def captions_in(record: object, column: str = "caption") -> list[str]:
     """The captions in a JSON value: a text, a list of texts, or the `column` of an object. [] where there are none,
-    ValueError where there are more than MOST_CAPTIONS."""
+    ValueError where there are more than MOST_CAPTIONS, or one is longer than any."""
     if isinstance(record, Mapping):
         return captions_in(record.get(column)) or captions_in(record.get(f"{column}s"))
     texts = record if isinstance(record, list) else [record]
     if len(texts) > MOST_CAPTIONS:
         raise ValueError(f"it has {len(texts):,} captions, and {MOST_CAPTIONS} of a picture are the most")
+    if (longest := max((len(text) for text in texts if isinstance(text, str)), default=0)) > LONGEST_CAPTION:
+        raise ValueError(f"it has a caption of {longest:,} characters, and {LONGEST_CAPTION:,} are the most")
     stripped = [text.strip() for text in texts if isinstance(text, str)]
     # JSON can hold halves of characters, which no encoder takes.
     return [text.encode("utf-8", "replace").decode() for text in stripped if text]

@@ -34,30 +34,42 @@ def square_images(
     BrokenImageError, or FilteredImageError where the shorter side has less than `min_side_px` or all have over
     `max_pixels`. Memory: the decoder's own, and three bytes a pixel.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if min(width, height) < min_side_px:
-                raise FilteredImageError(f"{width} x {height} px: a side shorter than {min_side_px} px")
-            if width * height > max_pixels:
-                raise FilteredImageError(f"{width} x {height} px: more than {max_pixels} pixels")
-            # A JPEG may be decoded at a fraction of its size; twice the target loses nothing that the resize would
-            # keep.
-            image.draft(None, (2 * max(sides_px), 2 * max(sides_px)))
-            ImageOps.exif_transpose(image, in_place=True)
-            rgb = to_rgb(image)
-    except FilteredImageError:
-        raise
-    except UnidentifiedImageError as error:  # its own message holds an address in memory, another one in each run
-        raise BrokenImageError("no picture of a format that is read here") from error
-    except Exception as error:  # decoders raise whatever they like on damaged files, and none may stop the run
-        raise BrokenImageError(f"{type(error).__name__}: {error}") from error
+    # A JPEG may be decoded at a fraction of its size; twice the target loses nothing that the resize would keep.
+    rgb = rgb_image(data, min_side_px, max_pixels, enough_px=2 * max(sides_px))
     width, height = rgb.size
     side = min(width, height)
     # Resizing the centre square equals resizing the whole and cropping, and a 10,000 x 10 strip costs no more.
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
     return {target: np.asarray(rgb.resize((target, target), Image.Resampling.LANCZOS, box=box)) for target in sides_px}
+
+
+def rgb_image(
+    data: bytes,
+    min_side_px: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    enough_px: int | None = None,
+    formats: list[str] = FORMATS,
+) -> Image.Image:
+    """A picture file as 8-bit RGB, turned upright; of `enough_px` on each side where more costs more. Raises as
+    `square_images`."""
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            width, height = image.size
+            if min(width, height) < min_side_px:
+                raise FilteredImageError(f"{width} x {height} px: a side shorter than {min_side_px} px")
+            if width * height > max_pixels:
+                raise FilteredImageError(f"{width} x {height} px: more than {max_pixels} pixels")
+            if enough_px is not None:
+                image.draft(None, (enough_px, enough_px))
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
+    except FilteredImageError:
+        raise
+    except UnidentifiedImageError as error:  # its own message holds an address in memory, another one in each run
+        raise BrokenImageError("no picture of a format that is read here") from error
+    except Exception as error:  # decoders raise whatever they like on damaged files, and none may stop the run
+        raise BrokenImageError(f"{type(error).__name__}: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

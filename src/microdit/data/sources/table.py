@@ -2,11 +2,9 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
+from typing import Any, TextIO
 
 from microdit.data.sources.captioned import (
     CaptionedImage,
@@ -16,14 +14,27 @@ from microdit.data.sources.captioned import (
     check_shard_size,
     content_of,
 )
+from microdit.files import is_refusal, size_of_file
 
+LONGEST_LINE = 1 << 24  # characters; a hundred captions as long as any have fewer
+MOST_TIMES, ALWAYS_ROOM = 100, 1 << 26  # of its size, or bytes, may a table unpack to
+TEXT_BYTES = 50  # that a text takes, however short it is
+MOST_NAMED = 50  # columns in a message
 Row = Mapping[str, object] | str  # or why it cannot be read
+
+
+def lines_of(file: TextIO) -> Iterator[str]:
+    """The lines of a file. ValueError for one that is longer than any row."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise ValueError(f"a line has {LONGEST_LINE:,} characters or more")
+        yield line
 
 
 def separated(path: Path, separator: str) -> Iterator[Row]:
     """The rows of a CSV or TSV file; ValueError where its quotes do not end."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=separator, strict=True)
+        lines = csv.reader(lines_of(file), delimiter=separator, strict=True)
         try:
             columns = next(lines, [])
             for cells in filter(None, lines):
@@ -41,7 +52,7 @@ def separated(path: Path, separator: str) -> Iterator[Row]:
 def json_lines(path: Path) -> Iterator[Row]:
     """The rows of a JSONL file; empty lines are none."""
     with path.open(encoding="utf-8-sig") as file:
-        for line in filter(str.strip, file):
+        for line in filter(str.strip, lines_of(file)):
             try:
                 row = json.loads(line)
                 yield row if isinstance(row, dict) else "it is no JSON object"
@@ -49,20 +60,69 @@ def json_lines(path: Path) -> Iterator[Row]:
                 yield f"it is no JSON: {error}"
 
 
-def parquet(path: Path) -> Iterator[Row]:
-    """The rows of a Parquet file. ValueError where the library for it is not installed."""
+def parquet(path: Path, needed: Sequence[str]) -> Iterator[Row]:
+    """The `needed` columns of a Parquet file, which hold texts or lists of texts. ValueError where they do not, where
+    they unpack to much more than the file, or where the library for it is not installed."""
     try:
-        table = pd.read_parquet(path)
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile, read_metadata
     except ImportError as error:
         raise ValueError("Parquet needs a library that is not installed: install the extra `tables`") from error
-    for cells in zip(*(table[column] for column in table.columns), strict=True):
-        yield dict(zip(map(str, table.columns), cells, strict=True))
+    room = max(ALWAYS_ROOM, MOST_TIMES * size_of_file(path))
+    try:
+        metadata = read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+        if not {*needed} <= {*schema.names}:
+            yield dict.fromkeys(schema.names)
+            return
+        for name in needed:
+            if not holds_texts(schema.field(name).type):
+                raise ValueError(f"its column {name!r} holds {str(schema.field(name).type)[:200]}, not texts")
+        columns = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+        mine = [n for n, one in enumerate(columns) if any(one == name or one.startswith(f"{name}.") for name in needed)]
+        parts = [metadata.row_group(g).column(n) for g in range(metadata.num_row_groups) for n in mine]
+        check_room(room, sum(part.total_uncompressed_size + TEXT_BYTES * part.num_values for part in parts))
+        # A text that many rows repeat is unpacked once, and counted before there is one for each of them.
+        with ParquetFile(path, metadata=metadata, read_dictionary=[columns[n] for n in mine]) as file:
+            for batch in file.iter_batches(batch_size=256, columns=list(needed)):
+                cells = [batch.column(name) for name in needed]
+                room -= sum(map(unpacked_bytes, cells))
+                check_room(room)
+                for row in zip(*(column.to_pylist() for column in cells), strict=True):
+                    yield dict(zip(needed, row, strict=True))
+    except (ArrowException, OSError, KeyError) as error:
+        if is_refusal(error):
+            raise
+        raise ValueError(" ".join(str(error).split())) from error
 
 
-READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": lambda path: separated(path, ","),
-    ".tsv": lambda path: separated(path, "\t"),
-    ".jsonl": json_lines,
+def check_room(room: int, taken: int = 0) -> None:
+    if taken > room:
+        raise ValueError(f"it unpacks to over {MOST_TIMES} times its size, as no list of pictures does")
+
+
+def holds_texts(kind: Any) -> bool:
+    """Whether a column of this type of Arrow has a text, or a list of them, in each row."""
+    from pyarrow import types
+
+    inner = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
+    inner = inner.value_type if types.is_dictionary(inner) else inner
+    return types.is_string(inner) or types.is_large_string(inner)
+
+
+def unpacked_bytes(column: Any) -> int:
+    """How much the texts of a column are, of which each is held once, when there is one for each row."""
+    from pyarrow.compute import call_function
+
+    texts = column if hasattr(column, "dictionary") else column.flatten()
+    lengths = call_function("binary_length", [texts.dictionary]).take(texts.indices)
+    return (call_function("sum", [lengths]).as_py() or 0) + TEXT_BYTES * len(texts)
+
+
+READERS: Mapping[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
+    ".csv": lambda path, _: separated(path, ","),
+    ".tsv": lambda path, _: separated(path, "\t"),
+    ".jsonl": lambda path, _: json_lines(path),
     ".parquet": parquet,
 }
 
@@ -105,7 +165,9 @@ class TableSource(Source):
             rows: list[tuple[str, object, str | None]] = []
             columns: dict[str, None] = {}
             try:
-                for number, row in enumerate(READERS[self.path.suffix.lower()](self.path), start=1):
+                size_of_file(self.path)
+                needed = list(dict.fromkeys((self.image_column, self.caption_column)))
+                for number, row in enumerate(READERS[self.path.suffix.lower()](self.path, needed), start=1):
                     if isinstance(row, str):
                         rows.append((f"row {number}", None, row))
                         continue
@@ -122,7 +184,7 @@ class TableSource(Source):
             for column, setting in ((self.image_column, "image_column"), (self.caption_column, "caption_column")):
                 if columns and column not in columns:
                     raise ValueError(
-                        f"{self.path} has no column {column!r}, only {list(columns)}; set source.{setting}"
+                        f"{self.path} has no column {column!r}, only {list(columns)[:MOST_NAMED]}; set source.{setting}"
                     )
             self._rows = rows
         return self._rows
@@ -148,10 +210,10 @@ class TableSource(Source):
 
 
 def as_texts(caption: object) -> object:
-    """A cell as a text or a list of texts: Parquet gives arrays, and CSV holds lists as JSON."""
+    """A cell as a text or a list of texts, which CSV holds as JSON."""
     if isinstance(caption, str) and caption.startswith("["):
         try:
             return json.loads(caption)
         except (ValueError, RecursionError):
             return caption
-    return caption.tolist() if isinstance(caption, np.ndarray) else caption
+    return caption

@@ -13,7 +13,14 @@ from braceexpand import braceexpand
 
 from microdit.data.shards.remote import RemoteFileError, check_protocol, is_remote, local_copy
 from microdit.data.shards.tars import TarError, TarMember, json_bytes, tar_members, write_tar
-from microdit.data.sources.captioned import CaptionedImage, NoCaptionError, Source, Unreadable, captions_beside
+from microdit.data.sources.captioned import (
+    LARGEST_FILE,
+    CaptionedImage,
+    NoCaptionError,
+    Source,
+    Unreadable,
+    captions_beside,
+)
 
 PART = re.compile(r"\.(jpg|jpeg|jfif|png|webp|gif|bmp|tif|tiff|avif|heic|heif|txt|json)$", re.IGNORECASE)
 MOST_TARS = 1_000_000
@@ -99,30 +106,41 @@ class TarSource(Source):
 
     def read(self, shard: int) -> Iterator[CaptionedImage | Unreadable]:
         with local_copy(self.tars()[shard], self.download_folder) as path:
-            samples: dict[str, dict[str, TarMember]] = {}
-            damage = None
-            try:
-                for member in tar_members(path):
-                    if found := PART.search(member.name):
-                        samples.setdefault(member.name[: found.start()], {})[found.group(1).lower()] = member
-            except TarError as error:
-                damage = str(error).replace(str(path), self.tars()[shard])
-            with path.open("rb") as file:
-                for key, parts in samples.items():
-                    yield self._sample(key, parts, file.fileno())
-            if damage is not None:
-                yield Unreadable(Path(self.tars()[shard]).name, f"damaged tar, what lies behind is lost: {damage}")
+            yield from pictures_in(path, self.tars()[shard], self.caption_column)
 
-    def _sample(self, key: str, parts: dict[str, TarMember], descriptor: int) -> CaptionedImage | Unreadable:
-        pictures = [member for part, member in parts.items() if part not in CAPTION_PARTS]
-        if not pictures:
-            return Unreadable(key, "no picture beside the caption")
-        text, record = (content(descriptor, parts[part]) if part in parts else None for part in CAPTION_PARTS)
-        try:
-            captions = captions_beside(text, record, self.caption_column)
-        except NoCaptionError as error:
-            return Unreadable(key, str(error))
-        return CaptionedImage(key, content(descriptor, pictures[0]), captions)
+
+def pictures_in(tar: Path, name: str, caption_column: str = "caption") -> Iterator[CaptionedImage | Unreadable]:
+    """Everything in one local tar, `name` to those who read of it."""
+    samples: dict[str, dict[str, TarMember]] = {}
+    damage = None
+    try:
+        for member in tar_members(tar):
+            if found := PART.search(member.name):
+                samples.setdefault(member.name[: found.start()], {})[found.group(1).lower()] = member
+    except TarError as error:
+        damage = str(error).replace(str(tar), name)
+    with tar.open("rb") as file:
+        for key, parts in samples.items():
+            yield picture_of(key, parts, file.fileno(), caption_column)
+    if damage is not None:
+        yield Unreadable(Path(name).name, f"damaged tar, what lies behind is lost: {damage}")
+
+
+def picture_of(
+    key: str, parts: dict[str, TarMember], descriptor: int, caption_column: str
+) -> CaptionedImage | Unreadable:
+    """One picture of an open tar, by the suffixes of its files."""
+    pictures = [member for part, member in parts.items() if part not in CAPTION_PARTS]
+    if not pictures:
+        return Unreadable(key, "no picture beside the caption")
+    if (largest := max(member.length for member in parts.values())) > LARGEST_FILE:
+        return Unreadable(key, f"it has {largest:,} bytes, more than any picture")
+    text, record = (content(descriptor, parts[part]) if part in parts else None for part in CAPTION_PARTS)
+    try:
+        captions = captions_beside(text, record, caption_column)
+    except NoCaptionError as error:
+        return Unreadable(key, str(error))
+    return CaptionedImage(key, content(descriptor, pictures[0]), captions)
 
 
 def content(descriptor: int, member: TarMember) -> bytes:

@@ -1,5 +1,6 @@
 """The stream of training samples: the k-th one is a function of (seed, mix, k), whoever asks for it, and when."""
 
+import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from microdit.data.shards.reader import Failures, ShardReader
 from microdit.data.shards.tars import caption_field, latents_field
 from microdit.data.stream.order import EachOnce, Interleave, SourceOrder, draws, seed_of
 
+MOST_NUMBERS = 1 << 25  # of one caption or latent: a hundred times those of 2,048 pixels
 ATTEMPTS = 40  # the last replacement tried lies 2^40 samples ahead
 
 
@@ -222,7 +224,10 @@ def one_shape(what: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
         raise MismatchError(
             f"the {what}s of the mix differ in shape ({listed}): prepare all sources with the same encoders"
         )
-    return next(iter(shapes.values()))
+    shape = next(iter(shapes.values()))
+    if not all(0 < side <= MOST_NUMBERS for side in shape) or math.prod(shape) > MOST_NUMBERS:
+        raise MismatchError(f"the {what}s of {', '.join(shapes)} have the shape {shape}, which nobody prepared")
+    return shape
 
 
 FREE_BUFFERS = 16

@@ -1,0 +1,96 @@
+"""Kept pictures may come from elsewhere: what is not as it was declared is named, and takes little memory."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from microdit.data.sources.captioned import CaptionedImage
+from microdit.data.sources.tars import write_pictures
+from microdit.evaluation import pictures as module
+from microdit.evaluation.pictures import Making, Pictures, PicturesError, keep, kept_making
+from microdit.files import DamagedFileError
+
+PROMPTS = ["a", "b", "c"]
+MAKING = {"prompts": PROMPTS, "sampling": {"seed": 0}, "network": "n", "label": []}
+
+
+def encoded(width: int, height: int, form: str = "PNG", mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (width, height)).save(file, form)
+    return file.getvalue()
+
+
+def kept(folder: Path, *files: bytes) -> Pictures:
+    with (folder / "skills.tar").open("wb") as file:
+        write_pictures(file, (CaptionedImage(f"{i:06d}", content, ["x"]) for i, content in enumerate(files)))
+    (folder / "skills.json").write_text(json.dumps(MAKING))
+    making = kept_making(folder / "skills.tar")
+    assert making is not None
+    return Pictures(folder / "skills.tar", making, len(making.prompts))
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        (encoded(8, 8)[:45], "000001"),
+        (encoded(8, 8)[:50] + b"x" * 40, "000001"),
+        (b"", "000001: no picture"),
+        (encoded(8, 8, "JPEG"), "000001: no picture of a format that is read here"),
+        (encoded(9, 8), "000001 is not of 8 x 8 px"),
+        (encoded(20_000, 20_000, mode="1"), "000001: 20000 x 20000 px: more than"),
+    ],
+    ids=["cut", "damaged", "empty", "jpeg", "other size", "huge"],
+)
+def test_a_picture_that_is_none_is_named(tmp_path: Path, second: bytes, told: str) -> None:
+    pictures = kept(tmp_path, encoded(8, 8), second, encoded(8, 8))
+    with pytest.raises(PicturesError, match=rf"skills\.tar: {told}.*evaluate again"):
+        pictures.all()
+
+
+def test_fewer_pictures_than_prompts_are_told(tmp_path: Path) -> None:
+    with pytest.raises(PicturesError, match="holds 2 pictures, not 3"):
+        kept(tmp_path, encoded(8, 8), encoded(8, 8)).all()
+
+
+def test_only_the_chosen_pictures_are_decoded_and_none_behind_them(tmp_path: Path) -> None:
+    pictures = kept(tmp_path, b"broken", encoded(8, 8), b"broken")
+    assert [pixels.shape for pixels in pictures.decoded([1])] == [(8, 8, 3)]
+
+
+def test_a_batch_of_large_pictures_has_fewer_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = kept(tmp_path, *[encoded(8, 8)] * 3)
+    assert [len(batch) for batch in pictures.batches()] == [3]
+    monkeypatch.setattr(module, "NUMBERS_AT_ONCE", 2 * 8 * 8 * 3)
+    assert [len(batch) for batch in pictures.batches()] == [2, 1]
+
+
+def test_a_folder_whose_name_is_a_pattern_is_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "{0..3}*"
+    folder.mkdir()
+    drawn = torch.rand(3, 3, 8, 8)
+    pictures = keep(folder / "skills.tar", Making(**MAKING), iter([drawn]))
+    torch.testing.assert_close(pictures.all(), drawn, atol=0.5 / 255 + 1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([], "is damaged"),
+        ({}, "lacks prompts, sampling, network, label"),
+        (MAKING | {"prompts": 3}, "prompts is a whole number and should be a list"),
+        (MAKING | {"prompts": ["a", None]}, "prompts.1 is nothing and should be a text"),
+        (MAKING | {"sampling": []}, "sampling is a list"),
+        (MAKING | {"more": 1}, "no setting 'more'"),
+        (MAKING | {"prompts": []}, "names no prompt"),
+    ],
+)
+def test_a_making_of_another_kind_is_named(tmp_path: Path, content: Any, told: str) -> None:
+    (tmp_path / "skills.tar").touch()
+    (tmp_path / "skills.json").write_text(json.dumps(content))
+    with pytest.raises((DamagedFileError, PicturesError), match=rf"skills\.json.*{told}.* then evaluate again"):
+        kept_making(tmp_path / "skills.tar")
