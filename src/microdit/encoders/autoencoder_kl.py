@@ -8,6 +8,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
+from microdit.build import Positive, Width
 from microdit.encoders.protocols import Autoencoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
 
@@ -28,11 +29,11 @@ class KLAutoencoder(Autoencoder):
     def __init__(
         self,
         weights: str,
-        channels: int,
-        scale: float,
+        channels: Width,
+        scale: Positive,
         shift: float = 0.0,
-        downscale: int = 8,
-        sigma_data: float = 0.9,
+        downscale: Width = 8,
+        sigma_data: Positive = 0.9,
         sample: bool = False,
         dtype: DType = "float32",
     ) -> None:
