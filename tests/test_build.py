@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
 import pytest
 
-from microdit.build import SettingsError, build, check_names, keyword_names, locate, trust
+from microdit.build import Limits, SettingsError, build, check_arguments, check_names, keyword_names, locate, trust
 from microdit.encoders.pixel import PixelAutoencoder
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.masking.deferred import Deferred
@@ -167,3 +169,51 @@ def test_keyword_names_are_those_of_the_signature_or_any():
 
     assert keyword_names(some) == ["first", "second"]
     assert keyword_names(lambda **anything: anything) is None
+
+
+def some_settings(
+    steps: Annotated[int, Limits(1, 10)] = 1,
+    rate: float | None = None,
+    pair: tuple[float, float] = (0, 1),
+    names: Sequence[str] = (),
+    how: Literal["fast", "well"] = "fast",
+    inner: Annotated[Mapping[str, float], Limits(0, 1)] | None = None,
+    later: PixelAutoencoder | None = None,
+) -> None:
+    """Takes what settings hold."""
+
+
+@pytest.mark.parametrize(
+    "meant",
+    [
+        {"steps": 10, "rate": 1, "pair": [0, 0.5], "names": ["a"], "how": "well", "inner": {"a": 1.5}},
+        {"rate": None, "pair": (1, 2), "names": [], "inner": None},
+        {"rate": -1e30},
+    ],
+)
+def test_values_of_the_kinds_that_annotations_ask_for_are_meant(meant):
+    check_arguments(some_settings, meant, "here")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"steps": 0}, "here.steps must be a whole number from 1 to 10, got 0"),
+        ({"steps": 1.0}, "here.steps must be a whole number from 1 to 10, got 1.0"),
+        ({"steps": True}, "here.steps must be a whole number from 1 to 10, got True"),
+        ({"rate": "1e-4"}, "here.rate must be a number or null, got '1e-4'"),
+        ({"rate": float("nan")}, "here.rate must be a number or null, got nan"),
+        ({"rate": 10**400}, "here.rate must be a number or null, got 1000"),
+        ({"pair": [1]}, "here.pair must be a list whose values are each a number, got [1]"),
+        ({"names": "abc"}, "here.names must be a list whose values are each a text, got 'abc'"),
+        ({"how": "badly"}, "here.how must be fast or well, got 'badly'"),
+        ({"inner": {"a": "b"}}, "here.inner must be settings by name from 0 to 1 or null, got {'a': 'b'}"),
+        ({"inner": {1: 2}}, "here.inner must be settings by name"),
+        ({"inner": {"a": 1, "b": 2}}, "here.inner must be settings by name from 0 to 1 or null"),
+        ([1], "here must be settings by name, got [1]"),
+    ],
+)
+def test_values_of_other_kinds_are_refused_by_name(given, told):
+    with pytest.raises(SettingsError) as caught:
+        check_arguments(some_settings, given, "here")
+    assert told in str(caught.value)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from microdit.build import SettingsError, build, check_names, keyword_names
+from microdit.build import (
+    OneOf,
+    Positive,
+    SettingsError,
+    build,
+    check_arguments,
+    check_names,
+    keyword_names,
+    told_with,
+)
 from microdit.checkpoints.export import read_weights, write_weights
 from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, load_weights, network_weights
 from microdit.checkpoints.released import (
@@ -37,9 +46,10 @@ from microdit.runs.folder import PIPELINE_FILE, read_config, run_of
 from microdit.runs.older import todays_pipeline
 from microdit.sampling.guidance import guided_denoiser
 from microdit.sampling.samplers import SAMPLERS, noise_schedule
-from microdit.sampling.settings import SamplingSettings
+from microdit.sampling.settings import GuidanceInterval, SamplerName, SamplingSettings, SamplingSteps
 
-MOST_BLOCKS = 1000
+GIVEN_HERE = ("in_channels", "caption_channels", "token_path", "use_patch_mixer", "qkv_multipliers", "ffn_multipliers")
+OF_THE_RUN = ("input_size", "pos_interp_scale")
 PRECISIONS = ("fp32", "bf16")
 WEIGHTS_FILE = "weights.safetensors"
 PIPELINE_CURE = "train.py resume=THE_RUN writes a run's anew, LatentDiffusion.save a saved folder's"
@@ -95,15 +105,15 @@ class LatentDiffusion(nn.Module):
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        num_inference_steps: int | None = None,
+        num_inference_steps: SamplingSteps | None = None,
         guidance_scale: float | None = None,
         seed: int | None = None,
         tokenized_prompts: Int[Tensor, "n l"] | None = None,
         image_size: tuple[int, int] | None = None,
-        sampler: str | None = None,
-        guidance_interval: Sequence[float] | Literal["all"] | None = None,
-        temperature: float | None = None,
-        precision: str | None = None,
+        sampler: SamplerName | None = None,
+        guidance_interval: GuidanceInterval | None = None,
+        temperature: Positive | None = None,
+        precision: Annotated[str, OneOf(PRECISIONS)] | None = None,
         batch_size: int = 64,
         return_latents: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -325,6 +335,7 @@ def build_pipeline(settings: dict[str, Any], device: str | None = None) -> Laten
     `sigma_data` is the autoencoder's if not given. The network is made on `device`, by default torch's; on "meta"
     nothing is allocated for it.
     """
+    check_parts(settings)
     autoencoder = build(settings["autoencoder"], Autoencoder)
     text_encoder = build(settings["text_encoder"], TextEncoder)
     with nullcontext() if device is None else torch.device(device):
@@ -334,25 +345,20 @@ def build_pipeline(settings: dict[str, Any], device: str | None = None) -> Laten
     return LatentDiffusion(dit, autoencoder, text_encoder, objective, settings, sampling)
 
 
+def check_parts(settings: Mapping[str, Any]) -> None:
+    """Raises SettingsError where one of the parts of a pipeline is missing, or no settings."""
+    for part in ("model", "token_path", "objective", "sampling", "autoencoder", "text_encoder"):
+        if not isinstance(settings.get(part, {} if part == "sampling" else None), Mapping):
+            raise SettingsError(f"it has no settings of {part}; {PIPELINE_CURE}")
+
+
 def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels: int, caption_channels: int) -> DiT:
     """The network from plain settings, its inputs as wide as the encoders' outputs.
 
     Raises SettingsError for a setting it does not know.
     """
     path = build(token_path, TokenPath)
-    given_here = {
-        "in_channels",
-        "caption_channels",
-        "token_path",
-        "use_patch_mixer",
-        "qkv_multipliers",
-        "ffn_multipliers",
-    }
-    known = {*(keyword_names(DiT) or ()), "attention_ratios", "ffn_ratios"} - given_here - {"self"}
-    check_names(model, known, where="model")
-    for name in ("depth", "patch_mixer_depth"):
-        if model.get(name, 0) > MOST_BLOCKS:
-            raise SettingsError(f"model.{name}={model[name]}: more than {MOST_BLOCKS} blocks cannot be meant")
+    check_model(model)
     return layerwise_scaled_dit(
         **model,
         in_channels=in_channels,
@@ -375,6 +381,16 @@ def sampling_of(run: Path) -> SamplingSettings:
     return SamplingSettings().told(pipeline_settings_of(run)["sampling"])
 
 
+def check_model(model: Mapping[str, Any]) -> None:
+    """Raises SettingsError where `model` is not what a network is made of, beside what encoders and run give."""
+    known = {*(keyword_names(DiT) or ()), "attention_ratios", "ffn_ratios"}
+    check_names(model, known - {*GIVEN_HERE, "self"}, where="model")
+    ratios = {name: value for name, value in model.items() if name in ("attention_ratios", "ffn_ratios")}
+    check_arguments(layerwise_scaled_dit, ratios, "model", ["depth"])
+    rest = {name: value for name, value in model.items() if name not in ratios}
+    check_arguments(DiT, rest, "model", [name for name in (*GIVEN_HERE, *OF_THE_RUN) if name not in rest])
+
+
 def described_pipeline(
     settings: dict[str, Any],
     file: Path,
@@ -383,18 +399,24 @@ def described_pipeline(
 ) -> LatentDiffusion:
     """The pipeline that a run's file describes, its network without memory until its weights are there.
 
-    Raises SettingsError for what may not be named or has no such setting, CheckpointError for any other damage.
+    Raises SettingsError, which names the file, for what describes none.
     """
-    try:
-        for part in ("model", "token_path", "objective", "autoencoder", "text_encoder"):
-            if not isinstance(settings.get(part), dict):
-                raise TypeError(f"it has no settings of {part}")
+    with told_with(file):
+        check_parts(settings)
         settings = other_encoder_weights(settings, autoencoder_weights, text_encoder_weights)
-        return build_pipeline(settings, device="meta")
-    except SettingsError as error:
-        raise SettingsError(f"{file}: {error}") from error
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError, LookupError) as error:
-        raise CheckpointError(f"{file} describes no network that can be built ({error}); {PIPELINE_CURE}") from error
+        with makes_a_network():
+            return build_pipeline(settings, device="meta")
+
+
+@contextmanager
+def makes_a_network() -> Iterator[None]:
+    """While the block runs, on the meta device, what torch or a network says of its sizes is a SettingsError."""
+    try:
+        yield
+    except SettingsError:
+        raise
+    except (ValueError, ArithmeticError, RuntimeError) as error:
+        raise SettingsError(f"these settings make no network ({' '.join(str(error).split())[:300]})") from error
 
 
 def write_settings(settings: dict[str, Any], folder: Path) -> None:

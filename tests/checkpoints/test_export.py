@@ -5,9 +5,11 @@ import random
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from microdit.checkpoints.export import export_weights, read_weights
-from microdit.checkpoints.reading import CheckpointError, network_weights
+from microdit.checkpoints.export import export_weights, read_weights, write_weights
+from microdit.checkpoints.reading import CheckpointError, load_weights, network_weights
+from microdit.checkpoints.released import read_released
 
 
 def checkpoint(run):
@@ -48,3 +50,31 @@ def test_any_flipped_bit_or_lost_end_of_exported_weights_is_noticed(tmp_path, se
     assert str(written) in told
     assert found.keys() == expected.keys()  # what says which step it is has no part in the numbers
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"step": "12", "weights": "ema"}])
+@pytest.mark.parametrize("damaged", [b"sha257", b"rha256", b"sha2_6"])
+def test_a_checksum_whose_name_is_damaged_still_counts(tmp_path, metadata, damaged):
+    path = tmp_path / "a.safetensors"
+    write_weights({"a": torch.ones(2)}, path, metadata)
+    path.write_bytes(path.read_bytes().replace(b"sha256", damaged))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"sshs_model_hash": "0" * 64}, {"step": "12"}])
+def test_files_of_others_have_no_checksum_and_are_read(tmp_path, metadata):
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors", metadata)
+    assert read_weights(tmp_path / "a.safetensors")["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_what_are_no_floating_point_numbers_are_no_weights(tmp_path, dtype):
+    layer = torch.nn.Linear(1, 1)
+    state = {"weight": torch.ones(1, 1, dtype=dtype), "bias": torch.zeros(1)}
+    for into_nothing in (False, True):
+        with pytest.raises(CheckpointError, match=rf"a file holds no weights in weight \({dtype}\)"):
+            load_weights(layer, state, "a file", into_nothing)
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=rf"a\.pt holds no weights in weight \({dtype}\)"):
+        read_released(tmp_path / "a.pt")

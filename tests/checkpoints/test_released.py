@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -293,3 +294,22 @@ def test_importing_the_package_is_light_and_it_knows_its_names():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert "module 'microdit' has no attribute 'nonsense'" in done.stderr
     assert microdit.LatentDiffusion is LatentDiffusion
+
+
+@pytest.mark.parametrize("first", [[0.0, 1.0], [math.nan, 1.0], [-1.0, 0.0]])
+def test_a_table_of_positions_that_holds_none_is_refused(first):
+    table = torch.zeros(1, 4, 8)
+    table[0, 1, 0], table[0, 1, 2] = first
+    with pytest.raises(CheckpointError, match="table of positions"):
+        position_scale(table)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [("x_embedder.proj.weight", (8, 3, 0, 2)), ("pos_embed", (1, 0, 8)), ("x_embedder.proj.weight", (8, 3, 3, 3))],
+)
+def test_tensors_of_odd_shapes_are_no_released_network(key, shape):
+    shapes = {"x_embedder.proj.weight": (8, 3, 2, 2), "pos_embed": (1, 9, 8), "y_embedder.y_proj.fc1.weight": (8, 4)}
+    state = {name: torch.zeros(size) for name, size in {**shapes, key: shape}.items()}
+    with pytest.raises(CheckpointError, match="is no released network"):
+        recognise(state, "a file")

@@ -52,8 +52,11 @@ def test_samplers_are_options_and_the_bar_counts_their_evaluations(saved, tmp_pa
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ("guidance_interval=[5]", "guidance_interval is two noise levels [low, high]"),
-        ("temperature=0", "temperature is above 0: it scales the noise of the start"),
+        (
+            "guidance_interval=[5]",
+            "sampling.guidance_interval must be a list whose values are each a number, 2 of them or all",
+        ),
+        ("temperature=0", "sampling.temperature must be a number"),
         ("autoencoder_weights=elsewhere", "PixelAutoencoder has no setting 'weights'"),
     ],
 )

@@ -27,3 +27,8 @@ def test_a_budget_below_one_step_is_refused():
     costs = StepCosts(lambda ratio: 100, ConstantMaskRatio(0.5), global_batch_size=4)
     with pytest.raises(SettingsError, match=r"max_flops=399 does not pay for one step, which costs 400"):
         costs.steps(10, 399)
+
+
+def test_as_many_steps_as_there_may_be_are_counted_in_stretches():
+    costs = StepCosts(lambda ratio: round(100 * (1 - ratio)), FallingMaskRatio(0.75, 0.0, 4), global_batch_size=1)
+    assert costs.after(10**9, 10**9) == pytest.approx(10**9 * (25 + 50 + 75 + 100) / 4, rel=1e-4)

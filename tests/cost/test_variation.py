@@ -8,6 +8,7 @@ import yaml
 from microdit.build import SettingsError
 from microdit.cost.flops import training_flops_per_image
 from microdit.cost.variation import DEFERRED, Inputs, VariationSettings, network_on_meta, varied_model
+from microdit.training.settings import bind
 
 CONF = Path(__file__).parents[2] / "conf"
 INPUTS = {"nano": Inputs(32, 3, 24, 64), "tiny": Inputs(32, 4, 77, 1024), "xl": Inputs(32, 4, 77, 1024)}
@@ -67,14 +68,14 @@ def test_the_mixer_is_varied_in_depth_and_in_whole_heads(name, half, double):
 @pytest.mark.parametrize(
     ("variation", "message"),
     [
-        ({"patch_mixer_depth": 0}, "patch_mixer_depth is a factor and must be above 0, got 0"),
-        ({"learning_rate": -1.0}, "learning_rate is a factor and must be above 0, got -1.0"),
+        ({"patch_mixer_depth": 0}, "patch_mixer_depth must be a number from 0.001 to 1,000, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number from .*, got -1.0"),
         ({"equal_flops_mask_ratio": 1.0}, r"equal_flops_mask_ratio must be in \[0, 1\) or null, got 1.0"),
     ],
 )
 def test_a_variation_that_cannot_be_meant_is_refused(variation, message):
     with pytest.raises(SettingsError, match=message):
-        VariationSettings(**variation)
+        bind(VariationSettings, variation, "variation")
 
 
 def test_equal_flops_at_a_ratio_that_changes_is_refused(run_settings):

@@ -43,7 +43,7 @@ def test_what_no_sampler_takes_is_refused_by_name(name, values):
 
 
 def test_settings_made_by_hand_are_checked_too():
-    with pytest.raises(SettingsError, match=r"temperature is above 0.* got 0.0"):
+    with pytest.raises(SettingsError, match=r"sampling\.temperature must be a number from 1e-30 .* got 0\.0"):
         SamplingSettings(temperature=0.0)
 
 

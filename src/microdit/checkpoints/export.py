@@ -1,6 +1,8 @@
 """Weights in one safetensors file, for others to read and for `LatentDiffusion.save`, with a checksum inside."""
 
+import difflib
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from microdit.files import partial_name, room_for, size_of_file
 from microdit.runs.folder import checkpoint_step, is_checkpoint
 
 CHECKSUM = "sha256"  # in the file's metadata: of all tensors, by `checksum_of`
+SHA256 = re.compile(r"[0-9a-f]{64}")
+OURS = {"step", "weights"}  # what `export_weights` says beside it
 
 
 def export_weights(run: Path, weights: str = "ema", output: Path | None = None) -> Path:
@@ -49,15 +53,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     size_of_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            told = (file.metadata() or {}).get(CHECKSUM)
+            metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); download it again, or export it anew") from error
-    if told is not None and told != checksum_of(state):
+    told = metadata.get(CHECKSUM)
+    lost = told is None and (metadata.keys() >= OURS or any(is_checksum(*said) for said in metadata.items()))
+    if lost or (told is not None and told != checksum_of(state)):
         raise CheckpointError(
             f"{path} is damaged: its tensors are not those that were written; download it again, or export it anew"
         )
     return state
+
+
+def is_checksum(name: str, value: str) -> bool:
+    """Whether this is what `write_weights` left, under a name that was damaged."""
+    return SHA256.fullmatch(value) is not None and bool(difflib.get_close_matches(name, [CHECKSUM]))
 
 
 def checksum_of(state: Mapping[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ A checkpoint is one file (one process, or DDP) or a folder that many processes w
 
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +167,21 @@ def network_weights(path: Path, weights: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
+def check_numbers(state: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError for tensors that hold no floating-point numbers, as weights do."""
+    others = [f"{name} ({tensor.dtype})" for name, tensor in state.items() if not tensor.is_floating_point()]
+    if others:
+        raise CheckpointError(
+            f"{source} holds no weights in {', '.join(others[:5])}: weights are floating-point numbers"
+        )
+
+
 def load_weights(network: nn.Module, state: dict[str, Tensor], source: str, into_nothing: bool = False) -> None:
     """Fills the network strictly; with `into_nothing` one on the meta device, which gets tensors of its own on the CPU.
 
     Raises CheckpointError listing every key that does not fit, and how.
     """
+    check_numbers(state, source)
     own = network.state_dict()
     problems = [f"missing {key}" for key in sorted(own.keys() - state.keys())]
     problems += [f"unexpected {key}" for key in sorted(state.keys() - own.keys())]

@@ -13,7 +13,7 @@ from torch import Tensor
 from microdit.build import SettingsError
 from microdit.checkpoints.archive import check_torch_file
 from microdit.checkpoints.export import read_weights
-from microdit.checkpoints.reading import CheckpointError, check_tensors, load_weights, told
+from microdit.checkpoints.reading import CheckpointError, check_numbers, check_tensors, load_weights, told
 from microdit.files import is_refusal, size_of_file
 from microdit.model.sizes import RELEASED, TINY, XL, layerwise_scaled_dit
 
@@ -117,6 +117,7 @@ def read_released(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is no released network, which is a dictionary of tensors: it holds {holds}")
     if sum(value.nbytes for value in dict.values(content)) > 4 * path.stat().st_size:
         raise CheckpointError(f"{path} tells of more numbers than it holds")
+    check_numbers(content, str(path))
     # Copied, because the file is mapped into memory: weights must not change when it does.
     return {key: value.to(torch.float32, copy=True) for key, value in dict.items(content)}
 
@@ -130,7 +131,9 @@ def recognise(
     the file's keys and shapes. Raises CheckpointError, which lists what does not fit the nearest size.
     """
     axes = {"x_embedder.proj.weight": 4, "pos_embed": 3, "y_embedder.y_proj.fc1.weight": 2}
-    absent = [key for key, count in axes.items() if key not in state or state[key].dim() != count]
+    absent = [
+        key for key, count in axes.items() if key not in state or state[key].dim() != count or not state[key].numel()
+    ]
     if absent:
         shown = ", ".join(list(state)[:20]) + (", ..." if len(state) > 20 else "")
         raise CheckpointError(
@@ -147,8 +150,11 @@ def recognise(
             "input_size": math.isqrt(positions.shape[1]) * patches.shape[2],
             "pos_interp_scale": 1.0,
         }
-        with torch.device("meta"):
-            network = layerwise_scaled_dit(**model)
+        try:
+            with torch.device("meta"):
+                network = layerwise_scaled_dit(**model)
+        except ValueError as error:  # sides that no patches divide
+            raise CheckpointError(f"{source} is no released network: {error}") from error
         own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
         if own == file:
             return model
@@ -164,6 +170,9 @@ def position_scale(positions: Float[Tensor, "1 t d"]) -> float:
     # The table's first frequency is 1, so patch 1 holds sin(1 / scale) and cos(1 / scale) of column 1.
     dim = positions.shape[-1]
     sine, cosine = positions[0, 1, 0].item(), positions[0, 1, dim // 4].item()
-    scale = 1 / math.atan2(sine, cosine)
+    angle = math.atan2(sine, cosine)
+    if not angle > 0:
+        raise CheckpointError(f"its table of positions holds none: patch 1 is at an angle of {angle}")
+    scale = 1 / angle
     nearest = round(2 * scale) / 2  # 1 at 256 px, 2 at 512 px: a file of half precision is off by less than this
     return nearest if abs(scale - nearest) < 0.02 else round(scale, 3)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,7 +20,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 
-from microdit.build import SettingsError, check_names, trust
+from microdit.build import (
+    ArgumentsOf,
+    Limits,
+    SettingsError,
+    check_arguments,
+    check_names,
+    fits,
+    shown,
+    told_with,
+    trust,
+)
 from microdit.commands.messages import errors, failed_jobs, is_ours, run_told, tell_and_exit
 from microdit.files import InUseError, new_folder, read_yaml
 from microdit.runs.differences import flat
@@ -233,22 +243,37 @@ def composed(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     folder = output_folder()
     refuse_links(folder)
     saved = read_config(folder)
-    check_form(saved, folder)
+    check_saved(saved, folder / CONFIG_FILE)
     resumed, chosen = changed_values(saved, list(HydraConfig.get().overrides.task), config, folder)
     return {**resumed, "resume": config.resume}, chosen
 
 
-SECTIONS = ("choices", "trainer", "resolution_stage", "paths", "callbacks", "data_mix", "logger", "metrics", "model")
+class Stage(NamedTuple):
+    """A run's configuration and choices, and the name of its folder."""
+
+    name: str
+    config: dict[str, Any]
+    choices: dict[str, str]
 
 
-def check_form(saved: Mapping[str, Any], folder: Path) -> None:
-    """Raises SettingsError for a config.yaml without the parts that every run's has."""
-    for section in SECTIONS:
-        if not isinstance(saved.get(section), Mapping):
-            raise SettingsError(
-                f"{folder / CONFIG_FILE} has no {section} with settings: it is none of a run, or was changed. Put back "
-                "what was there, or start anew"
-            )
+class Chain(NamedTuple):
+    """What stages.yaml holds: stages, and the MFU to plan with."""
+
+    stages: Annotated[list[Annotated[dict[str, Any], ArgumentsOf(Stage)]], Limits(1, 100)]
+    expected_mfu: Annotated[float, Limits(0.0001, 1)]
+
+
+def check_saved(saved: Mapping[str, Any], file: Path) -> None:
+    """Raises SettingsError, which names `file`, where what it holds are no settings of a run."""
+    from microdit.training.settings import training_settings  # Lightning, which other commands do without
+
+    with told_with(file):
+        config, chosen = {name: value for name, value in saved.items() if name != "choices"}, saved.get("choices")
+        if not fits(chosen, Mapping[str, str], "choices") or not {"autoencoder", "text_encoder"} <= {*(chosen or ())}:
+            raise SettingsError(f"choices must name files of conf/, the encoders' too, got {shown(chosen)}")
+        if any(".." in Path(name).parts for name in (chosen or {}).values()):  # data is kept in folders of these names
+            raise SettingsError(f"choices lead elsewhere: {shown(chosen)}")
+        training_settings(config, file.parent, dict(chosen or ()))
 
 
 def is_chain(config: DictConfig) -> bool:
@@ -256,8 +281,8 @@ def is_chain(config: DictConfig) -> bool:
     return "stages" in config or (output_folder() / STAGES_FILE).is_file()
 
 
-def composed_stages(config: DictConfig) -> tuple[list[tuple[str, dict[str, Any], dict[str, str]]], float]:
-    """(name, configuration, choices) of every stage, and the MFU to plan with: of this command line, or of the chain
+def composed_stages(config: DictConfig) -> tuple[list[Stage], float]:
+    """Every stage, and the MFU to plan with: of this command line, or of the chain
     that it resumes."""
     folder = output_folder()
     if config.resume is None:
@@ -266,19 +291,32 @@ def composed_stages(config: DictConfig) -> tuple[list[tuple[str, dict[str, Any],
             stage, chosen = with_choices("stages", {**changed, "name": changed.resolution_stage})
             own = {key: value for key, value in stage.items() if key not in ("stages", "expected_mfu", "trust")}
             trust(*as_list(config.trust), *packages_named(own))
-            stages.append((changed.resolution_stage, own, {k: v for k, v in chosen.items() if k in choices()}))
+            stages.append(Stage(changed.resolution_stage, own, {k: v for k, v in chosen.items() if k in choices()}))
         return stages, config.expected_mfu
     trust(*as_list(config.trust))
     refuse_links(folder)
     content = read_yaml(folder / STAGES_FILE, "put a copy in its place, or go on with one stage: resume=FOLDER/1-...")
     overrides = list(HydraConfig.get().overrides.task)
-    stages = []
+    stages = [
+        Stage(name, *changed_values(saved, overrides, config, folder))
+        for name, saved in check_chain(content, folder / STAGES_FILE)
+    ]
+    return stages, content["expected_mfu"]
+
+
+def check_chain(content: Mapping[str, Any], file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The name of each stage in a stages.yaml, and what its run's config.yaml would hold. SettingsError, which names
+    `file`, for anything else."""
+    with told_with(file):
+        check_arguments(Chain, content, where="")
+    found = []
     for stage in content["stages"]:
         if Path(stage["name"]).name != stage["name"]:
-            raise SettingsError(f"{folder / STAGES_FILE}: {stage['name']} is no name of a stage's folder")
+            raise SettingsError(f"{file}: {stage['name']} is no name of a stage's folder")
         saved = todays_config({**stage["config"], "choices": stage["choices"]})
-        stages.append((stage["name"], *changed_values(saved, overrides, config, folder)))
-    return stages, content["expected_mfu"]
+        check_saved(saved, file)
+        found.append((stage["name"], saved))
+    return found
 
 
 def with_choices(config_name: str, changed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -6,14 +6,14 @@ import signal
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from microdit.build import SettingsError
-from microdit.commands.compose import composed, composed_stages, is_chain, output_folder, told_in_a_sweep
+from microdit.build import SettingsError, told_with
+from microdit.commands.compose import Stage, composed, composed_stages, is_chain, output_folder, told_in_a_sweep
 from microdit.commands.messages import console, tell_places
 from microdit.commands.plan import show_plan
 from microdit.cost.peak import matmul_flops_per_second
@@ -35,7 +35,7 @@ from microdit.runs.folder import (
 )
 from microdit.runs.record import RECORD_CURE, finished_record, write_record
 from microdit.training.fitting import memory_of_this_device
-from microdit.training.run import train
+from microdit.training.run import check_network, train
 from microdit.training.settings import training_settings
 from microdit.training.summary import show_result
 
@@ -47,8 +47,8 @@ def train_command(config: DictConfig) -> None:
     with told_in_a_sweep(config, write_failure):
         if is_chain(config):
             stages, expected_mfu = composed_stages(config)
-            tell_what_is_read(config, [stage[1] for stage in stages], STAGES_FILE)
-            run_chain([Stage(*stage) for stage in stages], output_folder(), expected_mfu, console)
+            tell_what_is_read(config, [stage.config for stage in stages], STAGES_FILE)
+            run_chain(stages, output_folder(), expected_mfu, console)
         else:
             told, choices = composed(config)
             tell_what_is_read(config, [told], CONFIG_FILE)
@@ -112,8 +112,11 @@ def launch(config: dict[str, Any], choices: dict[str, str], folder: Path, consol
     """
     try:
         settings = training_settings(config, folder, choices)
-        divide_batch(settings.resolution_stage.global_batch_size, settings.trainer)
-        check_hardware(settings.trainer)
+        from_a_file = nullcontext() if config["resume"] is None else told_with(folder / CONFIG_FILE)
+        with from_a_file:
+            divide_batch(settings.resolution_stage.global_batch_size, settings.trainer)
+            check_hardware(settings.trainer)
+            check_network(settings, newest_or_named(config["resume"], folder))
         checkpoint = checkpoint_to_resume(config["resume"], folder)
         if checkpoint is not None:
             check_it_fits(config, folder)
@@ -180,29 +183,26 @@ def checkpoint_to_resume(resume: str | None, folder: Path) -> Path | None:
 
     Those after a named one are set aside under another name: they are of a course that is not followed any more.
     """
-    found = checkpoints_of(folder)
-    if resume is None or not is_checkpoint(Path(resume)):
-        return found[-1] if found else None
-    chosen = Path(resume)
-    if is_rank_zero():
-        for later in found:
+    chosen = newest_or_named(resume, folder)
+    if chosen is not None and resume is not None and chosen == Path(resume) and is_rank_zero():
+        for later in checkpoints_of(folder):
             if checkpoint_step(later) > checkpoint_step(chosen):
                 later.rename(later.with_name(f"set_aside_{later.name}"))
     return chosen
+
+
+def newest_or_named(resume: str | None, folder: Path) -> Path | None:
+    """The checkpoint that `resume` names, else the newest in the folder; None if it has none."""
+    found = checkpoints_of(folder)
+    if resume is not None and is_checkpoint(Path(resume)):
+        return Path(resume)
+    return found[-1] if found else None
 
 
 def pass_on(signal_number: int | None) -> None:
     """Gives a signal to the handler that was there before training's, if any: submitit's puts the job back in line."""
     if signal_number is not None and callable(signal.getsignal(signal_number)):
         os.kill(os.getpid(), signal_number)
-
-
-class Stage(NamedTuple):
-    """A run's configuration and choices, and the name of its folder."""
-
-    name: str
-    config: dict[str, Any]
-    choices: dict[str, str]
 
 
 def run_chain(stages: Sequence[Stage], folder: Path, expected_mfu: float, console: Console) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """How many steps a run takes, and what each costs, when the mask ratio may change on the way."""
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -8,6 +9,8 @@ from microdit.build import SettingsError
 from microdit.cost.flops import kept_tokens, training_flops_per_image
 from microdit.masking.ratio import MaskRatio
 from microdit.pipeline import LatentDiffusion
+
+COUNTED = 100_000
 
 
 class StepCosts:
@@ -18,11 +21,14 @@ class StepCosts:
         self.mask_ratio, self.global_batch_size = mask_ratio, global_batch_size
 
     def after(self, step: int, max_steps: int) -> int:
-        """FLOPs of the first `step` steps of a run of `max_steps`."""
+        """FLOPs of the first `step` steps of a run of `max_steps`: of more than COUNTED steps in as many stretches, in
+        each of which the mask ratio is taken for that of its first step."""
         images: dict[float, int] = {}
-        for t in range(step):
-            ratio = self.mask_ratio.ratio(t / max_steps)
-            images[ratio] = images.get(ratio, 0) + self.global_batch_size
+        stretches = min(step, COUNTED)
+        starts = [number * step // stretches for number in range(stretches)]
+        for start, end in itertools.pairwise([*starts, step]):
+            ratio = self.mask_ratio.ratio(start / max_steps)
+            images[ratio] = images.get(ratio, 0) + (end - start) * self.global_batch_size
         return sum(number * self.flops_per_image(ratio) for ratio, number in images.items())
 
     def steps(self, max_steps: int, max_flops: float | None) -> int:

@@ -4,6 +4,7 @@ import bisect
 import math
 from collections.abc import Callable, Sequence
 
+MOST_HEADS = 10_000
 COUNTS = 10  # networks that are counted at most
 CLOSE_ENOUGH = 0.005
 SAME_SHAPE = 1.6  # how much deeper for its width, or wider for its depth, a network may become
@@ -17,6 +18,8 @@ def size_of_equal_flops(
     `flops(depth, dim)` counts them on the real network. Widths are whole heads, so that small networks come less
     close than large ones. Raises ValueError when even the nearest one is off by half.
     """
+    if depth * dim // head_dim > MOST_HEADS:
+        raise ValueError(f"{depth} blocks of {dim // head_dim} heads are too many to look for a network of equal cost")
     sizes = [
         (d, heads * head_dim)
         for d in range(1, 3 * depth)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
-from microdit.build import SettingsError, build
+from microdit.build import Limits, Positive, SettingsError, Width, build
 from microdit.cost.equal import ratio_of_equal_parameters, size_of_equal_flops
 from microdit.cost.flops import forward_flops_per_image
 from microdit.encoders.protocols import Autoencoder, TextEncoder
@@ -15,6 +15,7 @@ from microdit.model.blocks import attention_width
 from microdit.model.dit import DiT
 from microdit.pipeline import build_network
 
+Factor = Annotated[float, Limits(0.001, 1000)]
 DEFERRED = {"_target_": "microdit.masking.deferred.Deferred"}
 
 
@@ -28,17 +29,14 @@ class VariationSettings:
     at this ratio.
     """
 
-    patch_size: int | None = None
-    patch_mixer_depth: float = 1.0
-    patch_mixer_width: float = 1.0
+    patch_size: Width | None = None
+    patch_mixer_depth: Factor = 1.0
+    patch_mixer_width: Factor = 1.0
     layerwise_scaling: bool = True
     equal_flops_mask_ratio: float | None = None
-    learning_rate: float = 1.0
+    learning_rate: Positive = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("patch_mixer_depth", "patch_mixer_width", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"variation.{name} is a factor and must be above 0, got {getattr(self, name)}")
         if self.equal_flops_mask_ratio is not None and not 0 <= self.equal_flops_mask_ratio < 1:
             raise SettingsError(
                 f"variation.equal_flops_mask_ratio must be in [0, 1) or null, got {self.equal_flops_mask_ratio}"

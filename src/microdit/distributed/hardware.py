@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from microdit.build import SettingsError
+from microdit.build import Images, Limits, SettingsError, Steps
 from microdit.checkpoints.writing import CheckpointFiles
 from microdit.distributed.sharded_strategy import ShardedStrategy
 
@@ -31,35 +31,31 @@ class TrainerSettings:
     `activation_checkpointing` saves memory for time: blocks are computed again in the backward pass.
     """
 
-    accelerator: str
-    nodes: int
-    devices: int
+    accelerator: Literal["cpu", "gpu", "cuda", "mps", "auto"]
+    nodes: Annotated[int, Limits(1, 100_000)]
+    devices: Annotated[int, Limits(1, 10**6)]
     strategy: str
-    precision: str
-    max_steps: int
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+    max_steps: Steps
     max_flops: float | None
-    device_batch_size: int | None
+    device_batch_size: Images | None
     compile: bool | None
     gradient_compression: str | None
     max_skipped_steps: int
-    collective_timeout_minutes: float
-    log_every_n_steps: int
-    validate_every_n_steps: int
-    validation_batch_size: int
-    checkpoint_every_n_steps: int
+    collective_timeout_minutes: Annotated[float, Limits(0.01, 100_000)]
+    log_every_n_steps: Steps
+    validate_every_n_steps: Steps
+    validation_batch_size: Images
+    checkpoint_every_n_steps: Steps
     keep_checkpoints: int
-    keep_every_n_steps: int | None
+    keep_every_n_steps: Steps | None
     peak_tflops: float | None
     dollars_per_device_hour: float
     activation_checkpointing: bool = False
     cuda_graphs: bool | None = None
 
     def __post_init__(self) -> None:
-        at_least_one = ("nodes", "devices", "max_steps", "log_every_n_steps", "validate_every_n_steps")
-        for name in (*at_least_one, "checkpoint_every_n_steps", "validation_batch_size"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("max_flops", "device_batch_size", "keep_every_n_steps", "peak_tflops"):
+        for name in ("max_flops", "peak_tflops"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SettingsError(f"trainer.{name} must be above 0 or null, got {value}")

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from microdit.build import Positive, Width
 from microdit.encoders.protocols import Autoencoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
 
@@ -32,11 +33,11 @@ class KLAutoencoder(Autoencoder):
     def __init__(
         self,
         weights: str,
-        channels: int,
-        scale: float,
+        channels: Width,
+        scale: Positive,
         shift: float = 0.0,
-        downscale: int = 8,
-        sigma_data: float = 0.9,
+        downscale: Width = 8,
+        sigma_data: Positive = 0.9,
         sample: bool = False,
         dtype: DType = "float32",
     ) -> None:

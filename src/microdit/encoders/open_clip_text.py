@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from microdit.build import Width
 from microdit.encoders.protocols import TextEncoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
 from microdit.files import read_json
@@ -44,7 +45,7 @@ class OpenClipTextEncoder(TextEncoder):
     weights: str
     tokenizer: Any
 
-    def __init__(self, weights: str, channels: int = 1024, length: int = 77, dtype: DType = "float32") -> None:
+    def __init__(self, weights: str, channels: Width = 1024, length: Width = 77, dtype: DType = "float32") -> None:
         super().__init__()
         self.weights, self.channels, self.length = weights, channels, length
         self.frozen = FrozenModule(partial(read_text_tower, weights, channels, length), dtype)

@@ -4,13 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from microdit.build import Positive
 from microdit.encoders.protocols import Autoencoder
 
 
 class PixelAutoencoder(Autoencoder):
     """Images are their own latents, moved from [0, 1] to [-1, 1]. Nothing to load."""
 
-    def __init__(self, sigma_data: float = 0.5) -> None:
+    def __init__(self, sigma_data: Positive = 0.5) -> None:
         super().__init__()
         self.channels, self.downscale, self.weights = 3, 1, None
         self.sigma_data = sigma_data

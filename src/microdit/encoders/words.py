@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from microdit.build import Width
 from microdit.encoders.protocols import TextEncoder
 
 PADDING, END_OF_TEXT = 0, 1
@@ -55,7 +56,7 @@ class WordsTextEncoder(TextEncoder):
 
     positions: Tensor
 
-    def __init__(self, channels: int = 64, length: int = 24) -> None:
+    def __init__(self, channels: Width = 64, length: Width = 24) -> None:
         super().__init__()
         if channels < 8 or channels % 8:
             raise ValueError(

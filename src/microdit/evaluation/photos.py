@@ -23,7 +23,7 @@ from microdit.evaluation.clip import clip_model_and_processor
 from microdit.evaluation.frechet import as_bytes, frechet_distances
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.pictures import Pictures, PicturesError
-from microdit.evaluation.subject import Subject
+from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.grid import prompt_grid
 from microdit.pipeline import LatentDiffusion
 
@@ -39,11 +39,11 @@ class PhotoFrechet(Metric):
     """
 
     source: Mapping[str, Any]
-    count: int
-    reference_count: int | None
+    count: Count
+    reference_count: Count | None
     features: Mapping[str, Any] | None
     inception_weights: str | None
-    sampling: Mapping[str, Any]
+    sampling: Sampling
 
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)
@@ -83,9 +83,9 @@ class PhotoClipScore(Metric):
     """
 
     source: Mapping[str, Any]
-    count: int
+    count: Count
     weights: str
-    sampling: Mapping[str, Any]
+    sampling: Sampling
 
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)

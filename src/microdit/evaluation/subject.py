@@ -4,19 +4,23 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microdit.build import SettingsError
+from microdit.build import ArgumentsOf, Limits, SettingsError
 from microdit.evaluation.pictures import Making, Pictures, PicturesError, fingerprint, keep, kept_making, plain_sampling
 from microdit.pipeline import LatentDiffusion
 from microdit.sampling.settings import SamplingSettings
 
 Report = Callable[[int, int], None]  # (done, total) evaluations of the network
 
+# What metrics' settings hold: arguments of generate, pictures or scenes, and the kinds of shapes that take turns.
+Sampling = Annotated[Mapping[str, Any], ArgumentsOf(LatentDiffusion.generate)]
+Count = Annotated[int, Limits(1, 10**6)]
+Domains = Annotated[Sequence[Literal["real", "synthetic"]], Limits(1, 2)]
 PICTURES_A_CALL = 256
 """Pictures drawn by one call of generate(), which bounds the memory; call k draws with seed + k."""
 

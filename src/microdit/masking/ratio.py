@@ -2,8 +2,11 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
-from microdit.build import SettingsError
+from microdit.build import Limits, SettingsError
+
+Share = Annotated[float, Limits(0, 0.9999)]  # of patches, dropped
 
 
 class MaskRatio(ABC):
@@ -18,7 +21,7 @@ class MaskRatio(ABC):
 class ConstantMaskRatio(MaskRatio):
     """The same mask ratio at every step. Raises SettingsError outside [0, 1)."""
 
-    share: float
+    share: Share
 
     def __post_init__(self) -> None:
         check_share(self.share, "mask_ratio.share")
@@ -34,15 +37,13 @@ class FallingMaskRatio(MaskRatio):
     It falls in levels because each new number of patches costs a compilation where the network is compiled.
     """
 
-    first: float
-    last: float
-    levels: int
+    first: Share
+    last: Share
+    levels: Annotated[int, Limits(2, 100)]
 
     def __post_init__(self) -> None:
         check_share(self.first, "mask_ratio.first")
         check_share(self.last, "mask_ratio.last")
-        if self.levels < 2:
-            raise SettingsError(f"mask_ratio.levels must be at least 2 for a ratio that falls, got {self.levels}")
 
     def ratio(self, progress: float) -> float:
         level = min(int(progress * self.levels), self.levels - 1)

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from microdit.build import Limits, Positive, Ratio, Width
 from microdit.masking.deferred import Deferred
 from microdit.masking.naive import Naive
 from microdit.masking.patches import KeptPatches, assemble_patches
@@ -26,6 +27,7 @@ from microdit.model.feed_forward import ExpertChoice, GELUFeedForward, SwiGLU
 from microdit.model.initialisation import initialise_attention_and_mlp, initialise_block, liken_keys_to_queries
 from microdit.model.operations import product_type
 
+MOST_BLOCKS = 1000
 DENSE_FEED_FORWARDS = {"swiglu": SwiGLU, "gelu": GELUFeedForward}
 
 
@@ -97,32 +99,32 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        input_size: int,
-        patch_size: int,
-        in_channels: int,
-        dim: int,
-        depth: int,
-        head_dim: int,
-        multiple_of: int,
-        caption_channels: int,
-        pos_interp_scale: float,
-        norm_eps: float,
+        input_size: Width,
+        patch_size: Width,
+        in_channels: Width,
+        dim: Width,
+        depth: Annotated[int, Limits(1, MOST_BLOCKS)],
+        head_dim: Width,
+        multiple_of: Width,
+        caption_channels: Width,
+        pos_interp_scale: Positive,
+        norm_eps: Annotated[float, Limits(0, 1)],
         depth_init: bool,
         qkv_multipliers: Sequence[float],
         ffn_multipliers: Sequence[float],
         use_patch_mixer: bool,
-        patch_mixer_depth: int,
-        patch_mixer_dim: int,
-        patch_mixer_qkv_ratio: float,
-        patch_mixer_mlp_ratio: float,
+        patch_mixer_depth: Annotated[int, Limits(0, MOST_BLOCKS)],
+        patch_mixer_dim: Width,
+        patch_mixer_qkv_ratio: Ratio,
+        patch_mixer_mlp_ratio: Ratio,
         use_bias: bool,
-        num_experts: int,
-        expert_capacity: float,
-        experts_every_n: int,
+        num_experts: Annotated[int, Limits(0, 4096)],
+        expert_capacity: Ratio,
+        experts_every_n: Width,
         feed_forward: str = "swiglu",
-        initial_std: float = 0.02,
+        initial_std: Annotated[float, Limits(0, 1000)] = 0.02,
         mimetic_init: float = 0.0,
-        max_period: float = 10000.0,
+        max_period: Positive = 10000.0,
         token_path: TokenPath | None = None,
     ):
         super().__init__()

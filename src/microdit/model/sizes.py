@@ -4,16 +4,17 @@
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from microdit.build import Limits, Ratio
 from microdit.model.dit import DiT
 
+Pair = Annotated[Sequence[Ratio], Limits(2, 2)]  # of the first and the last block
 
-def layerwise_scaled_dit(
-    depth: int, attention_ratios: Sequence[float], ffn_ratios: Sequence[float], **settings: Any
-) -> DiT:
+
+def layerwise_scaled_dit(depth: int, attention_ratios: Pair, ffn_ratios: Pair, **settings: Any) -> DiT:
     """A DiT whose blocks grow from the first ratio of each pair to the last (layer-wise scaling, section 3.3).
 
     `settings` are DiT's other arguments. Equal ratios in a pair switch the scaling off.

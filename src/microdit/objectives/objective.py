@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from microdit.build import Positive
 from microdit.masking.patches import KeptPatches
 from microdit.masking.token_path import TokenPath
 from microdit.model.dit import CaptionMemory
@@ -31,9 +32,9 @@ class Objective(ABC):
     """Five functions of sigma. `sigma_data`: standard deviation of the latents; ln(sigma) is drawn from the normal
     distribution of `noise_mean` and `noise_std` in training."""
 
-    sigma_data: float
+    sigma_data: Positive
     noise_mean: float = -0.6
-    noise_std: float = 1.2
+    noise_std: Positive = 1.2
 
     @abstractmethod
     def c_skip(self, sigma: Sigma) -> Sigma:

@@ -50,6 +50,11 @@ def is_checkpoint(path: Path) -> bool:
     return path.is_file() or (path / SHARDED_MARK).is_file()
 
 
+def size_on_disk(checkpoint: Path) -> int:
+    """The bytes of a checkpoint, file or folder."""
+    return sum(path.stat().st_size for path in (checkpoint, *checkpoint.rglob("*")) if path.is_file())
+
+
 def checkpoints_of(run: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
     return sorted(run.glob(f"{CHECKPOINTS}/step_*.ckpt"), key=checkpoint_step)

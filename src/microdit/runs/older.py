@@ -35,6 +35,8 @@ def todays_pipeline(settings: dict[str, Any]) -> dict[str, Any]:
 def todays_config(config: dict[str, Any]) -> dict[str, Any]:
     """What a config.yaml says. One that is damaged is returned as it is: whoever binds it says what is wrong."""
     config = with_todays_names(config)
+    if not all(isinstance(config.get(part, {}), dict) for part in ("choices", "resolution_stage", "optimizer")):
+        return config
     config.get("choices", {}).pop("latents", None)
     stage = config.get("resolution_stage")
     if isinstance(stage, dict) and "schedule" in stage:

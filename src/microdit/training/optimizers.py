@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from microdit.build import SettingsError, build, check_names
+from microdit.build import SettingsError, build, check_names, fits, kinds_of, locate, shown
 from microdit.distributed.sharding import part_like, whole_tensor
 from microdit.model.blocks import CrossAttention, SelfAttention
 from microdit.model.dit import DiT
@@ -72,14 +72,18 @@ def check_optimizer(settings: Mapping[str, Any]) -> None:
             given = plain({**settings, **changed})
             raise SettingsError(f"{settings['_target_']} cannot be made of {given}: {error}") from error
 
+    if not fits(settings.get("kinds"), Mapping[str, Mapping[str, Any]] | None, "kinds"):
+        raise SettingsError("optimizer.kinds: each kind holds arguments of the optimizer, such as lr: 1e-3")
     known = {*made().param_groups[0]} - {"params"}
     for kind, changed in (settings.get("kinds") or {}).items():
         if kind not in KINDS:
             there = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
             raise SettingsError(f"optimizer.kinds has no kind '{kind}'. It knows: {there}")
-        if not isinstance(changed, Mapping):
-            raise SettingsError(f"optimizer.kinds.{kind} holds arguments of the optimizer, such as lr: 1e-3")
         check_names(changed, known, where=f"optimizer.kinds.{kind}")
+        kinds = kinds_of(locate(settings["_target_"], torch.optim.Optimizer))
+        for name, value in changed.items():
+            if not fits(value, kinds.get(name, (float | bool | None, False))[0], name):
+                raise SettingsError(f"optimizer.kinds.{kind}.{name} cannot be {shown(value)}")
         made(**changed)
 
 

@@ -28,8 +28,8 @@ from microdit.evaluation.metric import measure
 from microdit.evaluation.subject import Subject
 from microdit.kernels.compile import compile_network
 from microdit.kernels.cpu.host_memory import keep_freed_memory
-from microdit.pipeline import LatentDiffusion, build_pipeline, write_settings
-from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoint_step
+from microdit.pipeline import LatentDiffusion, build_pipeline, makes_a_network, write_settings
+from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoint_step, size_on_disk
 from microdit.runs.metrics import lost_end
 from microdit.runs.record import write_record
 from microdit.training.callbacks.checkpoints import StepCheckpoints
@@ -40,10 +40,12 @@ from microdit.training.callbacks.stopping import StopWhenAsked
 from microdit.training.callbacks.telemetry import Telemetry
 from microdit.training.callbacks.validation import Validation
 from microdit.training.data import LatentData, open_data
-from microdit.training.fitting import fitted, memory_of_this_device
+from microdit.training.fitting import fitted, memory_held, memory_of_this_device
 from microdit.training.module import DenoisingTask
 from microdit.training.settings import TrainingSettings
 from microdit.training.summary import device_name, show_summary
+
+MOST_OF_MEMORY = 2  # times: a count may be off, and a machine keeps some on its disk
 
 
 def train(settings: TrainingSettings, console: Console, checkpoint: Path | None = None) -> dict[str, Any]:
@@ -199,6 +201,31 @@ def ask_for_login(logger: Logger) -> None:
     if wandb.api.api_key is None:
         raise SettingsError(
             "logger=wandb is online and there is no key: `wandb login`, or WANDB_API_KEY, or logger.wandb.offline=true"
+        )
+
+
+def check_network(settings: TrainingSettings, checkpoint: Path | None) -> None:
+    """Raises SettingsError where the settings make no network that can be trained, where it is larger than the
+    checkpoint to go on from, or where a step holds more than this machine has: by counting, nothing is allocated."""
+    hardware = settings.trainer
+    with makes_a_network():
+        pipeline = build_pipeline(network_settings(settings), device="meta")
+        needed = sum(tensor.nbytes for tensor in pipeline.dit.state_dict().values())
+        if checkpoint is not None and needed > (there := size_on_disk(checkpoint)):
+            raise SettingsError(
+                f"these settings make a network of {needed:,} bytes, and {checkpoint} has {there:,}: it is of another "
+                "network. Put back the settings that it was made with"
+            )
+        division = divide_batch(settings.resolution_stage.global_batch_size, hardware)
+        if hardware.accelerator != "cpu":
+            return
+        held = memory_held(settings, pipeline, division.device_batch_size, division.micro_batches)
+        total = hardware.devices * (held.total - (held.activations if hardware.activation_checkpointing else 0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if total > MOST_OF_MEMORY * memory:
+        raise SettingsError(
+            f"a step takes {total / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}: lower "
+            "resolution_stage.global_batch_size or trainer.device_batch_size, or choose a smaller model"
         )
 
 

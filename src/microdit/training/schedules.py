@@ -3,15 +3,16 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
-from microdit.build import SettingsError
+from microdit.build import Limits, SettingsError
 
 
 @dataclass(frozen=True)
 class Schedule(ABC):
     """What the peak learning rate is multiplied with at each step. Chosen by one file in `conf/schedule/`."""
 
-    warmup_steps: int
+    warmup_steps: Annotated[int, Limits(0, 10**9)]
 
     def factor(self, step: int, max_steps: int) -> float:
         """Linear warm-up, then what the schedule says of the steps that remain."""

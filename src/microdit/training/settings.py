@@ -1,17 +1,33 @@
 """What a run of training is told, as plain dataclasses: one for each group of `conf/`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from microdit.build import SettingsError, build, check_names, checked
+from microdit.build import (
+    ArgumentsOf,
+    Images,
+    Limits,
+    Positive,
+    Seed,
+    SettingsError,
+    Steps,
+    build,
+    check_arguments,
+    checked,
+    told_with,
+)
 from microdit.cost.variation import VariationSettings
+from microdit.data.prepare.embedded import EmbeddedShapes
+from microdit.data.shards.corruption import OnCorrupt
 from microdit.distributed.hardware import TrainerSettings
+from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.evaluation.metric import Metric
 from microdit.masking.ratio import MaskRatio
 from microdit.masking.token_path import TokenPath
 from microdit.objectives.objective import Objective
+from microdit.pipeline import check_model
 from microdit.sampling.settings import SamplingSettings
 from microdit.training.optimizers import check_optimizer, scaled_rates
 from microdit.training.schedules import Schedule
@@ -27,15 +43,15 @@ class StageSettings:
     their own settings say otherwise.
     """
 
-    resolution_px: int
-    pos_interp_scale: float
+    resolution_px: Annotated[int, Limits(1, 16_384)]
+    pos_interp_scale: Positive
     noise_mean: float
     noise_std: float
-    steps: int
-    global_batch_size: int
+    steps: Steps
+    global_batch_size: Images
     learning_rate: float
     final_factor: float
-    warmup_steps: int
+    warmup_steps: Annotated[int, Limits(0, 10**9)]
     gradient_clip_norm: float
     caption_dropout: float
     ema_decay: float | None
@@ -49,14 +65,27 @@ class StageSettings:
 
 
 @dataclass(frozen=True)
+class MixSource:
+    """What `open_mix` reads of a source, and its kind."""
+
+    name: str
+    folder: str
+    weight: Positive | Literal["size"] = "size"
+    kind: str | None = None
+
+
+Sources = Annotated[list[Annotated[dict[str, Any], ArgumentsOf(MixSource)]], Limits(1, 1000)]
+
+
+@dataclass(frozen=True)
 class DataMixSettings:
     """Sources and their weights, what validation reads, and which shapes (domains, counts) may be made on first use.
 
     `kinds` are those of the sources that are read, "real" or "synthetic"; null reads all of them.
     """
 
-    sources: list[dict[str, Any]]
-    validation: list[dict[str, Any]]
+    sources: Sources
+    validation: Sources
     embedded: dict[str, Any] | None
     kinds: list[str] | None = None
 
@@ -82,11 +111,11 @@ class ReadingSettings:
     after how long a wait for them is reported."""
 
     num_workers: int | None
-    on_corrupt: str
-    max_corrupt_share: float
+    on_corrupt: OnCorrupt
+    max_corrupt_share: Annotated[float, Limits(0, 1)]
     cache_folder: str | None
-    cache_gigabytes: float
-    stall_seconds: float
+    cache_gigabytes: Annotated[float, Limits(0, 1e9)]
+    stall_seconds: Annotated[float, Limits(0, 1e9)]
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and not 0 <= self.num_workers <= MOST_THREADS:
@@ -99,8 +128,8 @@ class ReadingSettings:
 class SampleSettings:
     """Pictures drawn during training, the same prompts and noise each time."""
 
-    prompts: list[str]
-    every_n_steps: int
+    prompts: Annotated[list[str], Limits(0, 1000)]
+    every_n_steps: Steps
     seed: int
 
 
@@ -143,11 +172,59 @@ class TrainingSettings:
 
 def bind(kind: type[Settings], plain: Mapping[str, Any], where: str) -> Settings:
     """A settings dataclass from a plain dictionary. Raises SettingsError for a key it does not have, or one missing."""
-    check_names(plain, [f.name for f in fields(kind)], where)  # type: ignore[arg-type]
-    try:
-        return kind(**plain)
-    except TypeError as error:
-        raise SettingsError(f"{where}: {error}") from error
+    check_arguments(kind, plain, where)
+    return kind(**plain)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things are; see `conf/config.yaml`."""
+
+    data_root: str
+    output_root: str = "runs"
+    makes_shapes: bool = True
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What happens during training beside it."""
+
+    samples: Mapping[str, Any]
+
+
+Group = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The groups and values of a composed configuration: what `config.yaml` holds beside its `choices`."""
+
+    model: Group
+    masking: Group
+    mask_ratio: Group
+    moe: Group
+    objective: Group
+    autoencoder: Group
+    text_encoder: Group
+    data_mix: Group
+    reading: Group
+    resolution_stage: Group
+    optimizer: Group
+    schedule: Group
+    trainer: Group
+    callbacks: Annotated[Group, ArgumentsOf(Callbacks)]
+    metrics: Mapping[str, Group]
+    logger: Mapping[str, Group]
+    seed: Seed
+    paths: Annotated[Group, ArgumentsOf(Paths)]
+    sampling: Group = field(default_factory=dict)
+    variation: Group = field(default_factory=dict)
+    init_from: str | None = None
+    init_weights: str = "ema"
+    init_optimizer: bool = False
+    resume: str | None = None
+    trust: Any = ()
+    name: str | float | bool | None = None
 
 
 # Groups that are dataclasses here, and those whose file names a class in `_target_`.
@@ -159,7 +236,13 @@ GROUPS: dict[str, type] = {
     "trainer": TrainerSettings,
     "variation": VariationSettings,
 }
-TARGETS = ("masking", "mask_ratio", "objective", "autoencoder", "text_encoder", "optimizer", "schedule")
+TARGETS: dict[str, Any] = {
+    "masking": TokenPath,
+    "mask_ratio": MaskRatio,
+    "autoencoder": Autoencoder,
+    "text_encoder": TextEncoder,
+    "schedule": Schedule,
+}
 STARTING = ("init_from", "init_weights", "init_optimizer")
 
 
@@ -169,17 +252,21 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
     No network is built: what has to be counted on one comes later (`training.run.network_settings`). Raises
     SettingsError naming the key that is wrong and the ones there are.
     """
-    others = ("model", "moe", "callbacks", "metrics", "logger", "seed", "paths", "resume", "trust", "name")
-    check_names(config, [*GROUPS, *TARGETS, *others, *STARTING], where="the configuration")
-    check_names(config["paths"], ["data_root", "output_root", "makes_shapes"], where="paths")
-    check_names(config["callbacks"], ["samples"], where="callbacks")
+    check_arguments(Configuration, config, where="")
     bound = {name: bind(kind, config.get(name, {}), where=name) for name, kind in GROUPS.items()}
+    if bound["data_mix"].embedded is not None:
+        bind(EmbeddedShapes, bound["data_mix"].embedded, where="data_mix.embedded")
+    check_model({**config["model"], **config["moe"]})
     if config.get("init_weights", "ema") not in ("ema", "raw"):
         raise SettingsError(f'init_weights must be "ema" or "raw", got "{config["init_weights"]}"')
     if config.get("init_optimizer") and not config.get("init_from"):
         raise SettingsError("init_optimizer=true takes the optimizer's state from another run: name it in init_from")
-    mask_ratio, variation = build(config["mask_ratio"], MaskRatio), bound["variation"]
-    if max(mask_ratio.ratio(0.0), mask_ratio.ratio(1.0)) > 0 and not build(config["masking"], TokenPath).drops_patches:
+    built = {}
+    for name, kind in TARGETS.items():
+        with told_with(name):
+            built[name] = build(config[name], kind)
+    mask_ratio, variation = built["mask_ratio"], bound["variation"]
+    if max(mask_ratio.ratio(0.0), mask_ratio.ratio(1.0)) > 0 and not built["masking"].drops_patches:
         raise SettingsError(
             "this masking drops no patches, but the mask ratio is above 0: "
             "set mask_ratio=none, or choose masking=deferred or masking=naive"
@@ -189,16 +276,22 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
             "variation.equal_flops_mask_ratio finds a network of equal cost at one mask ratio, and this one changes "
             "during training: set a constant mask_ratio, or compare at equal compute with trainer.max_flops"
         )
-    checked(config["objective"], Objective, "sigma_data")
-    check_optimizer(config["optimizer"])
+    with told_with("objective"):
+        checked(config["objective"], Objective, "sigma_data")
+    with told_with("optimizer"):
+        check_optimizer(config["optimizer"])
+    metrics = {}
+    for name, settings in config["metrics"].items():
+        with told_with(f"metrics.{name}"):
+            metrics[name] = build(settings, Metric)
     bound["data_mix"] = bound["data_mix"].of_its_kinds()
     plain = ("model", "masking", "moe", "objective", "autoencoder", "text_encoder")
     return TrainingSettings(
         mask_ratio=mask_ratio,
         optimizer=scaled_rates(config["optimizer"], variation.learning_rate),
-        schedule=build(config["schedule"], Schedule),
+        schedule=built["schedule"],
         samples=bind(SampleSettings, config["callbacks"]["samples"], where="callbacks.samples"),
-        metrics={name: build(settings, Metric) for name, settings in config["metrics"].items()},
+        metrics=metrics,
         loggers=list(config["logger"].values()),
         seed=config["seed"],
         data_root=Path(config["paths"]["data_root"]),

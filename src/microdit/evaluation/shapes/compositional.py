@@ -4,10 +4,9 @@ GenEval (arXiv 2310.11513) asks an object detector; here the world is small enou
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from torch import Tensor
 from microdit.data.shapes import SKILLS, ExpectedObject, Prompt, evaluation_prompts
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.shapes.detector import DetectedObject, detect
-from microdit.evaluation.subject import Subject
+from microdit.evaluation.subject import Count, Domains, Sampling, Subject
 from microdit.grid import prompt_grid
 
 _POSITION_MARGIN = 0.1
@@ -96,10 +95,10 @@ class ShapesCompositional(Metric):
     also draws the prompts.
     """
 
-    domains: Sequence[str]
-    prompts_per_skill: int
-    colour_prompts: int
-    sampling: Mapping[str, Any]
+    domains: Domains
+    prompts_per_skill: Count
+    colour_prompts: Count
+    sampling: Sampling
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`compositional/SKILL`, `compositional/overall`, `compositional/single_object_colour`, all shares in 0..1."""

@@ -1,8 +1,6 @@
 """Frechet distance between generated and true scenes, by the features of `shapes_features.py`."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -11,7 +9,7 @@ from microdit.evaluation.frechet import frechet_distances
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.shapes.features import VERSION, shapes_features
 from microdit.evaluation.shapes.scenes import held_out_scenes, rendered
-from microdit.evaluation.subject import Subject
+from microdit.evaluation.subject import Count, Domains, Sampling, Subject
 from microdit.grid import prompt_grid
 
 SHOWN = 24
@@ -26,10 +24,10 @@ class ShapesFrechet(Metric):
     counts only. `frechet_VERSION/true_scenes` is what a perfect model of this count would reach.
     """
 
-    domains: Sequence[str]
-    count: int
-    reference_count: int
-    sampling: Mapping[str, Any]
+    domains: Domains
+    count: Count
+    reference_count: Count
+    sampling: Sampling
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`frechet_VERSION/distance` and `frechet_VERSION/true_scenes`, the features' version in their names."""

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from microdit.build import Limits, Positive
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.shapes.scenes import held_out_scenes, rendered
-from microdit.evaluation.subject import Report, Subject, silent
+from microdit.evaluation.subject import Count, Domains, Report, Subject, silent
 from microdit.objectives.edm import EDM
 from microdit.objectives.objective import denoise
 from microdit.pipeline import LatentDiffusion
@@ -27,9 +29,9 @@ class ShapesDenoisingLoss(Metric):
     No picture is drawn, so neither sampler nor guidance is in it.
     """
 
-    domains: Sequence[str]
-    count: int
-    noise_levels: Sequence[float]
+    domains: Domains
+    count: Count
+    noise_levels: Annotated[Sequence[Positive], Limits(1, 1000)]
     seed: int
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], None]:
