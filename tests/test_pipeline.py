@@ -223,6 +223,27 @@ def test_progress_counts_every_evaluation_of_every_batch(pipeline, batch_size, s
     assert seen == [(i, total) for i in range(1, total + 1)]
 
 
+@pytest.mark.parametrize("sampler", ["heun", "dpm_solver_2m"])
+def test_pictures_grow_into_those_that_are_generated(pipeline, sampler):
+    told = {"sampler": sampler, "num_inference_steps": 5, "guidance_scale": 3.0}
+    grown = list(pipeline.growing(PROMPTS, 7, **told))
+    assert [one.shape for one in grown] == [(3, 3, 8, 8)] * 5
+    assert torch.equal(grown[-1], pipeline.generate(PROMPTS, seed=7, **told))
+    distances = [(one - grown[-1]).abs().mean().item() for one in grown]
+    assert distances == sorted(distances, reverse=True)  # what is believed changes less and less
+
+
+def test_growing_may_be_left_in_the_middle(pipeline):
+    pipeline.dit.train()
+    growing = pipeline.growing(PROMPTS, 7, num_inference_steps=5)
+    next(growing)
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled()
+    growing.close()
+    assert pipeline.dit.training
+    pipeline.dit.eval()
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_networks_mode_is_left_as_it_was(pipeline, training):
     pipeline.dit.train(training)

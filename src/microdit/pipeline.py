@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -137,8 +137,7 @@ class LatentDiffusion(nn.Module):
 
         Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, for settings that
         SamplingSettings refuses, a precision it does not know, or a size that the autoencoder and patches do not
-        divide; FileNotFoundError, before anything is drawn, where the encoders' weights cannot be
-        had.
+        divide; FileNotFoundError, before anything is drawn, where the encoders' weights cannot be had.
         """
         if (prompt is None) == (tokenized_prompts is None):
             raise ValueError("generate() wants either prompt=... or tokenized_prompts=...")
@@ -170,45 +169,70 @@ class LatentDiffusion(nn.Module):
                 progress(next(done), evaluations)
 
         halved = precision == "bf16" or (precision is None and self.device.type == "cuda")
-        training = self.dit.training
-        self.dit.eval()
         pictures = []
-        try:
-            for batch in batches:
-                noise = torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
-                captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
-                with torch.autocast(self.device.type, torch.bfloat16) if halved else nullcontext():
-                    latents = self.sample(noise, captions, sampling, report)
-                pictures.append(latents if return_latents else self.autoencoder.decode(latents))
-        finally:
-            self.dit.train(training)
+        for batch in batches:
+            noise = torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
+            captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
+            *_, (latents, _) = self.steps(noise, captions, sampling, halved, report)
+            pictures.append(latents if return_latents else self.autoencoder.decode(latents))
         if pictures:
             return torch.cat(pictures)
         sides = (side * (1 if return_latents else self.autoencoder.downscale) for side in shape[1:])
         return torch.empty(0, shape[0] if return_latents else 3, *sides)
 
-    def sample(
+    @torch.no_grad()
+    def growing(self, prompts: Sequence[str], seed: int, **otherwise: Any) -> Iterator[Float[Tensor, "n 3 h w"]]:
+        """What the network believes the pictures to be, after each step of the sampler: shapeless at first, the last
+        are those that `generate` returns for the same arguments. `otherwise`: what is not as in `self.sampling`.
+
+        Raises SettingsError, ValueError and FileNotFoundError as `generate` does.
+        """
+        sampling = self.sampling.told(otherwise)
+        self.load_encoders()
+        shape = self.latent_shape()
+        noise = torch.stack([start_noise(seed, i, shape) for i in range(len(prompts))]).to(self.device)
+        captions = self.text_encoder.encode(list(prompts)).to(self.device)
+        steps = self.steps(noise, captions, sampling, self.device.type == "cuda", lambda: None)
+        for number, (latents, believed) in enumerate(steps, start=1):
+            yield self.autoencoder.decode(latents if number == sampling.num_inference_steps else believed)
+
+    def steps(
         self,
         noise: Float[Tensor, "n c h w"],
         captions: Float[Tensor, "n l d"],
         sampling: SamplingSettings,
+        halved: bool,
         report: Callable[[], None],
-    ) -> Float[Tensor, "n c h w"]:
-        """Scaled latents from unit-variance noise; `report` is called before each evaluation.
+    ) -> Iterator[tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]]:
+        """After each step of the sampler the scaled latents, which unit-variance `noise` becomes, and those that the
+        network last believed to be behind them; `report` is called before each evaluation.
 
-        The state is float64, the network is called in float32, and the captions are read once.
+        The state is float64, the network is called in float32 (its products in bfloat16 if `halved`), and the captions
+        are read once.
         """
-        memory = self.dit.read_captions(captions)
-        denoiser = guided_denoiser(self.dit, memory, self.objective, sampling.guidance_scale, sampling.interval)
+        training = self.dit.training
+        believed = noise
+
+        def products() -> AbstractContextManager[Any]:
+            return torch.autocast(self.device.type, torch.bfloat16) if halved else nullcontext()
 
         def reported(x: Tensor, sigma: float) -> Tensor:
+            nonlocal believed
             report()
-            return denoiser(x, sigma)
+            with products():
+                believed = denoiser(x, sigma)
+            return believed
 
-        *_, latents = SAMPLERS[sampling.sampler].states(
-            reported, sampling.temperature * noise, noise_schedule(sampling.num_inference_steps)
-        )
-        return latents.float()
+        self.dit.eval()
+        try:
+            with products():
+                memory = self.dit.read_captions(captions)
+            denoiser = guided_denoiser(self.dit, memory, self.objective, sampling.guidance_scale, sampling.interval)
+            levels = noise_schedule(sampling.num_inference_steps)
+            for latents in SAMPLERS[sampling.sampler].states(reported, sampling.temperature * noise, levels):
+                yield latents.float(), believed.float()
+        finally:
+            self.dit.train(training)
 
     def latent_shape(self, image_size: tuple[int, int] | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents of a picture of (height, width) pixels."""

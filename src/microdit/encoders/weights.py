@@ -42,7 +42,8 @@ class FrozenModule(nn.Module):
             # Weights made under inference_mode, as in a validation loop, could never be moved again.
             with torch.inference_mode(False):
                 module = self.read().eval().requires_grad_(False)
-                self.loaded = (module.to(self.device, self.dtype),)
+                # Not diffusers' own `to`, which warns of a change of precision.
+                self.loaded = (nn.Module.to(module, self.device, self.dtype),)
         return self.loaded[0]
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
