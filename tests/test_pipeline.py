@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from microdit.build import SettingsError
+from microdit.checkpoints.export import read_weights
 from microdit.checkpoints.reading import CheckpointError
 from microdit.encoders.pixel import PixelAutoencoder
 from microdit.encoders.words import WordsTextEncoder
@@ -283,6 +284,15 @@ def test_saving_and_loading_gives_the_same_pictures(pipeline, tmp_path):
     loaded = LatentDiffusion.load(tmp_path / "a" / "b")
     assert loaded.objective == pipeline.objective
     assert torch.equal(loaded.generate(PROMPTS, seed=5, **STEPS), pipeline.generate(PROMPTS, seed=5, **STEPS))
+
+
+def test_weights_in_half_the_precision_are_float32_again_once_they_are_read(pipeline, tmp_path):
+    pipeline.save(tmp_path, torch.float16)
+    assert {tensor.dtype for tensor in read_weights(tmp_path / "weights.safetensors").values()} == {torch.float16}
+    loaded = LatentDiffusion.load(tmp_path).dit.state_dict()
+    for name, tensor in pipeline.dit.state_dict().items():
+        assert loaded[name].dtype == torch.float32
+        assert torch.equal(loaded[name], tensor.half().float())
 
 
 def test_a_sigma_data_of_its_own_survives_saving(pipeline, tmp_path):

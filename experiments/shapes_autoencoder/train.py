@@ -105,24 +105,19 @@ def turn(convolutions: list[Tensor], momenta: list[Tensor], rate: float) -> None
         weight.grad = None
 
 
-def train(
-    channels: int, kl_weight: float, minutes: float, seed: int, start: Path | None
-) -> tuple[AutoencoderKL, dict[str, Any]]:
-    """The moving average of the weights after `minutes` of training; learning rate and record follow the clock."""
-    torch.manual_seed(seed)
-    begun: Any = (
-        autoencoder(channels) if start is None else AutoencoderKL.from_pretrained(start, low_cpu_mem_usage=False)
-    )
-    model: Any = begun.to(memory_format=torch.channels_last)
-    average: Any = autoencoder(channels).requires_grad_(False)
+def train(model: Any, kl_weight: float, minutes: float, rate: float) -> tuple[AutoencoderKL, int]:
+    """The moving average of the weights after `minutes` of training, and the steps; the learning rate, `rate` of the
+    usual one at its peak, follows the clock."""
+    model = model.to(memory_format=torch.channels_last)
+    average: Any = autoencoder(model.config.latent_channels).requires_grad_(False)
     average.load_state_dict(model.state_dict())
     convolutions = [weight for weight in model.parameters() if weight.ndim == 4]
     momenta = [torch.zeros_like(weight) for weight in convolutions]
     others = [weight for weight in model.parameters() if weight.ndim < 4]
     optimizer = torch.optim.AdamW(others, lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    source, started, step, told = crops(seed), time.monotonic(), 0, 0.0
+    source, started, step, told = crops(torch.initial_seed()), time.monotonic(), 0, 0.0
     while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
-        pace = min(1.0, (step + 1) / 100) * max(0.01, math.cos(math.pi / 2 * share))
+        pace = rate * min(1.0, (step + 1) / 100) * max(0.01, math.cos(math.pi / 2 * share))
         for group in optimizer.param_groups:
             group["lr"] = PEAK_RATE * pace
         value, parts = loss(model, batch(source), kl_weight)
@@ -138,9 +133,7 @@ def train(
             told = time.monotonic()
             values = "  ".join(f"{name} {value:.4f}" for name, value in parts.items())
             print(f"{100 * share:5.1f} %  step {step}  {values}", flush=True)
-    record = {"steps": step, "pictures": step * BATCH, "minutes": minutes, "seed": seed, "kl_weight": kl_weight}
-    record |= {"start": None if start is None else start.name}
-    return average.eval(), record
+    return average.eval(), step
 
 
 @torch.no_grad()
@@ -154,25 +147,72 @@ def latents_of(model: Any, seed: int, count: int = 1024) -> Tensor:
     return torch.cat(found)
 
 
+@torch.no_grad()
+def without_idle_channels(model: Any, latents: Tensor) -> Any:
+    """The same network without the latent channels that training left without use, which carry a hundredth of what the
+    others do. Exact but at the picture's edge, where padding was zero; training on mends that."""
+    deviations = latents.std((0, 2, 3))
+    live = (deviations > 0.05 * deviations.max()).nonzero().flatten().tolist()
+    channels, kept = len(deviations), len(live)
+    if kept == channels:
+        return model
+    smaller: Any = autoencoder(kept)
+    state = model.state_dict()
+    rows = [*live, *(channels + number for number in live)]  # means, then log-variances
+    mix, shift = state["quant_conv.weight"][rows, :, 0, 0], state["quant_conv.bias"][rows]
+    whole, offset = state["encoder.conv_out.weight"], state["encoder.conv_out.bias"]
+    state["encoder.conv_out.weight"] = torch.einsum("ki,ihxy->khxy", mix, whole)
+    state["encoder.conv_out.bias"] = mix @ offset + shift
+    state["quant_conv.weight"] = torch.eye(2 * kept)[..., None, None]
+    state["quant_conv.bias"] = torch.zeros(2 * kept)
+    back = state["post_quant_conv.weight"][:, :, 0, 0]
+    idle = [number for number in range(channels) if number not in live]
+    constant = state["post_quant_conv.bias"] + back[:, idle] @ latents.mean((0, 2, 3))[idle]
+    first = state["decoder.conv_in.weight"]
+    state["decoder.conv_in.bias"] = state["decoder.conv_in.bias"] + torch.einsum("ochw,c->o", first, constant)
+    state["decoder.conv_in.weight"] = torch.einsum("ochw,ck->okhw", first, back[:, live])
+    state["post_quant_conv.weight"] = torch.eye(kept)[..., None, None]
+    state["post_quant_conv.bias"] = torch.zeros(kept)
+    smaller.load_state_dict(state)
+    return smaller
+
+
+@torch.no_grad()
+def with_unit_latents(model: Any, latents: Tensor) -> Any:
+    """The same network with latents of mean 0 and deviation 1 in every channel; exact."""
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    outwards, inwards = model.quant_conv, model.post_quant_conv
+    count = len(mean)
+    outwards.weight[:count] /= deviation[:, None, None, None]
+    outwards.bias[:count] = (outwards.bias[:count] - mean) / deviation
+    outwards.bias[count:] -= 2 * deviation.log()  # of log-variances
+    inwards.bias += inwards.weight[:, :, 0, 0] @ mean
+    inwards.weight *= deviation[None, :, None, None]
+    return model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder that gets config.json and the weights")
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--channels", type=int, default=8, help="of the latents")
+    parser.add_argument("--channels", type=int, default=8, help="of the latents, before those without use are left out")
     parser.add_argument("--kl-weight", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=1.0, help="times the usual learning rates")
     parser.add_argument("--start", type=Path, help="a folder of such weights to go on from, instead of chance")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    model, record = train(given.channels, given.kl_weight, given.minutes, given.seed, given.start)
-    latents = latents_of(model, given.seed)
-    # One factor for all channels, and a shift, as published autoencoders have them: latents = (z - shift) * scale.
-    shift = latents.mean().item()
-    scale = 1 / latents.std().item()
-    model.register_to_config(scaling_factor=round(scale, 4), shift_factor=round(shift, 4))
-    record |= {"channel_deviations": [round(d, 3) for d in ((latents - shift) * scale).std((0, 2, 3)).tolist()]}
+    torch.manual_seed(given.seed)
+    model: Any = autoencoder(given.channels)
+    if given.start is not None:
+        model = AutoencoderKL.from_pretrained(given.start, low_cpu_mem_usage=False).eval()
+        model = without_idle_channels(model, latents_of(model, given.seed))
+    model, steps = train(model, given.kl_weight, given.minutes, given.rate)
+    model = with_unit_latents(model, latents_of(model, given.seed))
+    model.register_to_config(scaling_factor=1.0, shift_factor=0.0)
+    record = {**vars(given), "steps": steps, "pictures": steps * BATCH, "channels": model.config.latent_channels}
     model.half().save_pretrained(given.out, safe_serialization=True)
-    (given.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"wrote {given.out}: scale {scale:.4f}, shift {shift:.4f}, {record}")
+    (given.out / "training.json").write_text(json.dumps(record, indent=2, default=lambda path: path.name) + "\n")
+    print(f"wrote {given.out}: {record}")
 
 
 if __name__ == "__main__":

@@ -244,9 +244,10 @@ class LatentDiffusion(nn.Module):
         height, width = (side // self.autoencoder.downscale for side in image_size)
         return self.dit.in_channels, height, width
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Writes `pipeline.json` and `weights.safetensors` (released key names), from which `load` builds it again.
 
+        `dtype`: of the weights in the file; torch.float16 is half as large. They are float32 again once they are read.
         Raises ValueError when the object was put together by hand, without settings.
         """
         if self.settings is None:
@@ -256,7 +257,8 @@ class LatentDiffusion(nn.Module):
         kind = type(self.objective)
         objective = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **asdict(self.objective)}
         write_settings({**self.settings, "objective": objective, "sampling": asdict(self.sampling)}, folder)
-        write_weights(self.dit.state_dict(), folder / WEIGHTS_FILE, {})
+        state = {name: tensor.to(dtype) for name, tensor in self.dit.state_dict().items()}
+        write_weights(state, folder / WEIGHTS_FILE, {})
 
     @classmethod
     def load(

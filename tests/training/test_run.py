@@ -10,6 +10,7 @@ import pytest
 import torch
 from compiler import needs_compiler
 from rich.console import Console
+from small_run import SMALL_SCALE
 
 from microdit.build import SettingsError
 from microdit.checkpoints.reading import latest_checkpoint, network_weights
@@ -17,7 +18,7 @@ from microdit.data.shards.description import MismatchError
 from microdit.distributed.ranks import PreemptedError
 from microdit.files import read_json
 from microdit.pipeline import LatentDiffusion
-from microdit.runs.folder import checkpoints_of
+from microdit.runs.folder import checkpoints_of, places_named
 from microdit.training.callbacks.samples import SampleGrids
 from microdit.training.callbacks.telemetry import Telemetry
 from microdit.training.module import NonFiniteLossError
@@ -188,6 +189,24 @@ def test_the_average_lags_behind_the_weights(run_settings, tmp_path):
     newest = checkpoints_of(tmp_path / "run")[-1]
     raw, ema = network_weights(newest, "raw"), network_weights(newest, "ema")
     assert any(not torch.equal(raw[key], ema[key]) for key in raw)
+
+
+def test_the_road_through_the_embedded_autoencoder_runs(run_settings, tmp_path):
+    latents = [
+        "autoencoder=shapes_kl",
+        "model=nano_1",
+        "resolution_stage=shapes64",
+        *SMALL_SCALE,
+        "trainer.max_steps=2",
+    ]
+    data = [f"paths.data_root={tmp_path / 'data'}", "resolution_stage.resolution_px=64", "model.head_dim=16"]
+    settings = run_settings(*latents, *data)
+    choices = {"autoencoder": "shapes_kl", "text_encoder": "words"}
+    quiet_train(dataclasses.replace(settings, choices=choices))
+    pipeline = LatentDiffusion.load(tmp_path / "run")
+    assert (pipeline.dit.in_channels, pipeline.dit.input_size, pipeline.dit.patch_size) == (5, 8, 1)
+    assert pipeline.generate(["a red circle"], seed=0).shape == (1, 3, 64, 64)
+    assert places_named(pipeline.settings, tmp_path / "run") == []  # nothing that is read comes from elsewhere
 
 
 def test_training_lowers_the_validation_loss(run_settings, tmp_path):

@@ -1,0 +1,76 @@
+"""The page, through its own HTTP client, and what it shows."""
+
+import numpy as np
+import pytest
+import torch
+from gradio_client import Client
+from PIL import Image
+
+from microdit.build import SettingsError
+from microdit.commands.demo import Subject, drawn, enlarged, page, seen_by_backbone
+from microdit.pipeline import build_pipeline
+
+PROMPT = "a red circle left of a blue square"
+USUAL = {"sampler": "heun", "num_inference_steps": 3, "guidance_scale": 2.0, "temperature": 1.0}
+
+
+@pytest.fixture(scope="module")
+def subjects(small_settings, wake) -> list[Subject]:
+    """Two small networks with other weights."""
+    elsewhere = ("in_channels", "caption_channels", "use_patch_mixer")
+    settings = {
+        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in small_settings.items() if k not in elsewhere},
+        "token_path": {"_target_": "microdit.masking.deferred.Deferred"},
+        "objective": {"_target_": "microdit.objectives.edm.EDM"},
+        "autoencoder": {"_target_": "microdit.encoders.pixel.PixelAutoencoder"},
+        "text_encoder": {"_target_": "microdit.encoders.words.WordsTextEncoder", "channels": 16, "length": 6},
+    }
+    made = []
+    for number, name in enumerate(["first", "second"]):
+        torch.manual_seed(number)
+        pipeline = build_pipeline(settings)
+        wake(pipeline.dit)
+        made.append(Subject(name, pipeline))
+    return made
+
+
+def test_the_page_draws_step_by_step_for_a_client(subjects):
+    blocks = page(subjects)
+    try:
+        _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
+        job = Client(address, verbose=False).submit(PROMPT, 3, "heun", 3, 2.0, 1.0, 0.75, api_name="/draw")
+        shown = job.result(timeout=60)
+        assert len(job.outputs()) == 3
+    finally:
+        blocks.close()
+    assert len(shown) == 3
+    first = np.asarray(Image.open(shown[0]).convert("RGB")).astype(int)
+    expected = enlarged(subjects[0].pipeline.generate([PROMPT], seed=3, **USUAL)[0]).astype(int)
+    assert first.shape == expected.shape
+    assert np.abs(first - expected).mean() < 4  # sent as WebP
+
+
+def test_two_networks_start_from_the_same_noise(subjects):
+    *_, last = drawn(subjects, PROMPT, 3, 0.75, USUAL)
+    for subject, picture in zip(subjects, last, strict=False):
+        assert np.array_equal(picture, enlarged(subject.pipeline.generate([PROMPT], seed=3, **USUAL)[0]))
+    assert not np.array_equal(last[0], last[1])
+    *_, twice = drawn([subjects[0], subjects[0]], PROMPT, 3, 0.75, USUAL)
+    assert np.array_equal(twice[0], twice[1])
+
+
+def test_what_the_backbone_sees_is_the_share_of_patches_that_masking_keeps(subjects):
+    pipeline, picture = subjects[0].pipeline, torch.ones(3, 8, 8)
+    shown = seen_by_backbone(pipeline, picture, 0.75, seed=1)
+    side = pipeline.dit.patch_size
+    patches = shown.unfold(1, side, side).unfold(2, side, side).flatten(3)
+    assert (patches == patches[..., :1]).all()  # patches are kept or dropped as wholes
+    assert (patches[0, ..., 0] == 1).float().mean() == 0.25
+    assert torch.equal(shown, seen_by_backbone(pipeline, picture, 0.75, seed=1))
+    assert not torch.equal(shown, seen_by_backbone(pipeline, picture, 0.75, seed=2))
+    assert torch.equal(seen_by_backbone(pipeline, picture, 0.0, seed=1), picture)
+
+
+def test_nothing_to_draw_is_told(subjects):
+    with pytest.raises(SettingsError, match="a prompt says what to draw"):
+        next(drawn(subjects, "  ", 0, 0.75, USUAL))
