@@ -45,19 +45,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "reports": {"runs", "evaluation.pictures"},
     "commands": {
-        *(
-            "encoders",
-            "kernels",
-            "sampling",
-            "data",
-            "runs",
-            "checkpoints",
-            "pipeline",
-            "cost",
-            "evaluation",
-            "distributed",
-        ),
-        *("training",),
+        *("masking", "encoders", "kernels", "sampling", "data", "runs", "checkpoints", "pipeline", "cost"),
+        *("evaluation", "distributed", "training"),
     },
 }
 INSIDE = {  # rooms within a room
