@@ -14,16 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from microdit.build import (
-    OneOf,
-    Positive,
-    SettingsError,
-    build,
-    check_arguments,
-    check_names,
-    keyword_names,
-    told_with,
-)
+from microdit.build import build
 from microdit.checkpoints.export import read_weights, write_weights
 from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, load_weights, network_weights
 from microdit.checkpoints.released import (
@@ -36,6 +27,7 @@ from microdit.checkpoints.released import (
 )
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.files import read_json, write_json
+from microdit.kinds import OneOf, Positive, SettingsError, check_arguments, check_names, kinds_of, told_with
 from microdit.masking.token_path import TokenPath
 from microdit.model.dit import DiT
 from microdit.model.sizes import layerwise_scaled_dit
@@ -336,11 +328,11 @@ def build_pipeline(settings: dict[str, Any], device: str | None = None) -> Laten
     nothing is allocated for it.
     """
     check_parts(settings)
-    autoencoder = build(settings["autoencoder"], Autoencoder)
-    text_encoder = build(settings["text_encoder"], TextEncoder)
+    autoencoder = build(settings["autoencoder"], Autoencoder, "autoencoder")
+    text_encoder = build(settings["text_encoder"], TextEncoder, "text_encoder")
     with nullcontext() if device is None else torch.device(device):
         dit = build_network(settings["model"], settings["token_path"], autoencoder.channels, text_encoder.channels)
-    objective = build({"sigma_data": autoencoder.sigma_data, **settings["objective"]}, Objective)
+    objective = build({"sigma_data": autoencoder.sigma_data, **settings["objective"]}, Objective, "objective")
     sampling = SamplingSettings().told(settings.get("sampling", {}))
     return LatentDiffusion(dit, autoencoder, text_encoder, objective, settings, sampling)
 
@@ -357,7 +349,7 @@ def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels
 
     Raises SettingsError for a setting it does not know.
     """
-    path = build(token_path, TokenPath)
+    path = build(token_path, TokenPath, "token_path")
     check_model(model)
     return layerwise_scaled_dit(
         **model,
@@ -383,8 +375,8 @@ def sampling_of(run: Path) -> SamplingSettings:
 
 def check_model(model: Mapping[str, Any]) -> None:
     """Raises SettingsError where `model` is not what a network is made of, beside what encoders and run give."""
-    known = {*(keyword_names(DiT) or ()), "attention_ratios", "ffn_ratios"}
-    check_names(model, known - {*GIVEN_HERE, "self"}, where="model")
+    known = {*kinds_of(DiT), "attention_ratios", "ffn_ratios"}
+    check_names(model, known - {*GIVEN_HERE}, where="model")
     ratios = {name: value for name, value in model.items() if name in ("attention_ratios", "ffn_ratios")}
     check_arguments(layerwise_scaled_dit, ratios, "model", ["depth"])
     rest = {name: value for name, value in model.items() if name not in ratios}

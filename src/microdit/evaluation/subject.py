@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microdit.build import ArgumentsOf, Limits, SettingsError
 from microdit.evaluation.pictures import Making, Pictures, PicturesError, fingerprint, keep, kept_making, plain_sampling
+from microdit.kinds import ArgumentsOf, Limits, SettingsError
 from microdit.pipeline import LatentDiffusion
 from microdit.sampling.settings import SamplingSettings
 

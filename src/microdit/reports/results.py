@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from microdit.build import SettingsError
 from microdit.files import DamagedFileError, read_json, size_of_file
+from microdit.kinds import SettingsError
 from microdit.progress import on_one_line
 from microdit.runs.differences import settings_of
 from microdit.runs.folder import METRICS_FILE, RESULT_FILE, read_config

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from microdit.build import SettingsError
 from microdit.files import read_yaml, write_yaml
+from microdit.kinds import SettingsError
 from microdit.runs.older import todays_config
 
 CONFIG_FILE = "config.yaml"  # all that the run was told, with its `choices`

@@ -8,7 +8,6 @@ from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
-from microdit.build import SettingsError
 from microdit.data.prepare.convert import prepare
 from microdit.data.prepare.encoding import Encoders
 from microdit.data.prepare.plan import Recipe
@@ -17,6 +16,7 @@ from microdit.data.sources.captioned import CaptionedImage, Source
 from microdit.data.sources.embedded_shapes import ShapesSource
 from microdit.data.sources.tars import TarSource, write_pictures
 from microdit.files import alone_in, claim
+from microdit.kinds import SettingsError
 from microdit.progress import Report, silent
 
 DOMAINS = ("real", "synthetic")
