@@ -43,6 +43,7 @@ from microdit.sampling.settings import GuidanceInterval, SamplerName, SamplingSe
 GIVEN_HERE = ("in_channels", "caption_channels", "token_path", "use_patch_mixer", "qkv_multipliers", "ffn_multipliers")
 OF_THE_RUN = ("input_size", "pos_interp_scale")
 PRECISIONS = ("fp32", "bf16")
+Precision = Annotated[str, OneOf(PRECISIONS)]
 WEIGHTS_FILE = "weights.safetensors"
 PIPELINE_CURE = "train.py resume=THE_RUN writes a run's anew, LatentDiffusion.save a saved folder's"
 
@@ -105,7 +106,7 @@ class LatentDiffusion(nn.Module):
         sampler: SamplerName | None = None,
         guidance_interval: GuidanceInterval | None = None,
         temperature: Positive | None = None,
-        precision: Annotated[str, OneOf(PRECISIONS)] | None = None,
+        precision: Precision | None = None,
         batch_size: int = 64,
         return_latents: bool = False,
         progress: Callable[[int, int], None] | None = None,

@@ -113,7 +113,7 @@ def test_a_pipeline_names_nothing_that_nobody_trusts(tmp_path, monkeypatch):
     part = {"_target_": "evil.X"}
     settings = dict.fromkeys(("token_path", "objective", "autoencoder", "text_encoder"), part)
     (tmp_path / "run" / "pipeline.json").write_text(json.dumps({"model": {}, **settings}))
-    with pytest.raises(SettingsError, match=r"pipeline\.json: _target_ evil\.X is not of microdit"):
+    with pytest.raises(SettingsError, match=r"pipeline\.json: autoencoder: _target_ evil\.X is not of microdit"):
         LatentDiffusion.load(tmp_path / "run")
     assert not (tmp_path / "made").exists()
 

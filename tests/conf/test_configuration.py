@@ -277,6 +277,16 @@ def test_a_mask_ratio_outside_zero_to_one_is_refused_when_settings_are_read(shar
         ("resolution_stage.ema_decay=1.0", "ema_decay must be a number from .* or null, got 1.0"),
         ("trainer.max_steps=0", "trainer.max_steps must be a whole number from 1 to 1,000,000,000, got 0"),
         ("~resolution_stage.steps", "resolution_stage also needs: steps"),
+        (
+            "metrics.compositional.sampling.seed=null",
+            r"^metrics\.compositional\.sampling\.seed must be a whole number from 0 to .*, got None",
+        ),
+        ("~metrics.compositional.sampling.seed", r"^metrics\.compositional\.sampling also needs: seed"),
+        ("+metrics.compositional.sampling.batch_size=3", r"^metrics\.compositional\.sampling has no setting 'batch_s"),
+        (
+            "metrics.compositional.sampling.sampler=ddim",
+            r"^metrics\.compositional\.sampling\.sampler must be a text of",
+        ),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(override, message):

@@ -310,14 +310,14 @@ def check_chain(content: Mapping[str, Any], file: Path) -> list[tuple[str, dict[
     `file`, for anything else."""
     with told_with(file):
         check_arguments(Chain, content, where="")
-    found = []
-    for stage in content["stages"]:
-        if Path(stage["name"]).name != stage["name"]:
-            raise SettingsError(f"{file}: {stage['name']} is no name of a stage's folder")
-        saved = todays_config({**stage["config"], "choices": stage["choices"]})
-        check_saved(saved, file)
-        found.append((stage["name"], saved))
-    return found
+        found = []
+        for stage in content["stages"]:
+            if Path(stage["name"]).name != stage["name"]:
+                raise SettingsError(f"{stage['name']} is no name of a stage's folder")
+            saved = todays_config({**stage["config"], "choices": stage["choices"]})
+            check_saved(saved, file)
+            found.append((stage["name"], saved))
+        return found
 
 
 def with_choices(config_name: str, changed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
