@@ -20,6 +20,16 @@ from microdit.kinds import (
     told_with,
 )
 
+Open = TypedDict("Open", {"known": int, "**": str})
+
+
+class Needed(TypedDict):
+    known: int
+
+
+class Needing(Needed, total=False):
+    more: str
+
 
 class Part(TypedDict, total=False):
     ratio: Annotated[float, Limits(0, 2)]
@@ -161,6 +171,17 @@ def test_what_a_file_holds_of_another_kind_is_named_with_its_place(content, told
     first, _, last = told.partition(".*")
     assert str(caught.value).startswith(first)
     assert last in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Open, Needing])
+def test_a_dictionary_says_what_it_needs_and_may_be_open_to_more(kind):
+    check_kind({"known": 1, "more": "a"}, kind, "here")
+    for given, told in (
+        ({"more": "a"}, "also needs: known"),
+        ({"known": 1, "more": 2}, "here.more must be a text"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            check_kind(given, kind, "here")
 
 
 @pytest.mark.parametrize(

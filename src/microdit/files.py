@@ -26,7 +26,7 @@ CHECKSUM = "crc32"
 SEALED = "# Written by microdit; its checksum is the last line."
 LAST_LINE = re.compile(rf"^# {CHECKSUM} ([0-9a-f]{{8}})$\n?\Z", re.MULTILINE)
 BY_HAND = "if you changed it yourself, remove"
-DEEPEST = 60
+DEEPEST, MOST_DIGITS = 60, 1000
 MOST_CHARACTERS = 4 * LARGEST_SETTINGS  # once every alias stands for what it repeats; a value is one at least
 
 
@@ -244,8 +244,8 @@ class PlainLoader(yaml.SafeLoader):
 
     def construct_scalar(self, node: Any) -> Any:
         value = super().construct_scalar(node)
-        if ":" in value and node.tag.rpartition(":")[2] in ("int", "float"):
-            raise ValueError("it holds a number to the base of sixty")
+        if (":" in value or len(value) > MOST_DIGITS) and node.tag.rpartition(":")[2] in ("int", "float"):
+            raise ValueError("it holds a number to the base of sixty, or of too many digits")
         return value
 
 

@@ -89,7 +89,7 @@ IN_WORDS: dict[Any, str] = {
     **dict.fromkeys((list, tuple, Sequence), "a list"),
     **dict.fromkeys((dict, Mapping), "settings by name"),
 }
-OTHERS = "**"  # among the names of a function that takes any
+OTHERS = "**"  # among the names of a function that takes any; a TypedDict of this name may hold any
 
 
 def check_kind(value: Any, kind: Any, where: str) -> None:
@@ -184,7 +184,8 @@ def kinds_of(function: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     has to be one; that of OTHERS where it takes any."""
     if is_typeddict(function):
         needed = function.__required_keys__
-        return {name: (kind, name in needed) for name, kind in get_type_hints(function, include_extras=True).items()}
+        hints = get_type_hints(function, include_extras=True).items()
+        return {name: (kind, name in needed and name != OTHERS) for name, kind in hints}
     try:
         parameters = inspect.signature(function, eval_str=True).parameters.values()
     except NameError:  # a package that names in annotations what it imports for type checkers alone

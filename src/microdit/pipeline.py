@@ -27,7 +27,7 @@ from microdit.checkpoints.released import (
 )
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.files import read_json, write_json
-from microdit.kinds import OneOf, Positive, SettingsError, check_arguments, check_names, kinds_of, told_with
+from microdit.kinds import OneOf, Positive, SettingsError, check_arguments, check_kind, check_names, kinds_of, told_with
 from microdit.masking.token_path import TokenPath
 from microdit.model.dit import DiT
 from microdit.model.sizes import layerwise_scaled_dit
@@ -144,8 +144,7 @@ class LatentDiffusion(nn.Module):
                 "temperature": temperature,
             }
         )
-        if precision not in (None, *PRECISIONS):
-            raise ValueError(f"there is no precision '{precision}'; choose from {', '.join(PRECISIONS)}")
+        check_kind(precision, Precision | None, "precision")
         if batch_size < 1:
             raise ValueError(f"batch_size is how many pictures are drawn at once: 1 or more, got {batch_size}")
         self.load_encoders(captions_only=return_latents)

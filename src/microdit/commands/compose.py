@@ -23,16 +23,7 @@ from rich.text import Text
 from microdit.build import trust
 from microdit.commands.messages import errors, failed_jobs, is_ours, run_told, tell_and_exit
 from microdit.files import InUseError, new_folder, read_yaml
-from microdit.kinds import (
-    ArgumentsOf,
-    Limits,
-    SettingsError,
-    check_arguments,
-    check_kind,
-    check_names,
-    shown,
-    told_with,
-)
+from microdit.kinds import ArgumentsOf, Limits, SettingsError, check_arguments, check_kind, check_names, told_with
 from microdit.runs.differences import flat
 from microdit.runs.folder import CONFIG_FILE, RESULT_FILE, STAGES_FILE, read_config, refuse_links, run_to_resume
 from microdit.runs.older import todays_config
@@ -273,7 +264,7 @@ def check_saved(saved: Mapping[str, Any], file: Path) -> None:
         if lacking := sorted({"autoencoder", "text_encoder"} - {*chosen}):
             raise SettingsError(f"choices also needs: {', '.join(lacking)}")
         if any(".." in Path(name).parts for name in chosen.values()):  # data is kept in folders of these names
-            raise SettingsError(f"choices lead elsewhere: {shown(chosen)}")
+            raise SettingsError(f"choices lead elsewhere: {', '.join(chosen.values())}")
         training_settings(config, file.parent, dict(chosen))
 
 
