@@ -4,14 +4,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
 
 import pytest
 
-from microdit.build import Limits, SettingsError, build, check_arguments, check_names, keyword_names, locate, trust
+from microdit.build import build, locate, trust
 from microdit.encoders.pixel import PixelAutoencoder
 from microdit.encoders.protocols import Autoencoder, TextEncoder
+from microdit.kinds import SettingsError
 from microdit.masking.deferred import Deferred
 from microdit.masking.token_path import TokenPath
 
@@ -48,16 +47,6 @@ def test_the_settings_stay_as_they_were():
 def test_an_unknown_key_is_refused_with_the_nearest_and_all_valid_ones():
     with pytest.raises(SettingsError, match=r"'chanels'; did you mean 'channels'\? It knows: channels, length"):
         build({"_target_": WORDS, "chanels": 16}, TextEncoder)
-
-
-def test_a_key_near_to_none_is_refused_with_all_valid_ones():
-    with pytest.raises(SettingsError) as caught:
-        check_names(["zzz"], ["steps", "seed"], where="trainer")
-    assert str(caught.value) == "trainer has no setting 'zzz'. It knows: seed, steps"
-
-
-def test_known_names_pass():
-    check_names(["a", "b"], ["b", "a", "c"], where="here")
 
 
 def test_a_missing_target_is_named():
@@ -159,61 +148,19 @@ def test_settings_cannot_run_programs(tmp_path, monkeypatch, expected):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"_target_": PIXEL, "sigma_data": "x"}, "autoencoder.sigma_data must be a number from .*, got 'x'"),
+        ({"_target_": PIXEL, "sigma": 1}, "autoencoder: .*PixelAutoencoder has no setting 'sigma'"),
+        ({"_target_": "math.pi"}, "autoencoder: _target_ math.pi is not of microdit"),
+        ({}, "autoencoder: these settings need a _target_"),
+    ],
+)
+def test_a_mistake_is_told_with_the_key_that_is_typed(settings, told):
+    with pytest.raises(SettingsError, match=f"^{told}"):
+        build(settings, Autoencoder, "autoencoder")
+
+
 def test_a_class_is_located_without_making_one():
     assert locate("microdit.masking.deferred.Deferred", TokenPath) is Deferred
-
-
-def test_keyword_names_are_those_of_the_signature_or_any():
-    def some(first, *rest, second=1):
-        """Takes two by name."""
-
-    assert keyword_names(some) == ["first", "second"]
-    assert keyword_names(lambda **anything: anything) is None
-
-
-def some_settings(
-    steps: Annotated[int, Limits(1, 10)] = 1,
-    rate: float | None = None,
-    pair: tuple[float, float] = (0, 1),
-    names: Sequence[str] = (),
-    how: Literal["fast", "well"] = "fast",
-    inner: Annotated[Mapping[str, float], Limits(0, 1)] | None = None,
-    later: PixelAutoencoder | None = None,
-) -> None:
-    """Takes what settings hold."""
-
-
-@pytest.mark.parametrize(
-    "meant",
-    [
-        {"steps": 10, "rate": 1, "pair": [0, 0.5], "names": ["a"], "how": "well", "inner": {"a": 1.5}},
-        {"rate": None, "pair": (1, 2), "names": [], "inner": None},
-        {"rate": -1e30},
-    ],
-)
-def test_values_of_the_kinds_that_annotations_ask_for_are_meant(meant):
-    check_arguments(some_settings, meant, "here")
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({"steps": 0}, "here.steps must be a whole number from 1 to 10, got 0"),
-        ({"steps": 1.0}, "here.steps must be a whole number from 1 to 10, got 1.0"),
-        ({"steps": True}, "here.steps must be a whole number from 1 to 10, got True"),
-        ({"rate": "1e-4"}, "here.rate must be a number or null, got '1e-4'"),
-        ({"rate": float("nan")}, "here.rate must be a number or null, got nan"),
-        ({"rate": 10**400}, "here.rate must be a number or null, got 1000"),
-        ({"pair": [1]}, "here.pair must be a list whose values are each a number, got [1]"),
-        ({"names": "abc"}, "here.names must be a list whose values are each a text, got 'abc'"),
-        ({"how": "badly"}, "here.how must be fast or well, got 'badly'"),
-        ({"inner": {"a": "b"}}, "here.inner must be settings by name from 0 to 1 or null, got {'a': 'b'}"),
-        ({"inner": {1: 2}}, "here.inner must be settings by name"),
-        ({"inner": {"a": 1, "b": 2}}, "here.inner must be settings by name from 0 to 1 or null"),
-        ([1], "here must be settings by name, got [1]"),
-    ],
-)
-def test_values_of_other_kinds_are_refused_by_name(given, told):
-    with pytest.raises(SettingsError) as caught:
-        check_arguments(some_settings, given, "here")
-    assert told in str(caught.value)

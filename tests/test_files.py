@@ -4,8 +4,6 @@ import json
 import multiprocessing
 import os
 import random
-from dataclasses import dataclass
-from typing import TypedDict
 
 import pytest
 import yaml
@@ -15,7 +13,6 @@ from hypothesis import strategies as st
 from microdit.files import (
     DamagedFileError,
     InUseError,
-    check_kind,
     new_folder,
     only_writer,
     read_json,
@@ -28,20 +25,6 @@ from microdit.files import (
 from microdit.runs.metrics import read_rows
 
 CONTENT = {"seed": 3, "model": {"dim": 64, "ratios": [0.5, 1.0]}, "name": "a run, 50 % [of] it", "none": None}
-
-
-class Part(TypedDict, total=False):
-    ratio: float
-    names: list[str]
-
-
-@dataclass
-class Whole:
-    count: int
-    parts: dict[str, Part | str]
-    note: str | None = None
-
-
 FORMATS = {"a.json": (write_json, read_json), "a.yaml": (write_yaml, read_yaml)}
 
 
@@ -100,6 +83,7 @@ def test_whatever_was_written_is_read(tmp_path_factory, content):
         "a: !!set {b}",
         "a: 1:1:1:1",
         "a: !!int ''",
+        f"a: 0x{'F' * 5_000}",
         "a0: &a0 {b: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60)),
         "- 1\n- 2\n",
         "\x00\x01",
@@ -115,6 +99,7 @@ def test_whatever_was_written_is_read(tmp_path_factory, content):
         "set",
         "sixty",
         "int",
+        "digits",
         "merges",
         "list",
         "binary",
@@ -199,31 +184,3 @@ def test_json_that_is_nested_more_deeply_than_settings_is_named(tmp_path, depth)
     (tmp_path / "a.json").write_text('{"a":' * depth + "1" + "}" * depth)
     with pytest.raises(DamagedFileError, match="nested"):
         read_json(tmp_path / "a.json", "")
-
-
-@pytest.mark.parametrize("parts", [{}, {"a": "b"}, {"a": {"ratio": 1, "names": ["b"]}, "c": {}}])
-def test_what_is_of_its_kind_passes(parts):
-    check_kind({"count": 1, "parts": parts, "note": None}, Whole, "a.json")
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ([], "a.json is a list and should be names with values"),
-        ({"count": 1}, "a.json lacks parts"),
-        ({"count": 1, "parts": {}, "nots": ""}, "did you mean 'note'"),
-        ({"count": True, "parts": {}}, "a.json: count is yes or no and should be a whole number"),
-        ({"count": 1.0, "parts": {}}, "a.json: count is a number and should be a whole number"),
-        (
-            {"count": 1, "parts": {"a": 3}},
-            "a.json: parts.a is a whole number and should be names with values or a text",
-        ),
-        (
-            {"count": 1, "parts": {"a": {"names": ["b", None]}}},
-            "a.json: parts.a.names.1 is nothing and should be a text",
-        ),
-    ],
-)
-def test_what_is_of_another_kind_is_named_with_its_place(content, told):
-    with pytest.raises(ValueError, match=told):
-        check_kind(content, Whole, "a.json")

@@ -11,14 +11,12 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypeVar
 
 import yaml
 
-from microdit.build import SettingsError, check_names
+from microdit.kinds import SettingsError, check_kind
 
 Described = TypeVar("Described")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,7 +26,7 @@ CHECKSUM = "crc32"
 SEALED = "# Written by microdit; its checksum is the last line."
 LAST_LINE = re.compile(rf"^# {CHECKSUM} ([0-9a-f]{{8}})$\n?\Z", re.MULTILINE)
 BY_HAND = "if you changed it yourself, remove"
-DEEPEST = 60
+DEEPEST, MOST_DIGITS = 60, 1000
 MOST_CHARACTERS = 4 * LARGEST_SETTINGS  # once every alias stands for what it repeats; a value is one at least
 
 
@@ -207,7 +205,7 @@ def read_described(path: Path, kind: type[Described], cure: str, largest: int = 
     lacking, unknown or of another kind."""
     content = read_json(path, cure, largest)
     try:
-        check_kind(content, kind, str(path))
+        check_kind(content, kind, f"{path}:")
     except SettingsError as error:
         raise DamagedFileError(f"{error}; {cure}") from error
     return kind(**content)
@@ -246,8 +244,8 @@ class PlainLoader(yaml.SafeLoader):
 
     def construct_scalar(self, node: Any) -> Any:
         value = super().construct_scalar(node)
-        if ":" in value and node.tag.rpartition(":")[2] in ("int", "float"):
-            raise ValueError("it holds a number to the base of sixty")
+        if (":" in value or len(value) > MOST_DIGITS) and node.tag.rpartition(":")[2] in ("int", "float"):
+            raise ValueError("it holds a number to the base of sixty, or of too many digits")
         return value
 
 
@@ -306,53 +304,3 @@ def characters_in(content: Any, counted: dict[int, int], depth: int = 0) -> int:
             total += characters_in(value, counted, depth + 1)
         counted[id(content)] = total
     return counted[id(content)]
-
-
-KINDS = {
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "yes or no",
-    NoneType: "nothing",
-    list: "a list",
-    dict: "names with values",
-}
-
-
-def check_kind(content: Any, kind: Any, where: str, place: str = "") -> None:
-    """Raises SettingsError that names the first place where what a file holds is not of `kind`: plain types, and lists,
-    dictionaries and unions of them, as annotations write them. A dataclass or TypedDict stands for the names it has."""
-    if kind in (Any, object):
-        return
-    choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    found = next((one for one in choices if type(content) in outwardly(one)), None)
-    named = f"{where}: {place[1:]}" if place else where
-    if found is None:
-        wanted = " or ".join(dict.fromkeys(KINDS[outwardly(one)[0]] for one in choices))
-        raise SettingsError(f"{named} is {KINDS[type(content)]} and should be {wanted}")
-    if isinstance(content, list):
-        for number, inner in enumerate(content):
-            check_kind(inner, get_args(found)[0], where, f"{place}.{number}")
-    elif isinstance(content, dict) and get_origin(found) is dict:
-        for name, inner in content.items():
-            check_kind(inner, get_args(found)[1], where, f"{place}.{name}")
-    elif isinstance(content, dict):
-        hints = get_type_hints(found)
-        check_names(map(str, content), hints, named)
-        if lacking := [name for name in needed(found) if name not in content]:
-            raise SettingsError(f"{named} lacks {', '.join(lacking)}")
-        for name, inner in content.items():
-            check_kind(inner, hints[name], where, f"{place}.{name}")
-
-
-def outwardly(kind: Any) -> tuple[type, ...]:
-    """The types of what is read from JSON or YAML for an annotation, whatever is inside; the usual one first."""
-    plain = dict if is_typeddict(kind) or is_dataclass(kind) else get_origin(kind) or kind
-    return (float, int) if plain is float else (plain,)
-
-
-def needed(kind: Any) -> list[str]:
-    """The names that a dataclass or TypedDict cannot do without."""
-    if not is_dataclass(kind):
-        return sorted(kind.__required_keys__)
-    return [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]

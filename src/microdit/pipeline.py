@@ -14,16 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from microdit.build import (
-    OneOf,
-    Positive,
-    SettingsError,
-    build,
-    check_arguments,
-    check_names,
-    keyword_names,
-    told_with,
-)
+from microdit.build import build
 from microdit.checkpoints.export import read_weights, write_weights
 from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, load_weights, network_weights
 from microdit.checkpoints.released import (
@@ -36,6 +27,7 @@ from microdit.checkpoints.released import (
 )
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.files import read_json, write_json
+from microdit.kinds import OneOf, Positive, SettingsError, check_arguments, check_kind, check_names, kinds_of, told_with
 from microdit.masking.token_path import TokenPath
 from microdit.model.dit import DiT
 from microdit.model.sizes import layerwise_scaled_dit
@@ -51,6 +43,7 @@ from microdit.sampling.settings import GuidanceInterval, SamplerName, SamplingSe
 GIVEN_HERE = ("in_channels", "caption_channels", "token_path", "use_patch_mixer", "qkv_multipliers", "ffn_multipliers")
 OF_THE_RUN = ("input_size", "pos_interp_scale")
 PRECISIONS = ("fp32", "bf16")
+Precision = Annotated[str, OneOf(PRECISIONS)]
 WEIGHTS_FILE = "weights.safetensors"
 PIPELINE_CURE = "train.py resume=THE_RUN writes a run's anew, LatentDiffusion.save a saved folder's"
 
@@ -113,7 +106,7 @@ class LatentDiffusion(nn.Module):
         sampler: SamplerName | None = None,
         guidance_interval: GuidanceInterval | None = None,
         temperature: Positive | None = None,
-        precision: Annotated[str, OneOf(PRECISIONS)] | None = None,
+        precision: Precision | None = None,
         batch_size: int = 64,
         return_latents: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -150,8 +143,7 @@ class LatentDiffusion(nn.Module):
                 "temperature": temperature,
             }
         )
-        if precision not in (None, *PRECISIONS):
-            raise ValueError(f"there is no precision '{precision}'; choose from {', '.join(PRECISIONS)}")
+        check_kind(precision, Precision | None, "precision")
         if batch_size < 1:
             raise ValueError(f"batch_size is how many pictures are drawn at once: 1 or more, got {batch_size}")
         self.load_encoders(captions_only=return_latents)
@@ -362,11 +354,11 @@ def build_pipeline(settings: dict[str, Any], device: str | None = None) -> Laten
     nothing is allocated for it.
     """
     check_parts(settings)
-    autoencoder = build(settings["autoencoder"], Autoencoder)
-    text_encoder = build(settings["text_encoder"], TextEncoder)
+    autoencoder = build(settings["autoencoder"], Autoencoder, "autoencoder")
+    text_encoder = build(settings["text_encoder"], TextEncoder, "text_encoder")
     with nullcontext() if device is None else torch.device(device):
         dit = build_network(settings["model"], settings["token_path"], autoencoder.channels, text_encoder.channels)
-    objective = build({"sigma_data": autoencoder.sigma_data, **settings["objective"]}, Objective)
+    objective = build({"sigma_data": autoencoder.sigma_data, **settings["objective"]}, Objective, "objective")
     sampling = SamplingSettings().told(settings.get("sampling", {}))
     return LatentDiffusion(dit, autoencoder, text_encoder, objective, settings, sampling)
 
@@ -383,7 +375,7 @@ def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels
 
     Raises SettingsError for a setting it does not know.
     """
-    path = build(token_path, TokenPath)
+    path = build(token_path, TokenPath, "token_path")
     check_model(model)
     return layerwise_scaled_dit(
         **model,
@@ -409,8 +401,8 @@ def sampling_of(run: Path) -> SamplingSettings:
 
 def check_model(model: Mapping[str, Any]) -> None:
     """Raises SettingsError where `model` is not what a network is made of, beside what encoders and run give."""
-    known = {*(keyword_names(DiT) or ()), "attention_ratios", "ffn_ratios"}
-    check_names(model, known - {*GIVEN_HERE, "self"}, where="model")
+    known = {*kinds_of(DiT), "attention_ratios", "ffn_ratios"}
+    check_names(model, known - {*GIVEN_HERE}, where="model")
     ratios = {name: value for name, value in model.items() if name in ("attention_ratios", "ffn_ratios")}
     check_arguments(layerwise_scaled_dit, ratios, "model", ["depth"])
     rest = {name: value for name, value in model.items() if name not in ratios}

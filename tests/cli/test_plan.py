@@ -48,7 +48,7 @@ def test_the_papers_four_stages_cost_its_days_and_dollars(xl):
 def test_a_plan_of_an_impossible_utilisation_is_refused():
     ended = run_script("plan.py", "hardware.mfu=1.9")
     assert ended.returncode == 1
-    assert "hardware.mfu is a share of the peak" in ended.stderr
+    assert "hardware.mfu must be a number from 0.0001 to 1, got 1.9" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -72,7 +72,7 @@ def test_a_sweep_that_is_typed_again_makes_only_what_is_not_finished(swept, path
         ("trainer.max_step=3", ["max_step", "did you mean 'max_steps'", "checkpoint_every_n_steps"]),
         ("+trainer.max_step=3", ["max_step", "did you mean 'max_steps'"]),
         ("maskratio=p75", ["maskratio", "mask_ratio"]),
-        ("mask_ratio.share=1.5", ["mask_ratio: ", "share must be a number from 0 to 0.9999, got 1.5"]),
+        ("mask_ratio.share=1.5", ["mask_ratio.share must be a number from 0 to 0.9999, got 1.5"]),
     ],
 )
 def test_a_typo_stops_at_once_and_lists_what_there_is(paths, argument, told):

@@ -113,7 +113,7 @@ def test_a_pipeline_names_nothing_that_nobody_trusts(tmp_path, monkeypatch):
     part = {"_target_": "evil.X"}
     settings = dict.fromkeys(("token_path", "objective", "autoencoder", "text_encoder"), part)
     (tmp_path / "run" / "pipeline.json").write_text(json.dumps({"model": {}, **settings}))
-    with pytest.raises(SettingsError, match=r"pipeline\.json: _target_ evil\.X is not of microdit"):
+    with pytest.raises(SettingsError, match=r"pipeline\.json: autoencoder: _target_ evil\.X is not of microdit"):
         LatentDiffusion.load(tmp_path / "run")
     assert not (tmp_path / "made").exists()
 
@@ -264,9 +264,15 @@ def test_no_logger_makes_a_folder_elsewhere_or_of_a_secret(name):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"domains": ["../../elsewhere"]}, "domains knows real and synthetic"),
-        ({"counts": {"../train": 5}}, "the splits are train and validation"),
-        ({"counts": {"train": 10**12}}, "of 1 to 100,000,000 scenes"),
+        ({"domains": ["../../elsewhere"]}, r"data_mix\.embedded\.domains\.0 must be real or synthetic, got"),
+        (
+            {"counts": {"../train": 5}},
+            r"data_mix\.embedded\.counts has no setting '\.\./train'.* It knows: train, val",
+        ),
+        (
+            {"counts": {"train": 10**12}},
+            r"data_mix\.embedded\.counts\.train must be a whole .* to 100,000,000, got 1000",
+        ),
         ({"processes": 100_000}, "processes=100000: from 1 to"),
     ],
 )

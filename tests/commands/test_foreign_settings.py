@@ -1,16 +1,15 @@
 """Settings of a run from elsewhere may hold anything anywhere: they are meant, or refused in a sentence of ours that
 names the file, before anything is made."""
 
-import copy
-import math
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anything import OTHERS, places, replaced
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -23,37 +22,10 @@ from microdit.training.run import network_settings
 
 CASES = int(os.environ.get("MICRODIT_DAMAGES", "160"))
 """How many settings are replaced; MICRODIT_DAMAGES=20000 tries all of them."""
-OTHERS: list[Any] = [
-    *(None, True, "x", "", "12", "\u0000", [], [1], {}, {"a": 1}, [None], [[]], [{}], {"_target_": "x"}),
-    *(0, -1, 1, 3, 10**6, 10**9, 10**30, 10**400, 0.5, -0.5, 1e300, 1e-300, math.nan, math.inf),
-]
-
-
-def places(settings: Any, above: tuple = ()) -> Iterator[tuple]:
-    """Where values lie in nested settings, groups and lists among them."""
-    names = settings if isinstance(settings, dict) else range(len(settings)) if isinstance(settings, list) else ()
-    for name in names:
-        yield (*above, name)
-        yield from places(settings[name], (*above, name))
-
-
-def replaced(settings: dict, place: tuple, value: Any) -> dict:
-    changed = copy.deepcopy(settings)
-    inner = changed
-    for name in place[:-1]:
-        inner = inner[name]
-    if value is DELETED:
-        del inner[place[-1]]
-    else:
-        inner[place[-1]] = copy.deepcopy(value)
-    return changed
-
-
-DELETED = object()
 
 
 def some_of(settings: dict) -> list[tuple[tuple, Any]]:
-    every = [(place, value) for place in places(settings) for value in (*OTHERS, DELETED)]
+    every = [(place, value) for place in places(settings) for value in OTHERS]
     return random.Random(20).sample(every, min(CASES, len(every)))
 
 

@@ -3,10 +3,11 @@
 import pytest
 from compositions import CONF, plain
 
-from microdit.build import build, keyword_names
+from microdit.build import build
 from microdit.commands.evaluate import evaluate
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.subject import checked_sampling
+from microdit.kinds import kinds_of
 from microdit.sampling.settings import SamplingSettings
 
 METRICS = sorted(path.stem for path in (CONF / "metrics").glob("*.yaml"))
@@ -17,7 +18,7 @@ def compose(*overrides: str) -> dict:
 
 
 def test_its_keys_are_the_arguments_of_evaluate():
-    assert {*compose(), "console"} == {*(keyword_names(evaluate) or ()), "trust"}
+    assert {*compose(), "console"} == {*(kinds_of(evaluate)), "trust"}
 
 
 def test_its_sampling_is_what_generate_takes():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from microdit.build import SettingsError
+from microdit.kinds import SettingsError, check_arguments
 from microdit.masking.ratio import ConstantMaskRatio, FallingMaskRatio
 
 
@@ -20,7 +20,7 @@ def test_a_falling_ratio_goes_from_first_to_last_in_levels():
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 1.5])
 def test_a_ratio_outside_its_range_is_refused_at_once(share):
-    with pytest.raises(SettingsError, match=r"\[0, 1\)"):
-        ConstantMaskRatio(share)
-    with pytest.raises(SettingsError, match=r"\[0, 1\)"):
-        FallingMaskRatio(first=share, last=0.0, levels=4)
+    with pytest.raises(SettingsError, match=r"mask_ratio\.share must be a number from 0 to 0\.9999"):
+        check_arguments(ConstantMaskRatio, {"share": share}, "mask_ratio")
+    with pytest.raises(SettingsError, match=r"mask_ratio\.first must be a number from 0 to 0\.9999"):
+        check_arguments(FallingMaskRatio, {"first": share, "last": 0.0, "levels": 4}, "mask_ratio")

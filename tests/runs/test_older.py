@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from anything import DELETED, OTHERS, places, replaced
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from microdit.checkpoints.export import export_weights
 from microdit.checkpoints.reading import read_checkpoint
 from microdit.commands.compose import changed_values
 from microdit.commands.train import launch
+from microdit.kinds import SettingsError
 from microdit.pipeline import LatentDiffusion
 from microdit.reports.results import read_run
 from microdit.runs.differences import settings_of
@@ -96,3 +98,35 @@ def test_what_is_of_today_stays_as_it_is(run):
     assert pipeline["token_path"] == {"_target_": "microdit.masking.naive.Naive"}
     assert pipeline["objective"] == {"_target_": "microdit.objectives.edm.EDM", "sigma_data": 0.8}
     assert todays_pipeline(pipeline) == pipeline
+
+
+@pytest.mark.parametrize("name", ["adamw_before_the_house.yaml", "before_the_house/config.yaml"])
+def test_older_settings_with_anything_anywhere_are_put_in_todays_names_or_refused(name):
+    saved = yaml.safe_load((HERE / name).read_text())
+    refused = 0
+    for place, value in ((place, value) for place in places(saved) for value in OTHERS):
+        try:
+            settings_of(todays_config(replaced(saved, place, value)))
+        except SettingsError:
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"{place}: {value!r}"[:200]) from error
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (("choices",), ["a"], r"choices must be settings by name, got \['a'\]"),
+        (("optimizer", "eps"), DELETED, "optimizer also needs: eps"),
+        (("optimizer", "matrix_step"), "x", "optimizer.matrix_step must be a number or null, got 'x'"),
+        (("optimizer", "matrix_momentum"), None, "optimizer.matrix_momentum must be a number, got None"),
+        (("resolution_stage", "learning_rate"), [], r"resolution_stage.learning_rate must be a number, got \[\]"),
+    ],
+)
+def test_what_cannot_be_put_in_todays_names_is_told_with_its_place(run, place, value, told):
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(replaced(saved, place, value)))
+    with pytest.raises(SettingsError, match=rf"config\.yaml: {told}"):
+        read_config(run)
+    assert read_run(run)["status"] == "unreadable"

@@ -157,7 +157,7 @@ def test_any_optimizer_of_torch_is_named_and_kinds_differ_where_they_are_told_to
         ({"_target_": "microdit.model.dit.DiT"}, "does not make a Optimizer"),
         ({"beta": 0.9}, "has no setting 'beta'; did you mean 'betas'"),
         ({"kinds": {"matrix": {"lr": 1.0}}}, "optimizer.kinds has no kind .matrix.. It knows: matrices: "),
-        ({"kinds": {"matrices": 0.1}}, "each kind holds arguments"),
+        ({"kinds": {"matrices": 0.1}}, "^optimizer.kinds.matrices must be settings by name, got 0.1"),
     ],
 )
 def test_an_optimizer_that_cannot_be_meant_is_refused_before_there_is_a_network(changed, said):
@@ -195,12 +195,15 @@ def test_matrices_turned_together_move_as_each_by_itself(monkeypatch):
             "matrices has no setting 'momentun'; did you mean 'mom",
         ),
         ({"kinds": {"norms": {"lr": 1.0}}}, "no kind 'norms'.*norms_and_biases: all that is no matrix"),
-        ({"betas": 0.9}, "betas must be a list .*got 0.9"),
-        ({"weight_decay": "lots"}, "weight_decay must be a number, got .lots"),
+        ({"betas": 0.9}, "^optimizer.betas must be a list .*got 0.9"),
+        ({"weight_decay": "lots"}, "^optimizer.weight_decay must be a number, got .lots"),
         ({"lr": -1.0}, "cannot be made of .*Invalid learning rate"),
-        ({"kinds": {"matrices": {"lr": "x"}}}, "matrices.lr cannot be"),
-        ({"kinds": {"matrices": {"momentum": "x"}}}, "matrices.momentum cannot be"),
-        ({"kinds": 3}, "each kind holds arguments"),
+        ({"kinds": {"matrices": {"lr": "x"}}}, "^optimizer.kinds.matrices.lr must be a number, got 'x'"),
+        (
+            {"kinds": {"matrices": {"momentum": "x"}}},
+            "^optimizer.kinds.matrices.momentum must be a number or .* got 'x'",
+        ),
+        ({"kinds": 3}, "^optimizer.kinds must be settings by name or null, got 3"),
         ({"kinds": {"matrices": {"params": 3}}}, "matrices has no setting 'params'"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from microdit.build import SettingsError
+from microdit.kinds import SettingsError, check_arguments
 from microdit.training.schedules import Constant, Cosine, WarmupStableDecay
 
 
@@ -28,5 +28,5 @@ def test_warm_up_stable_decay_is_at_the_peak_until_its_last_part_and_then_falls_
 
 @pytest.mark.parametrize("share", [0.0, -0.2, 1.1])
 def test_a_decay_of_no_steps_or_of_more_than_all_is_refused(share):
-    with pytest.raises(SettingsError, match="decay_share"):
-        WarmupStableDecay(10, decay_share=share, final_factor=0.1)
+    with pytest.raises(SettingsError, match=r"schedule\.decay_share must be a number from 0\.0001 to 1"):
+        check_arguments(WarmupStableDecay, {"warmup_steps": 10, "decay_share": share, "final_factor": 0.1}, "schedule")

@@ -5,9 +5,10 @@ A checkpoint is one file (one process, or DDP) or a folder that many processes w
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,39 +16,61 @@ from torch import Tensor, nn
 from microdit.checkpoints.archive import check_torch_file
 from microdit.checkpoints.sharded import METADATA_FILE, as_lightning_states, damaged_files, read_tensors
 from microdit.files import is_refusal, read_json, size_of_file
+from microdit.kinds import Limits, check_kind
 from microdit.runs.folder import CHECKPOINTS, SHARDED_MARK, checkpoint_step, checkpoints_of
 
 MOST_TIMES = 4
+
+# What is read here, or by a run that goes on, of a checkpoint's plain values: the kinds of what there is of these.
+Progress = TypedDict("Progress", {"total": dict[str, int], "current": dict[str, int], "**": Any})
+FitLoop = TypedDict("FitLoop", {"epoch_loop.batch_progress": Progress, "**": Any})
+Loops = TypedDict("Loops", {"fit_loop": FitLoop, "**": Any})
+Optimizer = TypedDict("Optimizer", {"state": dict[int, dict[str, Any]], "param_groups": list[Any], "**": Any})
+Rates = TypedDict("Rates", {"last_epoch": int, "lr_lambdas": list[Any], "**": Any})
+PLAIN: dict[str, Any] = {
+    **{"global_step": int, "loops": Loops, "callbacks": dict[str, dict[str, Any]], "metadata": dict[str, Any]},
+    **{"optimizer_states": Annotated[list[Optimizer], Limits(1, 1)], "optimizer_groups": list[dict[str, Any]]},
+    **{"lr_schedulers": Annotated[list[Rates], Limits(1, 1)], "parameter_names": list[str]},
+}
+TO_GO_ON = ("global_step", "loops", "callbacks", "state_dict", "optimizer_states", "lr_schedulers", "parameter_names")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, unreadable, or of another network."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     """The content of a checkpoint, tensors and plain values only: nothing in it can run code.
 
-    Raises CheckpointError for one that is missing or damaged, which names the one before it.
+    Raises CheckpointError for one that is missing or damaged, or holds nothing under a name that is `needed`, which
+    names the one before it.
     """
     verify_checkpoint(path)
-    try:
+    with told_as_unreadable(path):
         if not path.is_dir():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             check_tensors(content)
-            return plain_content(content, path)
-        rest = torch.load(path / SHARDED_MARK, map_location="cpu", weights_only=True)
+            return plain_content(content, path, needed)
+        rest = read_rest(path, needed)
         groups = rest.pop("optimizer_groups")
         module, optimizer = as_lightning_states(read_tensors(path), rest["parameter_names"], groups)
         return {**rest, "state_dict": module, "optimizer_states": [optimizer]}
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for what it cannot read
-        if is_refusal(error):
-            raise
-        raise unreadable(path, error) from error
+
+
+def read_rest(path: Path, needed: Collection[str]) -> dict[str, Any]:
+    """What a checkpoint in parts holds beside its tensors. CheckpointError where it has another form, or lacks what is
+    `needed`."""
+    with told_as_unreadable(path):
+        rest = torch.load(path / SHARDED_MARK, map_location="cpu", weights_only=True)
+        beside = {*needed, "parameter_names", "optimizer_groups"} - {"state_dict", "optimizer_states"}
+        return plain_content(rest, path / SHARDED_MARK, beside)
 
 
 def verify_checkpoint(path: Path) -> None:
     """Raises CheckpointError when a byte is not what was written, which names the checkpoint and the one before it."""
-    try:
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    with told_as_unreadable(path):
         if path.is_dir():
             damaged = damaged_files(path)
             if not damaged:
@@ -57,22 +80,33 @@ def verify_checkpoint(path: Path) -> None:
             check_torch_file(path)
             with zipfile.ZipFile(path) as archive:  # torch's files are zip archives with a CRC-32 of every member
                 damaged = [name] if (name := archive.testzip()) else []
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}") from error
-    except Exception as error:  # what zipfile raises for a damaged header depends on which byte it is
-        if is_refusal(error):
-            raise
-        raise unreadable(path, error) from error
     if damaged:
         raise unreadable(path, f"the checksum of {', '.join(damaged)} is not what was written")
 
 
-def plain_content(content: Any, path: Path) -> dict[str, Any]:
+@contextmanager
+def told_as_unreadable(path: Path) -> Iterator[None]:
+    """While the block reads a checkpoint, what is wrong with it is a CheckpointError; refusals of the system stay."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch and zipfile raise RuntimeError, UnpicklingError, EOFError, ... for any damage
+        if is_refusal(error):
+            raise
+        raise unreadable(path, error) from error
+
+
+def plain_content(content: Any, path: Path, needed: Collection[str]) -> dict[str, Any]:
     """A checkpoint's dictionary, its state_dict among it, as plain dictionaries. ValueError where it has another form,
-    or its tensors together are larger than the file."""
+    lacks what is `needed`, or its tensors together are larger than the file."""
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__} and no checkpoint")
     content = dict(dict.items(content))
+    if lacking := [name for name in needed if name not in content]:
+        raise ValueError(f"it holds no {', '.join(lacking)}")
+    for name in PLAIN.keys() & content.keys():
+        check_kind(content[name], PLAIN[name], name)
     if "state_dict" in content:
         state = content["state_dict"]
         if not isinstance(state, dict) or not all(
@@ -83,8 +117,6 @@ def plain_content(content: Any, path: Path) -> dict[str, Any]:
         # Tensors may share what lies in the file, as an average that has not begun does, but not all of them one thing.
         if sum(value.nbytes for value in content["state_dict"].values()) > MOST_TIMES * path.stat().st_size:
             raise ValueError("its tensors are larger than the file")
-    if not isinstance(content.get("metadata", {}), dict):
-        raise ValueError("its metadata is no dictionary")
     return content
 
 
@@ -120,10 +152,8 @@ def checkpoint_metadata(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: config, step, samples seen, where its data goes on, library versions."""
     if not path.is_dir():
         return read_checkpoint(path).get("metadata", {})
-    try:
+    with told_as_unreadable(path):
         return read_json(path / METADATA_FILE, "take another checkpoint")
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
 
 
 def latest_checkpoint(run: Path) -> Path:
@@ -147,12 +177,8 @@ def network_weights(path: Path, weights: str) -> dict[str, Tensor]:
         raise CheckpointError(f'weights must be "ema" or "raw", got "{weights}"')
     if path.is_dir():
         verify_checkpoint(path)
-        try:
+        with told_as_unreadable(path):
             tensors = read_tensors(path, lambda name: name.startswith("state_dict."))
-        except Exception as error:  # as read_checkpoint
-            if is_refusal(error):
-                raise
-            raise unreadable(path, error) from error
         state, _ = as_lightning_states(tensors, [], [])
     else:
         content = read_checkpoint(path)

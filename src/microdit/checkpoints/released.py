@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microdit.build import SettingsError
 from microdit.checkpoints.archive import check_torch_file
 from microdit.checkpoints.export import read_weights
 from microdit.checkpoints.reading import CheckpointError, check_numbers, check_tensors, load_weights, told
 from microdit.files import is_refusal, size_of_file
+from microdit.kinds import SettingsError
 from microdit.model.sizes import RELEASED, TINY, XL, layerwise_scaled_dit
 
 # Arguments of layerwise_scaled_dit; what else it needs is in the file.

@@ -74,10 +74,13 @@ def load_initial_weights(network: DiT, init_from: str, weights: str) -> None:
 
 
 def initial_optimizer(init_from: str) -> OptimizerStates:
-    """The optimizer's state of what `init_from` names, by the names of the parameters."""
+    """The optimizer's state of what `init_from` names, by parameters' names. CheckpointError where there is none."""
     path = initial_checkpoint(init_from)
     if is_released(path):
         raise CheckpointError(f"{path} holds weights alone: set init_optimizer=false, or start from a run's checkpoint")
     content = read_checkpoint(path)
-    states = content["optimizer_states"][0]["state"]
-    return {name: states[number] for number, name in enumerate(content["parameter_names"]) if number in states}
+    states = content["optimizer_states"][0]["state"] if "optimizer_states" in content else {}
+    found = {name: states[number] for number, name in enumerate(content.get("parameter_names", ())) if number in states}
+    if not found or not all(isinstance(value, Tensor) for state in found.values() for value in state.values()):
+        raise CheckpointError(f"{path} holds no optimizer's state of tensors: set init_optimizer=false")
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from microdit.checkpoints.reading import read_checkpoint
+from microdit.checkpoints.reading import TO_GO_ON, read_checkpoint
 from microdit.files import partial_name
 
 
@@ -38,7 +38,7 @@ class CheckpointFiles(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """The content, read safely, also of a checkpoint that FSDP wrote."""
-        return read_checkpoint(Path(path))
+        return read_checkpoint(Path(path), TO_GO_ON)
 
     def remove_checkpoint(self, path: Any) -> None:
         discard(Path(path))

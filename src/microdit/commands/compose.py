@@ -20,19 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 
-from microdit.build import (
-    ArgumentsOf,
-    Limits,
-    SettingsError,
-    check_arguments,
-    check_names,
-    fits,
-    shown,
-    told_with,
-    trust,
-)
+from microdit.build import trust
 from microdit.commands.messages import errors, failed_jobs, is_ours, run_told, tell_and_exit
 from microdit.files import InUseError, new_folder, read_yaml
+from microdit.kinds import ArgumentsOf, Limits, SettingsError, check_arguments, check_kind, check_names, told_with
 from microdit.runs.differences import flat
 from microdit.runs.folder import CONFIG_FILE, RESULT_FILE, STAGES_FILE, read_config, refuse_links, run_to_resume
 from microdit.runs.older import todays_config
@@ -268,12 +259,13 @@ def check_saved(saved: Mapping[str, Any], file: Path) -> None:
     from microdit.training.settings import training_settings  # Lightning, which other commands do without
 
     with told_with(file):
-        config, chosen = {name: value for name, value in saved.items() if name != "choices"}, saved.get("choices")
-        if not fits(chosen, Mapping[str, str], "choices") or not {"autoencoder", "text_encoder"} <= {*(chosen or ())}:
-            raise SettingsError(f"choices must name files of conf/, the encoders' too, got {shown(chosen)}")
-        if any(".." in Path(name).parts for name in (chosen or {}).values()):  # data is kept in folders of these names
-            raise SettingsError(f"choices lead elsewhere: {shown(chosen)}")
-        training_settings(config, file.parent, dict(chosen or ()))
+        check_kind(saved.get("choices"), Mapping[str, str], "choices")
+        config, chosen = {name: value for name, value in saved.items() if name != "choices"}, saved["choices"]
+        if lacking := sorted({"autoencoder", "text_encoder"} - {*chosen}):
+            raise SettingsError(f"choices also needs: {', '.join(lacking)}")
+        if any(".." in Path(name).parts for name in chosen.values()):  # data is kept in folders of these names
+            raise SettingsError(f"choices lead elsewhere: {', '.join(chosen.values())}")
+        training_settings(config, file.parent, dict(chosen))
 
 
 def is_chain(config: DictConfig) -> bool:
@@ -309,14 +301,14 @@ def check_chain(content: Mapping[str, Any], file: Path) -> list[tuple[str, dict[
     `file`, for anything else."""
     with told_with(file):
         check_arguments(Chain, content, where="")
-    found = []
-    for stage in content["stages"]:
-        if Path(stage["name"]).name != stage["name"]:
-            raise SettingsError(f"{file}: {stage['name']} is no name of a stage's folder")
-        saved = todays_config({**stage["config"], "choices": stage["choices"]})
-        check_saved(saved, file)
-        found.append((stage["name"], saved))
-    return found
+        found = []
+        for stage in content["stages"]:
+            if Path(stage["name"]).name != stage["name"]:
+                raise SettingsError(f"{stage['name']} is no name of a stage's folder")
+            saved = todays_config({**stage["config"], "choices": stage["choices"]})
+            check_saved(saved, file)
+            found.append((stage["name"], saved))
+        return found
 
 
 def with_choices(config_name: str, changed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

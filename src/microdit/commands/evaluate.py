@@ -55,7 +55,7 @@ def evaluate(
     Raises SettingsError for settings that cannot be meant, CheckpointError and PicturesError for what cannot be read.
     """
     check_device(device)
-    built = {name: build(settings, Metric) for name, settings in metrics.items()}
+    built = {name: build(settings, Metric, f"metrics.{name}") for name, settings in metrics.items()}
     chosen = {name: value for name, value in sampling.items() if value is not None}
     if (checkpoint is None) == (pictures is None):
         raise SettingsError("name what to evaluate: either checkpoint=RUN or pictures=RUN/evaluation")

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from omegaconf import DictConfig
 
-from microdit.build import SettingsError
 from microdit.commands.compose import trusted
 from microdit.commands.messages import check_device, console, tell_places
 from microdit.grid import prompt_grid
 from microdit.kernels.compile import compile_network
+from microdit.kinds import SettingsError
 from microdit.pipeline import LatentDiffusion
 from microdit.pretrained import EMBEDDED
 from microdit.progress import progress_bar

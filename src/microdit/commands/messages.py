@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from microdit.build import SettingsError
+from microdit.kinds import SettingsError
 from microdit.progress import VisibleConsole, VisibleRecord
 
 # What is printed holds paths and other people's words: nothing in it is markup.

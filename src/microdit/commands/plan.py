@@ -4,18 +4,18 @@ dollars follow from them."""
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from microdit.build import SettingsError
 from microdit.commands.compose import choices, trusted, with_choices
 from microdit.commands.messages import console
 from microdit.cost.budget import step_costs, total_cost
 from microdit.cost.memory import DeviceMemory
 from microdit.distributed.hardware import divide_batch
+from microdit.kinds import Limits, Positive, SettingsError
 from microdit.pipeline import build_pipeline
 from microdit.training.fitting import fitted, memory_held
 from microdit.training.run import network_settings
@@ -37,17 +37,11 @@ IN_A_COLUMN = {
 class PlannedHardware:
     """Devices that reach `mfu`, a share in (0, 1], of `peak_tflops` each, what an hour of one costs, and its memory."""
 
-    devices: int
-    peak_tflops: float
-    mfu: float
+    devices: Annotated[int, Limits(1, 10**6)]
+    peak_tflops: Positive
+    mfu: Annotated[float, Limits(0.0001, 1)]
     dollars_per_device_hour: float
     device_memory_gib: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.devices < 1 or not self.peak_tflops > 0:
-            raise SettingsError("hardware.devices must be at least 1 and hardware.peak_tflops above 0")
-        if not 0 < self.mfu <= 1:
-            raise SettingsError(f"hardware.mfu is a share of the peak, in (0, 1]; got {self.mfu}")
 
     def hours(self, flops: float) -> float:
         """How long these FLOPs take."""

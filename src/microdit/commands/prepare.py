@@ -41,10 +41,10 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
     root = Path(settings["paths"]["data_root"])
     with progress_bar("prepare") as progress:
         if settings["source"].get("_target_") == EMBEDDED:
-            wanted = build(settings["source"], EmbeddedShapes)
+            wanted = build(settings["source"], EmbeddedShapes, "source")
             summaries = ensure_shapes(root, wanted, encoders, recipe, progress)
         else:
-            source = build(settings["source"], Source)
+            source = build(settings["source"], Source, "source")
             share, folder = settings["held_out"], root / settings["name"]
             parts = {"train": False, "validation": True} if share else {settings["split"]: False}
             summaries = [
@@ -61,8 +61,8 @@ def build_encoders(settings: Mapping[str, Any], autoencoder_name: str, text_enco
     device = settings["device"]
     check_device(device)
     return Encoders(
-        build(settings["autoencoder"], Autoencoder).eval().to(device),
-        build(settings["text_encoder"], TextEncoder).eval().to(device),
+        build(settings["autoencoder"], Autoencoder, "autoencoder").eval().to(device),
+        build(settings["text_encoder"], TextEncoder, "text_encoder").eval().to(device),
         autoencoder_name,
         text_encoder_name,
         device,

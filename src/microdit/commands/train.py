@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from microdit.build import SettingsError, told_with
 from microdit.commands.compose import Stage, composed, composed_stages, is_chain, output_folder, told_in_a_sweep
 from microdit.commands.messages import console, tell_places
 from microdit.commands.plan import show_plan
@@ -20,6 +19,7 @@ from microdit.cost.peak import matmul_flops_per_second
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank, is_rank_zero, peak_dtype
 from microdit.distributed.ranks import REQUEUE_CODE, PreemptedError, run_ranks
 from microdit.files import only_writer, read_json, write_yaml
+from microdit.kinds import SettingsError, told_with
 from microdit.runs.differences import differences, settings_of
 from microdit.runs.folder import (
     CHECKPOINTS,

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from microdit.build import SettingsError
 from microdit.cost.flops import kept_tokens, training_flops_per_image
+from microdit.kinds import SettingsError
 from microdit.masking.ratio import MaskRatio
 from microdit.pipeline import LatentDiffusion
 

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from microdit.build import Limits, Positive, SettingsError, Width, build
+from microdit.build import build
 from microdit.cost.equal import ratio_of_equal_parameters, size_of_equal_flops
 from microdit.cost.flops import forward_flops_per_image
 from microdit.encoders.protocols import Autoencoder, TextEncoder
+from microdit.kinds import Limits, Positive, Share, Width
 from microdit.model.blocks import attention_width
 from microdit.model.dit import DiT
 from microdit.pipeline import build_network
@@ -33,14 +34,8 @@ class VariationSettings:
     patch_mixer_depth: Factor = 1.0
     patch_mixer_width: Factor = 1.0
     layerwise_scaling: bool = True
-    equal_flops_mask_ratio: float | None = None
+    equal_flops_mask_ratio: Share | None = None
     learning_rate: Positive = 1.0
-
-    def __post_init__(self) -> None:
-        if self.equal_flops_mask_ratio is not None and not 0 <= self.equal_flops_mask_ratio < 1:
-            raise SettingsError(
-                f"variation.equal_flops_mask_ratio must be in [0, 1) or null, got {self.equal_flops_mask_ratio}"
-            )
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from microdit.build import Images, Limits, SettingsError, Steps
 from microdit.checkpoints.writing import CheckpointFiles
 from microdit.distributed.sharded_strategy import ShardedStrategy
+from microdit.kinds import Images, Limits, Positive, SettingsError, Steps
 
 MOST_PROCESSES_A_CORE = 8
 
@@ -34,39 +34,27 @@ class TrainerSettings:
     accelerator: Literal["cpu", "gpu", "cuda", "mps", "auto"]
     nodes: Annotated[int, Limits(1, 100_000)]
     devices: Annotated[int, Limits(1, 10**6)]
-    strategy: str
+    strategy: Literal["ddp", "fsdp"]
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
     max_steps: Steps
-    max_flops: float | None
+    max_flops: Positive | None
     device_batch_size: Images | None
     compile: bool | None
-    gradient_compression: str | None
-    max_skipped_steps: int
+    gradient_compression: Literal["bf16"] | None
+    max_skipped_steps: Annotated[int, Limits(0, 10**9)]
     collective_timeout_minutes: Annotated[float, Limits(0.01, 100_000)]
     log_every_n_steps: Steps
     validate_every_n_steps: Steps
     validation_batch_size: Images
     checkpoint_every_n_steps: Steps
-    keep_checkpoints: int
+    keep_checkpoints: Annotated[int, Limits(1, 10**9)]  # without any, a run cannot resume
     keep_every_n_steps: Steps | None
-    peak_tflops: float | None
+    peak_tflops: Positive | None
     dollars_per_device_hour: float
     activation_checkpointing: bool = False
     cuda_graphs: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_flops", "peak_tflops"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingsError(f"trainer.{name} must be above 0 or null, got {value}")
-        if self.keep_checkpoints < 1:
-            raise SettingsError("trainer.keep_checkpoints must be at least 1: a run without checkpoints cannot resume")
-        if self.max_skipped_steps < 0:
-            raise SettingsError(f"trainer.max_skipped_steps must not be negative, got {self.max_skipped_steps}")
-        if self.strategy not in ("ddp", "fsdp"):
-            raise SettingsError(f'trainer.strategy must be "ddp" or "fsdp", got "{self.strategy}"')
-        if self.gradient_compression not in (None, "bf16"):
-            raise SettingsError(f'trainer.gradient_compression must be "bf16" or null, got {self.gradient_compression}')
         if self.gradient_compression and (self.strategy != "ddp" or self.world_size == 1):
             raise SettingsError(
                 "trainer.gradient_compression works between several devices with trainer.strategy=ddp; set it to null"

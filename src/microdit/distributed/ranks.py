@@ -25,8 +25,8 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from microdit.build import SettingsError
 from microdit.distributed.hardware import TrainerSettings
+from microdit.kinds import SettingsError
 from microdit.progress import visible
 from microdit.runs.folder import LOGS, to_resume
 

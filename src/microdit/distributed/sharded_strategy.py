@@ -13,12 +13,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from microdit.checkpoints.reading import CheckpointError, read_checkpoint, verify_checkpoint
+from microdit.checkpoints.reading import TO_GO_ON, CheckpointError, read_checkpoint, read_rest, verify_checkpoint
 from microdit.checkpoints.sharded import first_of, read_into, tensor_shapes, write_closing_files
 from microdit.checkpoints.writing import complete, discard
 from microdit.distributed.sharding import fill
 from microdit.files import partial_name
-from microdit.runs.folder import SHARDED_MARK
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -83,13 +82,13 @@ class ShardedStrategy(ModelParallelStrategy):
         saved = tensor_shapes(path)
         self.make_room({name: (kind.size, kind.properties.dtype) for name, kind in saved.items()})
         read_into(self.tensors(), path, alone=False)
-        rest = torch.load(path / SHARDED_MARK, map_location="cpu", weights_only=True)
+        rest = read_rest(path, TO_GO_ON)
         self.load_groups(rest["optimizer_groups"])
         return rest
 
     def load_file(self, path: Path) -> dict[str, Any]:
         """From a file that one process wrote: every rank takes its parts of it."""
-        rest = read_checkpoint(path)
+        rest = read_checkpoint(path, TO_GO_ON)
         state, (optimizer,) = rest.pop("state_dict"), rest.pop("optimizer_states")
         saved = {f"state_dict.{name}": tensor for name, tensor in state.items()}
         for number, parameter in enumerate(rest["parameter_names"]):

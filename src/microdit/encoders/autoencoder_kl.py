@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from microdit.build import Positive, Width
 from microdit.encoders.protocols import Autoencoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
+from microdit.kinds import Positive, Width
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from microdit.build import Width
 from microdit.encoders.protocols import TextEncoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
 from microdit.files import read_json
+from microdit.kinds import Width
 
 CONFIG = ["open_clip_config.json"]
 CHECKPOINT = ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"]

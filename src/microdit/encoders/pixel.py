@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microdit.build import Positive
 from microdit.encoders.protocols import Autoencoder
+from microdit.kinds import Positive
 
 
 class PixelAutoencoder(Autoencoder):

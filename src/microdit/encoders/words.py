@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microdit.build import Width
 from microdit.encoders.protocols import TextEncoder
+from microdit.kinds import Width
 
 PADDING, END_OF_TEXT = 0, 1
 FIRST_WORD = 2

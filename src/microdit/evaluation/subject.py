@@ -4,25 +4,41 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microdit.build import ArgumentsOf, Limits, SettingsError
 from microdit.evaluation.pictures import Making, Pictures, PicturesError, fingerprint, keep, kept_making, plain_sampling
-from microdit.pipeline import LatentDiffusion
-from microdit.sampling.settings import SamplingSettings
+from microdit.kinds import LARGEST_INTEGER, Limits, Positive, check_arguments
+from microdit.pipeline import LatentDiffusion, Precision
+from microdit.sampling.settings import GuidanceInterval, SamplerName, SamplingSettings, SamplingSteps
 
 Report = Callable[[int, int], None]  # (done, total) evaluations of the network
 
-# What metrics' settings hold: arguments of generate, pictures or scenes, and the kinds of shapes that take turns.
-Sampling = Annotated[Mapping[str, Any], ArgumentsOf(LatentDiffusion.generate)]
+# What metrics' settings hold: pictures or scenes, and the kinds of shapes that take turns.
 Count = Annotated[int, Limits(1, 10**6)]
 Domains = Annotated[Sequence[Literal["real", "synthetic"]], Limits(1, 2)]
 PICTURES_A_CALL = 256
 """Pictures drawn by one call of generate(), which bounds the memory; call k draws with seed + k."""
+
+
+class Seeded(TypedDict):
+    """Pictures that are judged are the same each time."""
+
+    seed: Annotated[int, Limits(0, LARGEST_INTEGER)]
+
+
+class Sampling(Seeded, total=False):
+    """Arguments of LatentDiffusion.generate that matter to a picture; null: as the run's own pictures are drawn."""
+
+    sampler: SamplerName | None
+    num_inference_steps: SamplingSteps | None
+    guidance_scale: float | None
+    guidance_interval: GuidanceInterval | None
+    temperature: Positive | None
+    precision: Precision | None
 
 
 def silent(done: int, total: int) -> None:
@@ -143,9 +159,8 @@ def checked_sampling(sampling: Mapping[str, Any], usual: SamplingSettings) -> di
 
     Raises SettingsError for a name or value there is not, or without a seed.
     """
+    check_arguments(Sampling, sampling, "sampling")
     apart = {name: sampling[name] for name in ("seed", "precision") if sampling.get(name) is not None}
-    if sampling.get("seed") is None:
-        raise SettingsError("sampling needs a seed: pictures that are judged must be the same each time")
     told = {name: value for name, value in sampling.items() if name not in ("seed", "precision")}
     return asdict(usual.told(told)) | apart
 

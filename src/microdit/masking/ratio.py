@@ -4,9 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated
 
-from microdit.build import Limits, SettingsError
-
-Share = Annotated[float, Limits(0, 0.9999)]  # of patches, dropped
+from microdit.kinds import Limits, Share
 
 
 class MaskRatio(ABC):
@@ -19,12 +17,9 @@ class MaskRatio(ABC):
 
 @dataclass(frozen=True)
 class ConstantMaskRatio(MaskRatio):
-    """The same mask ratio at every step. Raises SettingsError outside [0, 1)."""
+    """The same mask ratio at every step."""
 
     share: Share
-
-    def __post_init__(self) -> None:
-        check_share(self.share, "mask_ratio.share")
 
     def ratio(self, progress: float) -> float:
         return self.share
@@ -41,16 +36,6 @@ class FallingMaskRatio(MaskRatio):
     last: Share
     levels: Annotated[int, Limits(2, 100)]
 
-    def __post_init__(self) -> None:
-        check_share(self.first, "mask_ratio.first")
-        check_share(self.last, "mask_ratio.last")
-
     def ratio(self, progress: float) -> float:
         level = min(int(progress * self.levels), self.levels - 1)
         return self.first + (self.last - self.first) * level / (self.levels - 1)
-
-
-def check_share(share: float, name: str) -> None:
-    """Raises SettingsError when a mask ratio is not in [0, 1)."""
-    if not 0 <= share < 1:
-        raise SettingsError(f"{name} is the share of patches dropped and must be in [0, 1), got {share}")

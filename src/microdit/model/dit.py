@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from microdit.build import Limits, Positive, Ratio, Width
+from microdit.kinds import Limits, Positive, Ratio, Width
 from microdit.masking.deferred import Deferred
 from microdit.masking.naive import Naive
 from microdit.masking.patches import KeptPatches, assemble_patches

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from microdit.build import Limits, Ratio
+from microdit.kinds import Limits, Ratio
 from microdit.model.dit import DiT
 
 Pair = Annotated[Sequence[Ratio], Limits(2, 2)]  # of the first and the last block

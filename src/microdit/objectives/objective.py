@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microdit.build import Positive
+from microdit.kinds import Positive
 from microdit.masking.patches import KeptPatches
 from microdit.masking.token_path import TokenPath
 from microdit.model.dit import CaptionMemory

@@ -4,12 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
-from microdit.build import SettingsError
-from microdit.files import check_kind, read_yaml
+from microdit.files import read_yaml
+from microdit.kinds import LARGEST_NUMBER, Limits, SettingsError, check_kind, told_with
 from microdit.progress import on_one_line
-from microdit.reports.results import FINISHED, LARGEST, SETTING, Rows, differ, number
+from microdit.reports.results import FINISHED, SETTING, Rows, differ, number
 
 LAYOUT_FILE = "report.yaml"
 LAYOUT_CURE = "write it anew (docs/evaluation.md), or remove it: what tells the runs apart is then shown"
@@ -55,8 +55,6 @@ class Column:
     def __post_init__(self) -> None:
         if not FORMAT.fullmatch(self.format):
             raise SettingsError(f"{self.title}: no format '{self.format}'; use such as .3f, .3g, ,.0f or .1%")
-        if not abs(self.scale) < LARGEST:
-            raise SettingsError(f"{self.title}: no scale {str(self.scale)[:20]}; use such as 1e-9 or 100")
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Layout:
 
 
 Value = str | float | bool | None
-Texts = Value | list[Value]
+Texts = Value | Annotated[list[Value], Limits(1, 1000)]
 
 
 class RowInFile(TypedDict, total=False):
@@ -97,7 +95,7 @@ class ColumnInFile(TypedDict, total=False):
     column: str
     title: str
     format: str
-    scale: float
+    scale: Annotated[float, Limits(-LARGEST_NUMBER, LARGEST_NUMBER)]
     spread: bool
 
 
@@ -105,9 +103,9 @@ class LayoutInFile(TypedDict, total=False):
     """What report.yaml may say; see Layout."""
 
     title: str | float
-    rows: list[str | RowInFile]
+    rows: Annotated[list[str | RowInFile], Limits(1, 1000)]
     columns: list[str | ColumnInFile]
-    figure: list[str | ColumnInFile]
+    figure: Annotated[list[str | ColumnInFile], Limits(0, MOST_PANELS)]
     cost: str | ColumnInFile
     expected: list[Texts]
     expected_runs: int | None
@@ -140,11 +138,9 @@ def read_layout(folder: Path, results: Rows) -> Layout:
     """
     path = folder / LAYOUT_FILE
     given = on_one_line(read_yaml(path, LAYOUT_CURE)) if path.is_file() else {}
-    check_kind(given, LayoutInFile, str(path))
-    try:
+    with told_with(path):
+        check_kind(given, LayoutInFile, f"{path}:")
         return layout_of(given, folder, results)
-    except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from error
 
 
 def layout_of(given: Mapping[str, Any], folder: Path, results: Rows) -> Layout:
@@ -166,8 +162,6 @@ def layout_of(given: Mapping[str, Any], folder: Path, results: Rows) -> Layout:
         expected_runs=given.get("expected_runs"),
         reference=texts(given["reference"]) if "reference" in given else None,
     )
-    if not layout.rows or len(layout.figure) > MOST_PANELS:
-        raise SettingsError(f"rows needs one column at least, and figure {MOST_PANELS} at most")
     for part in (*layout.rows, *layout.columns, *layout.figure):
         if part.column not in results[0]:
             raise SettingsError(f"no run has '{part.column}'. There are: {', '.join(results[0])}")
@@ -211,8 +205,6 @@ def plain_title(name: str) -> str:
 
 
 def texts(given: Any) -> tuple[str, ...]:
-    if given == []:
-        raise SettingsError("a title, a label or a row is an empty list; it needs one text at least")
     return tuple(map(str, given if isinstance(given, list) else [given]))
 
 

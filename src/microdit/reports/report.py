@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from microdit.build import SettingsError
+from microdit.kinds import SettingsError
 from microdit.reports.figures import loss_curves, quality_against_cost
 from microdit.reports.layout import read_layout
 from microdit.reports.results import FIRST_COLUMNS, collect, curves, read_csv, write_csv

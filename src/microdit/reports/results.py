@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from microdit.build import SettingsError
 from microdit.files import DamagedFileError, read_json, size_of_file
+from microdit.kinds import SettingsError
 from microdit.progress import on_one_line
 from microdit.runs.differences import settings_of
 from microdit.runs.folder import METRICS_FILE, RESULT_FILE, read_config
@@ -49,10 +49,8 @@ def read_run(run: Path) -> dict[str, str]:
         config = {}
         record |= {"status": "unreadable", "error": str(error)}
     chosen = config.get("choices", {})
-    parts = (chosen, config.get("trainer", {}))
-    if not isinstance(record.get("status"), str) or not all(isinstance(part, dict) for part in parts):
-        record = {"status": "unreadable", "error": f"{path.name} or config.yaml is none of a run"}
-        config, chosen = {}, {}
+    if not isinstance(record.get("status"), str):
+        record = {"status": "unreadable", "error": f"{path.name} is none of a run"}
     if record.get("status") != FINISHED and config:
         told = {f"choice/{group}": choice for group, choice in chosen.items()}
         record = {"seed": config.get("seed"), **told, **record}

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from microdit.build import SettingsError
 from microdit.evaluation.pictures import Pictures, kept_making
+from microdit.kinds import SettingsError
 from microdit.progress import on_one_line
 from microdit.reports.layout import short
 from microdit.reports.results import read_run

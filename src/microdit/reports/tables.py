@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from microdit.build import SettingsError
+from microdit.kinds import SettingsError
 from microdit.reports.layout import COSTS, Column, Layout, short
 from microdit.reports.results import FINISHED, SETTING, Rows, differ, number
 

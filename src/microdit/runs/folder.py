@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from microdit.build import SettingsError
 from microdit.files import read_yaml, write_yaml
+from microdit.kinds import SettingsError, told_with
 from microdit.runs.older import todays_config
 
 CONFIG_FILE = "config.yaml"  # all that the run was told, with its `choices`
@@ -149,10 +149,11 @@ def refuse_links(run: Path) -> None:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """What a run was told, in today's names; empty where it has no config.yaml. DamagedFileError for what is no
-    configuration."""
+    """What a run was told, in today's names; empty where it has no config.yaml. DamagedFileError or SettingsError, both
+    with the file, for what is no configuration."""
     path = run / CONFIG_FILE
-    return todays_config(read_yaml(path, CONFIG_CURE)) if path.is_file() else {}
+    with told_with(path):
+        return todays_config(read_yaml(path, CONFIG_CURE)) if path.is_file() else {}
 
 
 def write_config(run: Path, config: dict[str, Any], choices: dict[str, str]) -> None:

@@ -6,6 +6,8 @@ The house was moved once (version 0.2): classes have other places, optimizer, sc
 from collections.abc import Mapping
 from typing import Any
 
+from microdit.kinds import check_arguments, check_kind
+
 MOVED = {
     "model.token_path.Unmasked": "masking.none.Unmasked",
     "model.token_path.Naive": "masking.naive.Naive",
@@ -33,24 +35,27 @@ def todays_pipeline(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def todays_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What a config.yaml says. One that is damaged is returned as it is: whoever binds it says what is wrong."""
+    """What a config.yaml says. SettingsError, which names the key, where that is not what an older one can have said;
+    whoever binds it says what else is wrong."""
     config = with_todays_names(config)
-    if not all(isinstance(config.get(part, {}), dict) for part in ("choices", "resolution_stage", "optimizer")):
-        return config
+    for part in ("choices", "resolution_stage", "optimizer", "trainer"):
+        check_kind(config.get(part, {}), Mapping, part)
     config.get("choices", {}).pop("latents", None)
-    stage = config.get("resolution_stage")
-    if isinstance(stage, dict) and "schedule" in stage:
+    stage = config.get("resolution_stage", {})
+    if "schedule" in stage:
         config["schedule"] = schedule_of(stage, stage.pop("schedule"))
         config.get("choices", {})["schedule"] = config["schedule"]["_target_"].rpartition(".")[2].lower()
-    if isinstance(stage, dict) and "objective" not in config and "masking" in config:
+    if stage and "objective" not in config and "masking" in config:
         config["objective"] = {"_target_": EDM} | {name: stage.get(name) for name in ("noise_mean", "noise_std")}
         config.get("choices", {})["objective"] = "edm"
     callbacks = config.get("callbacks")
     samples = callbacks.get("samples") if isinstance(callbacks, dict) else None
     if isinstance(samples, dict) and "sampling" not in config:
         config["sampling"] = {name: samples.pop(name) for name in SAMPLING if name in samples}
-    if isinstance(stage, dict) and "beta1" in config.get("optimizer", {}):
-        config["optimizer"] = optimizer_of(config["optimizer"], stage.get("learning_rate"))
+    if stage and "beta1" in config.get("optimizer", {}):
+        check_kind(stage.get("learning_rate"), float, "resolution_stage.learning_rate")
+        check_arguments(optimizer_of, config["optimizer"], "optimizer")
+        config["optimizer"] = optimizer_of(stage["learning_rate"], **config["optimizer"])
     return config
 
 
@@ -71,17 +76,26 @@ def schedule_of(stage: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"_target_": "microdit.training.schedules.Cosine", **warmup, "final_factor": stage.get("final_factor")}
 
 
-def optimizer_of(was: Mapping[str, Any], learning_rate: Any) -> dict[str, Any]:
+def optimizer_of(
+    learning_rate: float,
+    /,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    matrix_step: float | None = None,
+    matrix_momentum: float = 0.95,
+) -> dict[str, Any]:
     """AdamW's settings, with Muon's for matrices where the run had a `matrix_step`, in units of the learning rate."""
     adamw = {
         "_target_": "torch.optim.AdamW",
         "lr": learning_rate,
-        "betas": [was["beta1"], was["beta2"]],
-        "eps": was["eps"],
-        "weight_decay": was["weight_decay"],
+        "betas": [beta1, beta2],
+        "eps": eps,
+        "weight_decay": weight_decay,
         "fused": True,
     }
-    if was.get("matrix_step") is None:
+    if matrix_step is None:
         return adamw
-    muon = {"lr": was["matrix_step"] * learning_rate, "momentum": was["matrix_momentum"]}
+    muon = {"lr": matrix_step * learning_rate, "momentum": matrix_momentum}
     return adamw | {"_target_": "microdit.training.optimizers.MuonWithAdamW", "kinds": {"matrices": muon}}

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from microdit.build import SettingsError
 from microdit.files import alone_in, read_json, write_json
+from microdit.kinds import SettingsError
 from microdit.runs.folder import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, read_config
 
 RECORD_CURE = "move it away: training or evaluating again writes another"

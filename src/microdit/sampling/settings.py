@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from microdit.build import Limits, OneOf, Positive, SettingsError, check_arguments
+from microdit.kinds import Limits, OneOf, Positive, SettingsError, check_arguments
 from microdit.sampling.samplers import MOST_STEPS, SAMPLERS
 
 SamplerName = Annotated[str, OneOf(tuple(SAMPLERS))]

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import torch
 
-from microdit.build import SettingsError
 from microdit.cost.memory import DeviceMemory, training_memory
 from microdit.distributed.hardware import TrainerSettings, divisors
+from microdit.kinds import SettingsError
 from microdit.pipeline import LatentDiffusion
 from microdit.training.settings import TrainingSettings
 

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from microdit.build import SettingsError, build, check_names, fits, kinds_of, locate, shown
+from microdit.build import build, locate
 from microdit.distributed.sharding import part_like, whole_tensor
+from microdit.kinds import SettingsError, check_kind, check_names, kinds_of
 from microdit.model.blocks import CrossAttention, SelfAttention
 from microdit.model.dit import DiT
 from microdit.model.feed_forward import ExpertChoice, GELUFeedForward, SwiGLU
@@ -65,15 +66,14 @@ def check_optimizer(settings: Mapping[str, Any]) -> None:
     def made(**changed: Any) -> torch.optim.Optimizer:
         groups = [{"params": [nn.Parameter(torch.zeros(1))], **plain(changed)}]
         try:
-            return build(plain(settings), torch.optim.Optimizer, params=groups)
+            return build(plain(settings), torch.optim.Optimizer, "optimizer", params=groups)
         except SettingsError:
             raise
         except Exception as error:  # each of torch's optimizers complains in its own way
             given = plain({**settings, **changed})
-            raise SettingsError(f"{settings['_target_']} cannot be made of {given}: {error}") from error
+            raise SettingsError(f"optimizer: {settings['_target_']} cannot be made of {given}: {error}") from error
 
-    if not fits(settings.get("kinds"), Mapping[str, Mapping[str, Any]] | None, "kinds"):
-        raise SettingsError("optimizer.kinds: each kind holds arguments of the optimizer, such as lr: 1e-3")
+    check_kind(settings.get("kinds"), Mapping[str, Mapping[str, Any]] | None, "optimizer.kinds")
     known = {*made().param_groups[0]} - {"params"}
     for kind, changed in (settings.get("kinds") or {}).items():
         if kind not in KINDS:
@@ -82,8 +82,7 @@ def check_optimizer(settings: Mapping[str, Any]) -> None:
         check_names(changed, known, where=f"optimizer.kinds.{kind}")
         kinds = kinds_of(locate(settings["_target_"], torch.optim.Optimizer))
         for name, value in changed.items():
-            if not fits(value, kinds.get(name, (float | bool | None, False))[0], name):
-                raise SettingsError(f"optimizer.kinds.{kind}.{name} cannot be {shown(value)}")
+            check_kind(value, kinds.get(name, (float | bool | None, False))[0], f"optimizer.kinds.{kind}.{name}")
         made(**changed)
 
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated
 
-from microdit.build import Limits, SettingsError
+from microdit.kinds import Limits
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,8 @@ class Cosine(Schedule):
 class WarmupStableDecay(Schedule):
     """The peak, and in the last `decay_share` of the steps linearly to `final_factor` of it (Hu et al. 2024)."""
 
-    decay_share: float
+    decay_share: Annotated[float, Limits(0.0001, 1)]
     final_factor: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.decay_share <= 1:
-            raise SettingsError(f"schedule.decay_share is a share of the steps, in (0, 1]; got {self.decay_share}")
 
     def after_warmup(self, progress: float) -> float:
         decayed = max(0.0, (progress - (1 - self.decay_share)) / self.decay_share)

@@ -5,25 +5,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from microdit.build import (
-    ArgumentsOf,
-    Images,
-    Limits,
-    Positive,
-    Seed,
-    SettingsError,
-    Steps,
-    build,
-    check_arguments,
-    checked,
-    told_with,
-)
+from microdit.build import build, checked
 from microdit.cost.variation import VariationSettings
 from microdit.data.prepare.embedded import EmbeddedShapes
 from microdit.data.shards.corruption import OnCorrupt
 from microdit.distributed.hardware import TrainerSettings
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.evaluation.metric import Metric
+from microdit.kinds import ArgumentsOf, Images, Limits, Positive, Seed, SettingsError, Share, Steps, check_arguments
 from microdit.masking.ratio import MaskRatio
 from microdit.masking.token_path import TokenPath
 from microdit.objectives.objective import Objective
@@ -53,15 +42,9 @@ class StageSettings:
     final_factor: float
     warmup_steps: Annotated[int, Limits(0, 10**9)]
     gradient_clip_norm: float
-    caption_dropout: float
-    ema_decay: float | None
+    caption_dropout: Share
+    ema_decay: Annotated[float, Limits(1e-9, 1 - 1e-9)] | None
     ema_start_step: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.caption_dropout < 1:
-            raise SettingsError(f"resolution_stage.caption_dropout must be in [0, 1), got {self.caption_dropout}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise SettingsError(f"resolution_stage.ema_decay must be in (0, 1) or null, got {self.ema_decay}")
 
 
 @dataclass(frozen=True)
@@ -110,18 +93,12 @@ class ReadingSettings:
     """How shards are read: threads that read ahead, what to do with broken samples, where remote shards are kept, and
     after how long a wait for them is reported."""
 
-    num_workers: int | None
+    num_workers: Annotated[int, Limits(0, MOST_THREADS)] | None
     on_corrupt: OnCorrupt
     max_corrupt_share: Annotated[float, Limits(0, 1)]
     cache_folder: str | None
     cache_gigabytes: Annotated[float, Limits(0, 1e9)]
-    stall_seconds: Annotated[float, Limits(0, 1e9)]
-
-    def __post_init__(self) -> None:
-        if self.num_workers is not None and not 0 <= self.num_workers <= MOST_THREADS:
-            raise SettingsError(f"reading.num_workers must be from 0 to {MOST_THREADS}, got {self.num_workers}")
-        if not self.stall_seconds > 0:
-            raise SettingsError(f"reading.stall_seconds must be above 0, got {self.stall_seconds}")
+    stall_seconds: Annotated[float, Limits(0.001, 1e9)]
 
 
 @dataclass(frozen=True)
@@ -220,7 +197,7 @@ class Configuration:
     sampling: Group = field(default_factory=dict)
     variation: Group = field(default_factory=dict)
     init_from: str | None = None
-    init_weights: str = "ema"
+    init_weights: Literal["ema", "raw"] = "ema"
     init_optimizer: bool = False
     resume: str | None = None
     trust: Any = ()
@@ -257,14 +234,9 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
     if bound["data_mix"].embedded is not None:
         bind(EmbeddedShapes, bound["data_mix"].embedded, where="data_mix.embedded")
     check_model({**config["model"], **config["moe"]})
-    if config.get("init_weights", "ema") not in ("ema", "raw"):
-        raise SettingsError(f'init_weights must be "ema" or "raw", got "{config["init_weights"]}"')
     if config.get("init_optimizer") and not config.get("init_from"):
         raise SettingsError("init_optimizer=true takes the optimizer's state from another run: name it in init_from")
-    built = {}
-    for name, kind in TARGETS.items():
-        with told_with(name):
-            built[name] = build(config[name], kind)
+    built = {name: build(config[name], kind, name) for name, kind in TARGETS.items()}
     mask_ratio, variation = built["mask_ratio"], bound["variation"]
     if max(mask_ratio.ratio(0.0), mask_ratio.ratio(1.0)) > 0 and not built["masking"].drops_patches:
         raise SettingsError(
@@ -276,14 +248,9 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
             "variation.equal_flops_mask_ratio finds a network of equal cost at one mask ratio, and this one changes "
             "during training: set a constant mask_ratio, or compare at equal compute with trainer.max_flops"
         )
-    with told_with("objective"):
-        checked(config["objective"], Objective, "sigma_data")
-    with told_with("optimizer"):
-        check_optimizer(config["optimizer"])
-    metrics = {}
-    for name, settings in config["metrics"].items():
-        with told_with(f"metrics.{name}"):
-            metrics[name] = build(settings, Metric)
+    checked(config["objective"], Objective, "objective", ["sigma_data"])
+    check_optimizer(config["optimizer"])
+    metrics = {name: build(settings, Metric, f"metrics.{name}") for name, settings in config["metrics"].items()}
     bound["data_mix"] = bound["data_mix"].of_its_kinds()
     plain = ("model", "masking", "moe", "objective", "autoencoder", "text_encoder")
     return TrainingSettings(

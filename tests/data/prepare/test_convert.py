@@ -239,11 +239,11 @@ def test_a_share_that_is_none_is_refused(text: Any) -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"resolutions_px": 32}, "list of different sizes"),
-        ({"resolutions_px": []}, "list of different sizes"),
-        ({"resolutions_px": [32, 32]}, "list of different sizes"),
-        ({"resolutions_px": [32], "batch_size": 0}, "batch_size must be at least 1"),
-        ({"resolutions_px": [32], "decode_threads": 0}, "decode_threads must be at least 1"),
+        ({"resolutions_px": 32}, "resolutions_px must be a list .*, 1 to 100 of them, got 32"),
+        ({"resolutions_px": []}, "resolutions_px must be a list .*, 1 to 100 of them"),
+        ({"resolutions_px": [32, 32]}, "different sizes"),
+        ({"resolutions_px": [32], "batch_size": 0}, "^batch_size must be a whole number from 1 to"),
+        ({"resolutions_px": [32], "decode_threads": 0}, "^decode_threads must be a whole number from 1 to"),
         ({"resolutions_px": [32], "caption_storage": "short"}, "full or trimmed"),
     ],
 )

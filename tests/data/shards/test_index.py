@@ -310,7 +310,8 @@ def test_a_description_names_the_key_of_another_kind(described: Path) -> None:
     told = json.loads((described / "dataset.json").read_text())
     (described / "other.json").write_text(json.dumps(told | {"resolutions_px": 5}))
     with pytest.raises(
-        MismatchError, match=r"other\.json: resolutions_px is a whole number and should be a list; delete"
+        MismatchError,
+        match=r"other\.json: resolutions_px must be a list .* whole number, got 5; delete",
     ):
         read_description(described / "other.json")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from typing import Annotated, Literal
 
-from microdit.build import SettingsError
 from microdit.data.prepare.convert import prepare
 from microdit.data.prepare.encoding import Encoders
 from microdit.data.prepare.plan import Recipe
@@ -17,11 +17,11 @@ from microdit.data.sources.captioned import CaptionedImage, Source
 from microdit.data.sources.embedded_shapes import ShapesSource
 from microdit.data.sources.tars import TarSource, write_pictures
 from microdit.files import alone_in, claim
+from microdit.kinds import Limits, SettingsError, check_names
 from microdit.progress import Report, silent
 
 DOMAINS = ("real", "synthetic")
 COUNTS = {"train": 10_000, "validation": 512}
-MOST_SCENES = 100_000_000
 
 
 class DrawnShards(TarSource):
@@ -48,20 +48,13 @@ class EmbeddedShapes:
     """Which of the embedded shapes to make. `counts`: scenes of each split. `processes`: that draw; None: one a
     core."""
 
-    domains: Sequence[str] = DOMAINS
-    counts: Mapping[str, int] = field(default_factory=lambda: dict(COUNTS))
+    domains: Sequence[Literal["real", "synthetic"]] = DOMAINS  # these become names of folders, as splits do
+    counts: Mapping[str, Annotated[int, Limits(1, 10**8)]] = field(default_factory=lambda: dict(COUNTS))
     processes: int | None = None
 
     def __post_init__(self) -> None:
         cores = os.cpu_count() or 1
-        if unknown := {*self.domains} - {*DOMAINS}:  # they become names of folders, as splits do
-            raise SettingsError(f"data_mix.embedded.domains knows {' and '.join(DOMAINS)}, not {', '.join(unknown)}")
-        for split, count in self.counts.items():
-            if split not in COUNTS or not 1 <= count <= MOST_SCENES:
-                raise SettingsError(
-                    f"data_mix.embedded.counts.{split}={count}: the splits are {' and '.join(COUNTS)}, of 1 to "
-                    f"{MOST_SCENES:,} scenes each"
-                )
+        check_names(self.counts, COUNTS, "data_mix.embedded.counts")
         if self.processes is not None and not 1 <= self.processes <= 4 * cores:
             raise SettingsError(f"data_mix.embedded.processes={self.processes}: from 1 to {4 * cores} on {cores} cores")
 

@@ -4,10 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from microdit.data.prepare.encoding import CaptionStorage, Encoders
 from microdit.data.sources.captioned import Source
 from microdit.files import alone_in, read_json, write_whole
+from microdit.kinds import Images, Limits, SettingsError, check_arguments
 
 PLAN_NAME = "plan.json"
 LARGEST_REPORT = 1 << 30  # bytes; a plan names every input shard, and the report of one every picture left out
@@ -25,24 +27,16 @@ class Recipe:
     `batch_size` pictures are decoded by `decode_threads` while the batch before is encoded.
     """
 
-    resolutions_px: Sequence[int]
+    resolutions_px: Annotated[Sequence[Images], Limits(1, 100)]
     min_side_px: int | None = None
     caption_storage: CaptionStorage = "full"
-    batch_size: int = 64
-    decode_threads: int = 2
+    batch_size: Images = 64
+    decode_threads: Images = 2
 
     def __post_init__(self) -> None:
-        if self.caption_storage not in ("full", "trimmed"):
-            raise ValueError(f"caption_storage must be full or trimmed, got {self.caption_storage!r}")
-        sizes = self.resolutions_px if isinstance(self.resolutions_px, Sequence) else []
-        if not sizes or len(set(sizes)) < len(sizes) or not all(isinstance(px, int) and px > 0 for px in sizes):
-            raise ValueError(
-                "resolutions_px must be a list of different sizes in pixels, such as [256,512], got "
-                f"{self.resolutions_px}"
-            )
-        for name, number in (("batch_size", self.batch_size), ("decode_threads", self.decode_threads)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        check_arguments(Recipe, vars(self), "")
+        if len({*self.resolutions_px}) < len(self.resolutions_px):
+            raise SettingsError(f"resolutions_px must be different sizes, such as [256,512], got {self.resolutions_px}")
 
     @property
     def smallest_side(self) -> int:

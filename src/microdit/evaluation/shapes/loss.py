@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microdit.build import Limits, Positive
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.shapes.scenes import held_out_scenes, rendered
 from microdit.evaluation.subject import Count, Domains, Report, Subject, silent
+from microdit.kinds import Limits, Positive
 from microdit.objectives.edm import EDM
 from microdit.objectives.objective import denoise
 from microdit.pipeline import LatentDiffusion

@@ -139,7 +139,7 @@ class Telemetry(L.Callback):
         return {"seconds": self.seconds, "replaced": int(self.replaced)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds = max(self.seconds, state_dict["seconds"])
+        self.seconds = max(self.seconds, state_dict.get("seconds", 0.0))
         self.replaced = state_dict.get("replaced", 0)
 
 
