@@ -56,6 +56,14 @@ def test_any_flipped_byte_of_the_content_is_noticed(tmp_path, seed):
         read_checkpoint(path)
 
 
+def test_a_folder_of_another_step_is_not_taken_for_a_runs_own(tmp_path):
+    path = written(tmp_path)
+    write_closing_files(path, REST, {"step": 8})
+    for read in (read_checkpoint, lambda path: network_weights(path, "raw")):
+        with pytest.raises(CheckpointError, match=r"step_0000007\.ckpt holds step 8"):
+            read(path)
+
+
 def test_a_missing_part_is_named(tmp_path):
     path = written(tmp_path)
     (part,) = path.glob("*.distcp")
