@@ -154,6 +154,13 @@ def replacing(path: Path, mode: str = "w", writer: str = "", **options: Any) -> 
         raise
 
 
+@contextmanager
+def appending(path: Path, **options: Any) -> Iterator[Any]:
+    """A file to add to, made if it is not there. OSError where a link lies in its place: nothing is written through."""
+    with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666), **options) as file:
+        yield file
+
+
 def write_whole(path: Path, text: str, writer: str = "") -> None:
     """Write a small file so that it is never seen half written, as `replacing` does.
 

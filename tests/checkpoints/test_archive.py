@@ -3,12 +3,13 @@
 import io
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import pytest
 import torch
 
-from microdit.checkpoints.archive import check_torch_archive, check_torch_file
+from microdit.checkpoints.archive import check_growth, check_torch_archive, check_torch_file
 
 
 @pytest.fixture
@@ -99,6 +100,22 @@ def test_a_pickle_whose_few_bytes_become_much_is_refused(saved, pickled, told):
     rewritten(saved, {"data.pkl": pickled})
     with pytest.raises(ValueError, match=told):
         check_torch_file(saved)
+
+
+def test_a_list_that_is_long_for_its_few_tensors_is_refused_before_it_is_looked_at(saved):
+    """Each of its bytes would be a value in memory."""
+    rewritten(saved, {"data.pkl": b"\x80\x02(" + b"N" * (4 << 20) + b"l."})
+    with pytest.raises(ValueError, match=r"its list of tensors has 4,194,309 bytes, and \d+ members need"):
+        check_torch_file(saved)
+
+
+def test_plain_values_cost_no_memory_of_their_own():
+    pickled = b"\x80\x02(" + b"N" * 100_000 + b"l."
+    tracemalloc.start()
+    check_growth(pickled)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 25 * len(pickled)  # lists of references to it, and not a value for each
 
 
 @pytest.mark.parametrize("name", ["DATA.PKL", "Data.pkl", "data/../data.pkl", "code/x.py"])

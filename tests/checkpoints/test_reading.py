@@ -15,6 +15,7 @@ from microdit.checkpoints.reading import (
     network_weights,
     read_checkpoint,
 )
+from microdit.files import write_yaml
 from microdit.runs.folder import checkpoint_step, checkpoints_of
 
 
@@ -146,3 +147,57 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded():
 def test_a_long_list_is_cut_with_a_count():
     with pytest.raises(CheckpointError, match=r"\.\.\. and 12 more"):
         load_weights(nn.Linear(3, 2), {f"k{i}": torch.zeros(1) for i in range(30)}, "a.ckpt")
+
+
+CONFIG = {
+    "seed": 1,
+    "model": {"dim": 64, "widths": [1, 2]},
+    "resolution_stage": {"resolution_px": 32},
+    "trainer": {"a": 1},
+}
+
+
+def of_a_run(run: Path, **metadata) -> Path:
+    """A run with a config.yaml, and a checkpoint among its own that says this of itself."""
+    path = saved(run / "checkpoints" / "step_20.ckpt", network__a=1.0)
+    content = torch.load(path)
+    torch.save({**content, "metadata": {"step": 20, "config": CONFIG, **metadata}}, path)
+    write_yaml(run / "config.yaml", {**CONFIG, "choices": {}})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        ({"step": 30}, "step 30"),
+        ({"config": {**CONFIG, "seed": 2}}, "seed: 2, now 1"),
+        ({"config": {**CONFIG, "model": {"dim": 128, "widths": [1, 2]}}}, r"model\.dim: 128, now 64"),
+        ({"config": {**CONFIG, "model": 3}}, r"model: 3, now not set"),
+        ({"config": {**CONFIG, "resolution_stage": {"resolution_px": 64}}}, r"resolution_stage\.resolution_px: 64"),
+        ({"config": [torch.zeros(1)]}, "its settings are none"),
+    ],
+)
+def test_a_checkpoint_of_another_run_or_step_is_not_taken_for_a_runs_own(tmp_path, metadata, told):
+    path = of_a_run(tmp_path / "run", **metadata)
+    with pytest.raises(CheckpointError, match=rf"step_20\.ckpt.*{told}"):
+        read_checkpoint(path)
+    with pytest.raises(CheckpointError, match=told):
+        network_weights(path, "ema")
+    copy = tmp_path / "copies" / "step_10.ckpt"  # as init_from may name it
+    copy.parent.mkdir()
+    path.rename(copy)
+    assert network_weights(copy, "ema").keys() == {"a"}
+
+
+def test_settings_of_a_checkpoint_that_hold_themselves_are_refused(tmp_path):
+    config: dict = {**CONFIG}
+    config["model"] = config
+    with pytest.raises(CheckpointError, match="holds itself"):
+        read_checkpoint(of_a_run(tmp_path, config=config))
+
+
+def test_what_a_resumed_run_may_change_keeps_its_checkpoints(tmp_path):
+    path = of_a_run(tmp_path, config={**CONFIG, "trainer": {"a": 2}, "paths": {"data_root": "elsewhere"}})
+    assert read_checkpoint(path)["metadata"]["step"] == 20
+    (tmp_path / "config.yaml").write_text("damaged: [")  # told by whoever needs it: the weights can still be had
+    assert read_checkpoint(path)["metadata"]["step"] == 20

@@ -56,6 +56,14 @@ def test_any_flipped_byte_of_the_content_is_noticed(tmp_path, seed):
         read_checkpoint(path)
 
 
+def test_a_folder_of_another_step_is_not_taken_for_a_runs_own(tmp_path):
+    path = written(tmp_path)
+    write_closing_files(path, REST, {"step": 8})
+    for read in (read_checkpoint, lambda path: network_weights(path, "raw")):
+        with pytest.raises(CheckpointError, match=r"step_0000007\.ckpt holds step 8"):
+            read(path)
+
+
 def test_a_missing_part_is_named(tmp_path):
     path = written(tmp_path)
     (part,) = path.glob("*.distcp")
@@ -134,10 +142,56 @@ def elsewhere(listed) -> None:
 
 def larger(listed) -> None:
     for name, kind in listed.state_dict_metadata.items():
-        listed.state_dict_metadata[name] = dataclasses.replace(kind, size=torch.Size([1 << 40]))
+        listed.state_dict_metadata[name] = dataclasses.replace(kind, size=torch.Size([1 << 38]))
 
 
-@pytest.mark.parametrize(("change", "said"), [(elsewhere, "no file of its folder"), (larger, "bytes of tensors")])
+def changed_chunks(listed, change) -> None:
+    name = "state_dict.network.a"
+    kind = listed.state_dict_metadata[name]
+    listed.state_dict_metadata[name] = dataclasses.replace(kind, chunks=change(kind.chunks))
+
+
+def many_times(listed) -> None:
+    """The same bytes by the thousand, each of which would be read."""
+    changed_chunks(listed, lambda chunks: [*chunks, *[dataclasses.replace(chunks[0], sizes=torch.Size([0, 3]))] * 1000])
+
+
+def under_many_names(listed) -> None:
+    first = next(iter(listed.storage_data))
+    for number in range(1000):
+        listed.storage_data[dataclasses.replace(first, fqn=f"{number}")] = listed.storage_data[first]
+
+
+def of_no_bytes(listed) -> None:
+    """A part that has no place in any file."""
+    changed_chunks(listed, lambda chunks: [dataclasses.replace(chunks[0], offsets=torch.Size([1, 0]))])
+
+
+def in_short_bytes(listed) -> None:
+    """Two parts' bytes at the place of one."""
+    index = next(index for index in listed.storage_data if index.fqn == "state_dict.network.a")
+    listed.storage_data[index] = dataclasses.replace(listed.storage_data[index], length=8)
+
+
+def of_many_sides(listed) -> None:
+    """Whose product would be a number of a million digits."""
+    name = next(iter(listed.state_dict_metadata))
+    kind = listed.state_dict_metadata[name]
+    listed.state_dict_metadata[name] = dataclasses.replace(kind, size=torch.Size([1 << 39] * 17))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (elsewhere, "no file of its folder"),
+        (larger, "bytes of tensors"),
+        (many_times, "parts of state_dict.network.a twice"),
+        (under_many_names, "or of some twice"),
+        (of_no_bytes, "does not tell where all of state_dict.network.a is"),
+        (in_short_bytes, "does not tell where all of state_dict.network.a is"),
+        (of_many_sides, "sides"),
+    ],
+)
 def test_a_list_tells_of_its_own_files_and_of_no_more_than_they_hold(tmp_path, change, said):
     with pytest.raises(CheckpointError, match=said):
         read_checkpoint(with_list(written(tmp_path), change))

@@ -1,5 +1,6 @@
 """A run folder from elsewhere is data: its files are text, compared with closed lists, and stay in the folder."""
 
+import errno
 import json
 import os
 import pickle
@@ -23,9 +24,11 @@ from microdit.data.prepare.embedded import EmbeddedShapes
 from microdit.data.stream.opening import DataMissingError
 from microdit.distributed.hardware import check_hardware
 from microdit.encoders.open_clip_text import OpenClipTextEncoder
+from microdit.files import appending
 from microdit.pipeline import LatentDiffusion, build_pipeline
 from microdit.reports.report import report
 from microdit.runs.folder import places_named, refuse_links
+from microdit.runs.record import add_to_record
 from microdit.training.data import open_data
 from microdit.training.run import network_settings
 from microdit.training.settings import bind
@@ -104,6 +107,25 @@ def test_what_lies_elsewhere_is_named(tmp_path):
     }
     told = ["autoencoder.weights=owner/name", "metrics.0.path=https://host/a.tar", "paths.data_root=data"]
     assert places_named(settings, tmp_path) == told
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"data_mix": {"sources": [{"folder": "other/private"}]}}, ["data_mix.sources.0.folder=other/private"]),
+        ({"a": "RUN/../vae"}, ["a=RUN/../vae"]),
+        ({"a": "data/../../../etc"}, ["a=data/../../../etc"]),
+        ({"weights": "RUN/away"}, ["weights=RUN/away"]),
+        ({"weights": "RUN/a/../vae", "folder": "RUN/data"}, []),
+        ({"weights": "embedded:detector", "name": "a..b"}, []),
+    ],
+)
+def test_what_leads_elsewhere_in_the_end_is_named(tmp_path, settings, named):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "away").symlink_to(tmp_path)
+    told = json.loads(json.dumps(settings).replace("RUN", str(run)))
+    assert places_named(told, run) == [each.replace("RUN", str(run)) for each in named]
 
 
 def test_a_pipeline_names_nothing_that_nobody_trusts(tmp_path, monkeypatch):
@@ -211,14 +233,84 @@ def test_an_encoders_folder_cannot_have_another_library_load_something(tmp_path,
 
 
 def test_links_of_weights_and_biases_own_logs_are_welcome(tmp_path):
-    logs = tmp_path / "run" / "wandb" / "run-1" / "logs"
+    logs = tmp_path / "run" / "wandb" / "offline-run-1" / "logs"
     logs.mkdir(parents=True)
     (logs / "debug-core.log").symlink_to(tmp_path / "elsewhere.log")
+    refuse_links(tmp_path / "run")
+    (tmp_path / "elsewhere.log").touch()
     refuse_links(tmp_path / "run")
     (tmp_path / "run" / ".wandb").mkdir()
     (tmp_path / "run" / ".wandb" / "settings").touch()
     with pytest.raises(SettingsError, match="tells Weights & Biases"):
         refuse_links(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "wandb/tb.log",
+        "wandb/debug.log",
+        "wandb/run-1/logs/tb.log",
+        "a/run-1/logs/debug-core.log",
+        "wandb/a/debug-core.log",
+    ],
+)
+def test_no_other_link_is_taken_for_one_of_weights_and_biases(tmp_path, link):
+    path = tmp_path / "run" / link
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SettingsError, match="is a link to"):
+        refuse_links(tmp_path / "run")
+
+
+def test_a_link_of_weights_and_biases_to_a_folder_is_refused(tmp_path):
+    logs = tmp_path / "run" / "wandb" / "run-1" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path)
+    with pytest.raises(SettingsError, match="is a link to"):
+        refuse_links(tmp_path / "run")
+
+
+def test_links_that_lead_in_circles_and_what_is_no_file_are_refused(tmp_path):
+    (tmp_path / "circle").mkdir()
+    (tmp_path / "circle" / "a").symlink_to("a")
+    with pytest.raises(SettingsError, match=r"circle/a is a link that leads nowhere but to itself.*remove it"):
+        refuse_links(tmp_path / "circle")
+    (tmp_path / "pipe" / "tensorboard").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe" / "tensorboard" / "hparams.yaml")
+    with pytest.raises(SettingsError, match=r"hparams\.yaml is neither file nor folder.*remove it"):
+        refuse_links(tmp_path / "pipe")
+
+
+def test_a_folder_that_may_not_be_looked_into_may_hide_links(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # as for everybody but root
+    with pytest.raises(SettingsError, match=r"closed cannot be listed.*chmod"):
+        refuse_links(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "metrics.csv"])
+def test_nothing_is_added_to_a_file_through_a_link(tmp_path, name):
+    (tmp_path / "other").touch()
+    (tmp_path / name).symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match=name), appending(tmp_path / name) as file:
+        file.write("a line")
+    assert (tmp_path / "other").read_text() == ""
+
+
+def test_what_evaluations_add_goes_through_no_link(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "history.jsonl").symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="history"):
+        add_to_record(tmp_path, {"fid": 1.0}, {})
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_report_is_not_written_through_links(tmp_path):
@@ -259,6 +351,13 @@ def test_no_logger_makes_a_folder_elsewhere_or_of_a_secret(name):
         resumed({"logger": {"wandb": WANDB | {"settings": {"name": "1"}}}})
     trust()
     assert os.environ.get("MICRODIT_TRUST") != ""
+
+
+def test_only_weights_and_biases_logs_into_its_folder(tmp_path):
+    board = {"_target_": "microdit.training.callbacks.loggers.PatientTensorBoard", "name": "", "version": "wandb"}
+    with pytest.raises(SettingsError, match="no run's file may say"):
+        resumed({"logger": {"tensorboard": board}})
+    assert resumed({"logger": {"wandb": WANDB | {"name": "wandb"}}})
 
 
 @pytest.mark.parametrize(

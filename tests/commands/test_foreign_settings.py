@@ -76,7 +76,15 @@ def test_stages_with_anything_anywhere_are_meant_or_refused(run_settings, tmp_pa
     saved = {"expected_mfu": 0.2, "stages": [stage]}
     check_chain(saved, tmp_path / "stages.yaml")
     assert refused(check_chain, saved, tmp_path / "stages.yaml") > CASES / 2
-    for stages in ([], [[]], {}, None, [stage | {"name": "../a"}], [stage | {"config": {}}]):
+    for stages in (
+        [],
+        [[]],
+        {},
+        None,
+        [stage | {"name": "../a"}],
+        [stage | {"name": "$HOME"}],
+        [stage | {"config": {}}],
+    ):
         with pytest.raises(SettingsError, match=r"stages\.yaml"):
             check_chain({**saved, "stages": stages}, tmp_path / "stages.yaml")
 

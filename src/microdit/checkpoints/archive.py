@@ -21,6 +21,7 @@ ENTRY = struct.Struct("<4sHHHHHHLLLHHHHHLL")
 HEADER = struct.Struct("<4sHHHHHLLLHH")
 IN_64_BITS = 0xFFFFFFFF
 LONGEST_DIRECTORY = 1 << 28  # bytes; hundreds of thousands of tensors
+LONGEST_LIST, LIST_PER_MEMBER = 1 << 20, 1 << 12  # bytes; a tensor takes 200, and so does the name of a parameter
 MEMBER = re.compile(
     r"data\.pkl|data/\d{1,9}|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id"
 )
@@ -61,6 +62,10 @@ def check_torch_archive(file: BinaryIO, start: int, length: int) -> None:
     pickles = [member for member in found if member.name == f"{folder}/data.pkl"]
     if len(pickles) != 1:
         raise ValueError(f"it has {len(pickles)} lists of tensors, and a torch file has one")
+    if pickles[0].size > LONGEST_LIST + LIST_PER_MEMBER * len(found):
+        raise ValueError(
+            f"its list of tensors has {pickles[0].size:,} bytes, and {len(found)} members need no such one"
+        )
     file.seek(pickles[0].start)
     check_pickle(file.read(pickles[0].size))
 
@@ -164,14 +169,16 @@ def operations(pickled: bytes) -> Iterator[tuple[str, Any]]:
 
 
 class Made(NamedTuple):
-    """What a pickle has made, as far as its size matters: how deep tuples lie in it, how many parts it has, whether it
-    was made before (`again`), and whether it is a text."""
+    """What a pickle has made, as far as its size matters: how deep tuples lie in it, how many parts it has, and whether
+    it was made before (`again`)."""
 
     depth: int = 0
     parts: int = 1
     again: bool = False
-    is_text: bool = False
     worst: int = 0  # parts of the largest thing in it that was made before
+
+
+ONE = Made()
 
 
 def check_growth(pickled: bytes) -> None:
@@ -217,12 +224,12 @@ def check_growth(pickled: bytes) -> None:
                     gathered = pop_to_mark()
                     for _ in before[: before.index(pickletools.markobject)]:
                         stack.pop()
-                    parts = 1 + len(gathered)
+                    made = Made(parts=1 + len(gathered))
                 else:
                     for _ in before:
                         stack.pop()
-                    parts = 1
-                stack += [Made(parts=parts, is_text="UNICODE" in name)] * len(after)
+                    made = ONE
+                stack += [made] * len(after)
     except (LookupError, struct.error, UnicodeDecodeError, OverflowError, AttributeError) as error:
         raise ValueError(f"its list of tensors is damaged ({error})") from error
 

@@ -15,11 +15,15 @@ from torch import Tensor, nn
 
 from microdit.checkpoints.archive import check_torch_file
 from microdit.checkpoints.sharded import METADATA_FILE, as_lightning_states, damaged_files, read_tensors
-from microdit.files import is_refusal, read_json, size_of_file
-from microdit.kinds import Limits, check_kind
-from microdit.runs.folder import CHECKPOINTS, SHARDED_MARK, checkpoint_step, checkpoints_of
+from microdit.files import DamagedFileError, characters_in, is_refusal, read_json, size_of_file
+from microdit.kinds import Limits, check_kind, shown
+from microdit.runs.differences import as_setting, differences, flat
+from microdit.runs.folder import CHECKPOINTS, CONFIG_FILE, SHARDED_MARK, checkpoint_step, checkpoints_of, read_config
+from microdit.runs.older import with_todays_names
 
 MOST_TIMES = 4
+SAMPLES_OF_A_STEP = ("seed", "resolution_stage.global_batch_size", "resolution_stage.resolution_px")
+KEPT = ("model", "variation", "moe", "masking", *SAMPLES_OF_A_STEP)
 
 # What is read here, or by a run that goes on, of a checkpoint's plain values: the kinds of what there is of these.
 Progress = TypedDict("Progress", {"total": dict[str, int], "current": dict[str, int], "**": Any})
@@ -50,7 +54,9 @@ def read_checkpoint(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
         if not path.is_dir():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             check_tensors(content)
-            return plain_content(content, path, needed)
+            content = plain_content(content, path, needed)
+            check_it_is_of_its_run(path, content.get("metadata", {}))
+            return content
         rest = read_rest(path, needed)
         groups = rest.pop("optimizer_groups")
         module, optimizer = as_lightning_states(read_tensors(path), rest["parameter_names"], groups)
@@ -66,6 +72,35 @@ def read_rest(path: Path, needed: Collection[str]) -> dict[str, Any]:
         return plain_content(rest, path / SHARDED_MARK, beside)
 
 
+def check_it_is_of_its_run(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for a checkpoint among a run's own that is of another step than its name says, or of
+    another run than its config.yaml: in what a resumed run keeps. One that lies elsewhere may be of any."""
+    run, step, config = path.absolute().parents[1], checkpoint_step(path), metadata.get("config", {})
+    if path.absolute().parent.name != CHECKPOINTS:
+        return
+    another = "put back the run's own, or start a new run from this one's weights, copied elsewhere: init_from=COPY"
+    if metadata.get("step", step) != step >= 0:
+        raise CheckpointError(f"{path} holds step {shown(metadata['step'])}: {another}")
+    if not isinstance(config, dict):
+        raise unreadable(path, "its settings are none")
+    try:
+        characters_in(config, {})
+    except ValueError as error:
+        raise unreadable(path, error) from error
+    try:
+        told = read_config(run)
+    except DamagedFileError:  # whoever needs that file tells of it; weights can be had without
+        return
+    if config and told and (others := differences(identity(config), identity(told))):
+        raise CheckpointError(f"{path} is not of the run of {run / CONFIG_FILE} ({'; '.join(others[:3])}): {another}")
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a resumed run keeps of its settings: its network, and the samples of each step."""
+    kept = ((name, value) for name, value in flat(with_todays_names(config)) if name.startswith(KEPT))
+    return {name: str(value) if isinstance(value, list) else as_setting(value) for name, value in kept}
+
+
 def verify_checkpoint(path: Path) -> None:
     """Raises CheckpointError when a byte is not what was written, which names the checkpoint and the one before it."""
     if not path.exists():
@@ -74,6 +109,7 @@ def verify_checkpoint(path: Path) -> None:
         if path.is_dir():
             damaged = damaged_files(path)
             if not damaged:
+                check_it_is_of_its_run(path, checkpoint_metadata(path))
                 check_torch_file(path / SHARDED_MARK)
         else:
             size_of_file(path)

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorProperties, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from microdit.checkpoints.archive import check_growth, check_torch_archive, operations
@@ -27,6 +33,7 @@ from microdit.runs.folder import SHARDED_MARK
 
 METADATA_FILE = "metadata.json"
 CHUNK_BYTES = 1 << 24
+MOST_SIDES, LONGEST_SIDE = 16, 1 << 40
 # All that DCP's list of tensors is made of, beside types of tensors: reading it cannot run anything else. A dotted name
 # would reach through a module into what it has imported, so each is compared whole.
 LISTS = ("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "BytesStorageMetadata")
@@ -105,21 +112,34 @@ def check_parts(metadata: Metadata, folder: Path) -> None:
     }
     if len(kinds) != len(metadata.state_dict_metadata):
         raise ValueError("its .metadata tells of something that is no tensor")
-    if any(side < 0 for kind in kinds.values() for side in kind.size):
-        raise ValueError("its .metadata tells of a tensor with a negative side")
+    shapes = [shape for kind in kinds.values() for shape in (kind.size, *(chunk.sizes for chunk in kind.chunks))]
+    if any(len(shape) > MOST_SIDES or any(not 0 <= side < LONGEST_SIDE for side in shape) for shape in shapes):
+        raise ValueError("its .metadata tells of a tensor with sides that no tensor has")
     told = sum(math.prod(kind.size) * kind.properties.dtype.itemsize for kind in kinds.values())
     if told > held:
         raise ValueError(f"its .metadata tells of {told:,} bytes of tensors, its files have {held:,}")
     for name, kind in kinds.items():
         if sum(math.prod(chunk.sizes) for chunk in kind.chunks) != math.prod(kind.size):
             raise ValueError(f"its .metadata does not tell where all of {name} is")
+        check_chunks(name, kind, metadata.storage_data)
+
+
+def check_chunks(name: str, kind: TensorStorageMetadata, places: Mapping[MetadataIndex, Any]) -> None:
+    """Raises ValueError where parts of a tensor are told of twice, or have no place, or one that is too small."""
+    chunks = {MetadataIndex(name, chunk.offsets): chunk for chunk in kind.chunks}
+    if len(chunks) < len(kind.chunks):
+        raise ValueError(f"its .metadata tells of parts of {name} twice")
+    itemsize = kind.properties.dtype.itemsize
+    for index, chunk in chunks.items():
+        if index not in places or places[index].length < math.prod(chunk.sizes) * itemsize:
+            raise ValueError(f"its .metadata does not tell where all of {name} is")
 
 
 def check_archives(metadata: Metadata, folder: Path) -> None:
     """Raises ValueError where a tensor's bytes are no torch file of their own that is read as it lies there."""
-    parts: dict[str, set[tuple[int, int]]] = {}
+    parts: dict[str, list[tuple[int, int]]] = {}
     for part in (metadata.storage_data or {}).values():
-        parts.setdefault(part.relative_path, set()).add((part.offset, part.length))
+        parts.setdefault(part.relative_path, []).append((part.offset, part.length))
     for name, within in parts.items():
         size, end = (folder / name).stat().st_size, 0
         with (folder / name).open("rb") as file:

@@ -25,7 +25,15 @@ from microdit.commands.messages import errors, failed_jobs, is_ours, run_told, t
 from microdit.files import InUseError, new_folder, read_yaml
 from microdit.kinds import ArgumentsOf, Limits, SettingsError, check_arguments, check_kind, check_names, told_with
 from microdit.runs.differences import flat
-from microdit.runs.folder import CONFIG_FILE, RESULT_FILE, STAGES_FILE, read_config, refuse_links, run_to_resume
+from microdit.runs.folder import (
+    CONFIG_FILE,
+    RESULT_FILE,
+    STAGES_FILE,
+    WANDB_FOLDERS,
+    read_config,
+    refuse_links,
+    run_to_resume,
+)
 from microdit.runs.older import todays_config
 
 # Groups that say where and how a run is made, not what it makes; how long it is stays with the run.
@@ -38,6 +46,7 @@ NOT_SAVED = ("resume", "trust")
 # What a run's file may say of a logger, and the folders that others than the run are kept in.
 LOGGER_SETTINGS = ("_target_", "project", "name", "version", "offline", "group", "tags", "notes", "job_type")
 NAMES = ("name", "version", "project", "group", "job_type", "tags", "notes")
+WANDB = "lightning.pytorch.loggers.WandbLogger"
 NAME_ALONE = re.compile(r"(?!.*\.\.)[^/\\$~%]*")
 DEEPEST_SETTING = 1  # dots in logger.NAME.SETTING, below which nothing is looked at
 KEPT_FOLDERS = ("cache_folder", "download_folder")
@@ -201,7 +210,9 @@ def refuse_destinations(config: Mapping[str, Any], typed: set[str], now: DictCon
     for name, value in flat(config["logger"]):
         key, setting = f"logger.{name}", name.rpartition(".")[2]
         # Loggers make folders of names, and put variables of the environment into them.
-        leads_away = isinstance(value, str) and (not NAME_ALONE.fullmatch(value) if setting in NAMES else False)
+        by_wandb = config["logger"][name.partition(".")[0]].get("_target_") == WANDB
+        taken = not by_wandb and value in WANDB_FOLDERS
+        leads_away = isinstance(value, str) and setting in NAMES and (taken or not NAME_ALONE.fullmatch(value))
         if not meant(key) and (setting not in LOGGER_SETTINGS or leads_away or name.count(".") > DEEPEST_SETTING):
             raise SettingsError(
                 f"{where / CONFIG_FILE} says {key}={value}. {NOT_BY_FILE}: {key}={value}, or logger=csv"
@@ -303,7 +314,7 @@ def check_chain(content: Mapping[str, Any], file: Path) -> list[tuple[str, dict[
         check_arguments(Chain, content, where="")
         found = []
         for stage in content["stages"]:
-            if Path(stage["name"]).name != stage["name"]:
+            if Path(stage["name"]).name != stage["name"] or not NAME_ALONE.fullmatch(stage["name"]):
                 raise SettingsError(f"{stage['name']} is no name of a stage's folder")
             saved = todays_config({**stage["config"], "choices": stage["choices"]})
             check_saved(saved, file)

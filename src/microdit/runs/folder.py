@@ -23,8 +23,9 @@ HISTORY_FILE = f"{EVALUATION}/history.jsonl"  # every evaluation after training,
 JUDGED_PICTURES = f"{EVALUATION}/skills.tar"  # drawn for compositional accuracy
 
 CONFIG_CURE = "put a copy in its place, or start a new run from this one's weights: init_from=THE_RUN"
-PLACES = ("weights", "data_root", "init_from", "inception_weights")
-ELSEWHERE = re.compile(r"/|~|\.\.(/|$)|[\w.+-]+://|hf-hub:|local-dir:")
+PLACES = ("weights", "data_root", "init_from", "inception_weights", "folder")
+ELSEWHERE = re.compile(r"/|~|(.*/)?\.\.(/|$)|[\w.+-]+://|hf-hub:|local-dir:", re.DOTALL)
+WANDB_FOLDERS = ("wandb", ".wandb")
 SHARDED_MARK = "meta.pt"  # the file in a checkpoint that is a folder, by which it is known
 STEP_IN_NAME = re.compile(r"step_(\d+)")
 
@@ -127,25 +128,56 @@ def places_named(settings: Any, run: Path, above: str = "") -> list[str]:
         text = settings if isinstance(settings, str) else ""
         ours = name == "weights" and text.startswith("embedded:")
         is_place = not ours and (name in PLACES or ELSEWHERE.match(text) is not None)
-        inside = isinstance(settings, str) and Path(settings).absolute().is_relative_to(run.absolute())
-        return [f"{above}={settings}"] if is_place and settings is not None and not inside else []
+        if not is_place or settings is None:
+            return []
+        inside = "\0" not in text and bool(text) and resolved(text).is_relative_to(resolved(run))
+        return [] if inside else [f"{above}={settings}"]
     return [found for name, inner in parts for found in places_named(inner, run, f"{above}.{name}".lstrip("."))]
+
+
+def resolved(path: str | Path) -> Path:
+    """Where a path leads; one that leads in circles ends at a link."""
+    return Path(os.path.realpath(path))
 
 
 def refuse_links(run: Path) -> None:
     """Raises SettingsError where something in a run's folder is a link that leads out of it: what is written or removed
-    there would be elsewhere. Or where Weights & Biases would read there whom it sends the user's key to."""
-    inside = run.resolve()
-    for folder, folders, files in os.walk(inside):
+    there would be elsewhere. Or what is no file, such as a pipe, which reading would not end, or a folder that hides
+    what is in it. Or where Weights & Biases would read there whom it sends the user's key to."""
+    inside = resolved(run)
+    for folder, folders, files in os.walk(inside, onerror=cannot_be_listed):
         for path in (Path(folder) / name for name in (*folders, *files)):
-            by_wandb = "wandb" in path.relative_to(inside).parts[:-1] and path.suffix == ".log"
-            if path.is_symlink() and not by_wandb and not path.resolve().is_relative_to(inside):
-                raise SettingsError(
-                    f"{path} is a link to {path.resolve()}, out of the run's folder, and a run writes nowhere else: "
-                    "put in its place what it leads to, or make the folder of the whole run a link"
-                )
+            if path.is_symlink():
+                refuse_link(path, inside)
+            elif not (path.is_file() or path.is_dir()) and path.exists():
+                raise SettingsError(f"{path} is neither file nor folder, and nothing else belongs in a run; remove it")
     for path in (*inside.glob("**/wandb/settings"), *inside.glob("**/.wandb/settings")):
         raise SettingsError(f"{path} tells Weights & Biases whom to send things to, which no run's file may; remove it")
+
+
+def cannot_be_listed(error: OSError) -> None:
+    """Raises SettingsError for a folder whose content is hidden, else the error; a folder may be gone meanwhile."""
+    if isinstance(error, PermissionError):
+        raise SettingsError(
+            f"{error.filename} cannot be listed ({error.strerror}), and links out of the run's folder may lie there: "
+            "chmod u+rx makes it readable"
+        ) from error
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def refuse_link(path: Path, inside: Path) -> None:
+    """Raises SettingsError for a link that leads out of a folder or in circles. Weights & Biases links to a log of its
+    own beside each run's, through which nobody writes."""
+    target = resolved(path)
+    if target.is_symlink():
+        raise SettingsError(f"{path} is a link that leads nowhere but to itself; remove it")
+    by_wandb = path.name == "debug-core.log" and path.parent.name == "logs" and path.parents[2].name in WANDB_FOLDERS
+    if not target.is_relative_to(inside) and not (by_wandb and (target.is_file() or not target.exists())):
+        raise SettingsError(
+            f"{path} is a link to {target}, out of the run's folder, and a run writes nowhere else: put in its place "
+            "what it leads to, or make the folder of the whole run a link"
+        )
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from microdit.files import alone_in, read_json, write_json
+from microdit.files import alone_in, appending, read_json, write_json
 from microdit.kinds import SettingsError
 from microdit.runs.folder import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, read_config
 
@@ -34,7 +34,7 @@ def add_to_record(run: Path, numbers: dict[str, float], making: dict[str, Any]) 
         record = read_record(path)
         replaced = {name: record[name] for name in numbers if name in record and record[name] != numbers[name]}
         history.parent.mkdir(parents=True, exist_ok=True)
-        with history.open("a", encoding="utf-8") as file:
+        with appending(history, encoding="utf-8") as file:
             file.write(json.dumps({**making, "numbers": numbers, "replaced": replaced}) + "\n")
         write_json(path, record | numbers)
     return replaced

@@ -2,8 +2,10 @@
 
 import resource
 
+import pytest
+
 from microdit.runs.metrics import read_rows
-from microdit.training.callbacks.loggers import MetricsFile
+from microdit.training.callbacks.loggers import MetricsFile, PatientTensorBoard
 
 rows = read_rows
 
@@ -63,3 +65,13 @@ def test_the_newest_value_of_every_column_is_found(tmp_path):
     log.log_metrics({"train/loss": 1.0}, step=1)
     log.log_metrics({"train/loss": 0.5}, step=2)
     assert MetricsFile(log.path).newest() == {"train/seconds": 2.5, "train/loss": 0.5}
+
+
+@pytest.mark.parametrize("name", ["$SECRET", "${SECRET}", "~"])
+def test_tensorboard_puts_nothing_into_names(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("SECRET", "secret")
+    board = PatientTensorBoard(str(tmp_path / name), name="", version="tensorboard")
+    assert board.log_dir == str(tmp_path / name / "tensorboard")
+    assert (
+        PatientTensorBoard(str(tmp_path), name="a", version=3, sub_dir=name).log_dir == f"{tmp_path}/a/version_3/{name}"
+    )

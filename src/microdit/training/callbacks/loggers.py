@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from microdit.files import CHECKSUM, replacing
+from microdit.files import CHECKSUM, appending, replacing
 from microdit.runs.metrics import is_whole, read_rows, with_checksum
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class MetricsFile(Logger):
             if merged or new_columns or self.incomplete or not self.path.exists():
                 self.rewrite()
             else:
-                with self.path.open("a", newline="") as file:
+                with appending(self.path, newline="") as file:
                     csv.DictWriter(file, [*self.columns, CHECKSUM]).writerow(with_checksum(row))
             self.incomplete = False
         except OSError as error:
@@ -103,6 +104,13 @@ class PatientTensorBoard(TensorBoardLogger):
     """Lightning's logger, but a disk without room costs a few points of the curves and not the run: it says so once."""
 
     told = False
+
+    @property
+    def log_dir(self) -> str:
+        """The folder as Lightning names it, but nothing in its name stands for something else, such as $HOME: names of
+        runs and stages may come from elsewhere."""
+        version = self.version if isinstance(self.version, str) else f"version_{self.version}"
+        return os.path.join(self.root_dir, version, *filter(None, [self.sub_dir]))
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         self.attempt(super().log_metrics, metrics, step)
