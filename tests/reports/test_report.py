@@ -1,6 +1,7 @@
 """The report of a folder: the same from runs and from the committed results, with figures that show what there is."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from microdit.build import SettingsError
 from microdit.evaluation.pictures import Making, PicturesError, keep
+from microdit.files import NoRoomError
 from microdit.reports.report import remake, report
 
 TABLES = ("table.md", "table.csv", "table.tex")
@@ -103,6 +105,58 @@ def test_a_report_that_cannot_be_made_leaves_the_one_that_was_there(experiment, 
     with pytest.raises(SettingsError, match="have the same seed"):
         told(experiment, headline)
     assert {path.name: path.read_bytes() for path in experiment.iterdir() if path.name != "console.txt"} == before
+
+
+@pytest.mark.parametrize("file", ["result.json", "config.yaml", "metrics.csv", "evaluation/skills.tar"])
+def test_a_run_that_links_to_files_elsewhere_is_refused_before_anything_is_written(experiment, make_run, file):
+    run = make_run("none", "none")
+    (experiment.parent / "outside").write_text("secret: 1")
+    (run / file).parent.mkdir(exist_ok=True)
+    (run / file).unlink(missing_ok=True)
+    (run / file).symlink_to(experiment.parent / "outside")
+    with pytest.raises(SettingsError, match=f"{file} is a link to"):
+        report(experiment, [run.parent], Console(quiet=True))
+    assert not list(experiment.iterdir())
+
+
+def test_a_damaged_configuration_is_told_by_its_line_and_not_its_text(experiment, make_run):
+    make_run("none", "none")
+    run = make_run("naive", "p75")
+    (run / "config.yaml").write_text("a: 1\nsecret: [hunter2\nb: 2\n")
+    text = told(experiment, run.parent)
+    assert "config.yaml is damaged (line 3: " in text
+    assert "hunter2" not in text + (experiment / "results.csv").read_text()
+
+
+FILES = ("results.csv", "curves.csv", *TABLES, "README.md", "figure.png", "curves.png", "samples.png")
+
+
+@pytest.mark.parametrize("full", FILES)
+def test_a_disk_that_is_full_leaves_each_file_as_it_was_and_names_it(experiment, headline, monkeypatch, full):
+    for run in headline.iterdir():
+        keep(run / "evaluation/skills.tar", Making(PROMPTS, {}, "n", []), iter([torch.zeros(10, 3, 8, 8)]))
+    (experiment / "README.md").write_text("<!-- table -->\n<!-- /table -->\nWhat we found.\n")
+    told(experiment, headline)
+    before = {name: (experiment / name).read_bytes() for name in FILES}
+    (headline / "none-none-1/result.json").write_text('{"status": "failed", "seed": 1}')
+
+    def opened(path: Path, mode: str, **options):
+        return open("/dev/full" if path.name == f".{full}.partial" else path, mode.replace("x", "w"), **options)
+
+    monkeypatch.setattr("microdit.files.open", opened, raising=False)
+    with pytest.raises(NoRoomError, match=rf"{full} cannot be written: .*Make room"):
+        report(experiment, [headline], Console(quiet=True))
+    assert (experiment / full).read_bytes() == before[full]
+    assert not list(experiment.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("file", [name for name in FILES if name != "README.md"])
+def test_a_pipe_in_the_place_of_a_file_is_no_reason_to_wait(experiment, headline, file):
+    for run in headline.iterdir():
+        keep(run / "evaluation/skills.tar", Making(PROMPTS, {}, "n", []), iter([torch.zeros(10, 3, 8, 8)]))
+    os.mkfifo(experiment / file)
+    report(experiment, [headline], Console(quiet=True))
+    assert (experiment / file).is_file()
 
 
 def test_samples_of_other_prompts_are_not_put_side_by_side(experiment, headline):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from microdit.build import SettingsError
-from microdit.files import DamagedFileError, read_json, size_of_file
+from microdit.files import DamagedFileError, read_json, replacing, size_of_file
 from microdit.progress import on_one_line
 from microdit.runs.differences import settings_of
 from microdit.runs.folder import METRICS_FILE, RESULT_FILE, read_config
@@ -113,7 +113,7 @@ def write_csv(rows: Rows, path: Path) -> None:
     """Writes rows, the first one's columns first. Raises SettingsError when there are none."""
     if not rows:
         raise SettingsError(f"there is nothing to write to {path}")
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path, encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
