@@ -4,15 +4,18 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
 from microdit.build import SettingsError
-from microdit.evaluation.pictures import Making, PicturesError, keep
+from microdit.evaluation.pictures import Making, Pictures, PicturesError, keep
 from microdit.files import NoRoomError
 from microdit.reports.report import remake, report
+from microdit.reports.sample_grid import compose, side_by_side
+from microdit.reports.tables import Row
 
 TABLES = ("table.md", "table.csv", "table.tex")
 PROMPTS = [f"prompt {i}" for i in range(10)]
@@ -236,6 +239,26 @@ def test_large_pictures_and_long_prompts_take_no_more_room_than_the_grid_has(exp
     told(experiment, run)
     with Image.open(experiment / "samples.png") as grid:
         assert (grid.width, grid.height) < (800, 4_400)
+
+
+def test_the_sheet_of_samples_is_bounded_by_its_rows_and_says_so(tmp_path, monkeypatch, caplog):
+    tar, making = tmp_path / "skills.tar", Making(PROMPTS, {}, "n", [])
+    keep(tar, making, iter([torch.zeros(10, 3, 8, 8)]))
+    rows = [Row((), ("a" * 50_000,), {}, ["run"], "1") for _ in range(450)]
+    monkeypatch.setattr("microdit.reports.sample_grid.read_run", lambda run: {"run": "run"})
+    monkeypatch.setattr("microdit.reports.sample_grid.kept_pictures", lambda runs: Pictures(tar, making, 10))
+    sheet = side_by_side([tmp_path], rows)
+    assert sheet is not None
+    assert sheet.width < 5_000
+    assert sheet.height < 2_000
+    assert "shows the first of 450" in caplog.text
+
+
+def test_pictures_of_one_run_are_not_enlarged_as_small_ones_of_another_are():
+    sizes = [(1, 1), (512, 512), (1, 512)]
+    sheet = compose(["a", "b", "c"], [np.zeros((8, 3, *size), np.uint8) for size in sizes], PROMPTS[:8])
+    assert sheet.width < 1_800
+    assert sheet.height < 4_200
 
 
 def test_a_broken_kept_picture_is_named(experiment, make_run):
