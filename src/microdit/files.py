@@ -286,6 +286,8 @@ def damaged(path: Path, error: Exception, cure: str) -> DamagedFileError:
     if isinstance(error, DamagedFileError):
         return error
     reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:  # without the file's own words
+        reason = f"line {error.problem_mark.line + 1}: {error.problem}"
     return DamagedFileError(f"{path} is damaged ({reason}); {cure}")
 
 

@@ -1,5 +1,6 @@
 """Evaluating a checkpoint or kept pictures: which numbers join result.json, and under which names."""
 
+import io
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from microdit.checkpoints.reading import CheckpointError, read_checkpoint
 from microdit.checkpoints.sharded import write_closing_files
 from microdit.commands.evaluate import evaluate
 from microdit.evaluation.pictures import PicturesError
-from microdit.files import read_json
+from microdit.files import DamagedFileError, read_json
 
 METRICS = {
     "compositional": {
@@ -55,11 +56,12 @@ def save_checkpoint(pipeline, folder: Path, step: int) -> Path:
     return path
 
 
-def measured(run: Path | None, pictures: Path | None = None, metrics=METRICS, weights=("ema",), **sampling) -> dict:
+def measured(
+    run: Path | None, pictures: Path | None = None, metrics=METRICS, weights=("ema",), console=None, **sampling
+) -> dict:
     given = {"checkpoint": run and str(run), "pictures": pictures and str(pictures), "weights": list(weights)}
-    return evaluate(
-        **given, metrics=metrics, sampling=sampling, batch_size=8, device="cpu", console=Console(quiet=True)
-    )
+    console = console or Console(quiet=True)
+    return evaluate(**given, metrics=metrics, sampling=sampling, batch_size=8, device="cpu", console=console)
 
 
 def record(run: Path) -> dict:
@@ -111,6 +113,22 @@ def test_a_damaged_config_of_the_run_is_told_before_anything_is_measured(run):
     with pytest.raises(SettingsError, match=r"config\.yaml .*cannot be read"):
         measured(run)
     assert record(run) == before
+
+
+def test_a_record_that_cannot_be_added_to_is_told_before_anything_is_measured(run, monkeypatch):
+    (run / "result.json").write_text(json.dumps({"denoising_loss/mean": [1.0]}))
+    monkeypatch.setattr("microdit.commands.evaluate.measure", None)
+    with pytest.raises(DamagedFileError, match=r"result\.json: denoising_loss/mean is a list"):
+        measured(run)
+
+
+@pytest.mark.parametrize("old", ["many", None, True, 10**400])
+def test_an_old_value_that_is_no_number_is_replaced_and_told(run, old):
+    (run / "result.json").write_text(json.dumps({"denoising_loss/mean": old}))
+    console = Console(record=True, quiet=False, width=200, file=io.StringIO())
+    numbers = measured(run, metrics=with_count(4), console=console)
+    assert record(run)["denoising_loss/mean"] == numbers["denoising_loss/mean"]
+    assert "denoising_loss/mean was " in console.export_text()
 
 
 def test_a_folder_with_one_set_of_weights_has_no_raw_ones(pipeline, tmp_path):

@@ -43,8 +43,9 @@ def kept(folder: Path, *files: bytes) -> Pictures:
         (encoded(8, 8, "JPEG"), "000001: no picture of a format that is read here"),
         (encoded(9, 8), "000001 is not of 8 x 8 px"),
         (encoded(20_000, 20_000, mode="1"), "000001: 20000 x 20000 px: more than"),
+        (encoded(5_000, 1), "000001 has a side of more than 4096 px"),
     ],
-    ids=["cut", "damaged", "empty", "jpeg", "other size", "huge"],
+    ids=["cut", "damaged", "empty", "jpeg", "other size", "huge", "long"],
 )
 def test_a_picture_that_is_none_is_named(tmp_path: Path, second: bytes, told: str) -> None:
     pictures = kept(tmp_path, encoded(8, 8), second, encoded(8, 8))

@@ -1,5 +1,8 @@
 """Pictures under evaluation: drawn once, kept, and named by what sets them apart."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import webdataset
@@ -139,3 +142,19 @@ def test_pictures_alone_say_what_they_cannot_do(pipeline, tmp_path):
         kept.pictures("scenes", PROMPTS, SAMPLING)
     with pytest.raises(PicturesError, match="other prompts"):
         kept.pictures("skills", [*PROMPTS, "one more"], SAMPLING)
+
+
+def test_two_that_want_the_same_pictures_at_once_both_have_them_and_one_draws(pipeline, tmp_path, monkeypatch):
+    begun = []
+
+    def drawn_slowly(self, prompts, sampling):
+        begun.append(self)
+        time.sleep(0.2)
+        yield torch.rand(len(prompts), 3, 8, 8)
+
+    monkeypatch.setattr(Subject, "drawn", drawn_slowly)
+    subjects = [Subject(pipeline, tmp_path) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda subject: subject.pictures("skills", PROMPTS, SAMPLING).all(), subjects)
+    assert torch.equal(first, second)
+    assert len(begun) == 1

@@ -16,6 +16,32 @@ from microdit.reports.layout import read_layout
 from microdit.reports.results import Rows, collect
 from microdit.reports.tables import as_csv, differences, latex, markdown, summarise
 
+RUN = {"run": "a/b", "status": "finished", "error": "", "seed": "1", "choice/masking": "none", "total_flops": "1"}
+
+
+def test_more_rows_than_a_table_has_room_for_are_refused(tmp_path):
+    given = {"rows": ["choice/masking"], "expected": [f"row {i}" for i in range(20_000)]}
+    (tmp_path / "report.yaml").write_text(yaml.safe_dump(given))
+    with pytest.raises(SettingsError, match=r"room for 1,000 rows, and these are 20,001"):
+        summarise([RUN], read_layout(tmp_path, [RUN]))
+
+
+def test_the_title_of_a_figure_names_some_of_many_rows_that_are_missing(tmp_path):
+    given = {"rows": ["choice/masking"], "figure": ["seed"], "expected": [f"row {i}" for i in range(900)]}
+    (tmp_path / "report.yaml").write_text(yaml.safe_dump(given))
+    layout = read_layout(tmp_path, [RUN])
+    figure = quality_against_cost(summarise([RUN], layout), layout)
+    assert figure is not None
+    assert "and 850 more: missing" in " ".join(figure.get_suptitle().split())
+
+
+def test_a_column_that_is_not_there_is_told_with_some_that_are(tmp_path):
+    (tmp_path / "report.yaml").write_text(yaml.safe_dump({"columns": ["a" * 1_000]}))
+    with pytest.raises(SettingsError, match=r"and 4956 more") as caught:
+        read_layout(tmp_path, [RUN | {f"number_{i}": "" for i in range(5_000)}])
+    assert len(str(caught.value)) < 2_000
+
+
 LOSS = {"column": "validation/loss", "title": "loss", "format": ".3f", "scale": 2, "spread": True}
 WHOLE = {
     "title": "A table",

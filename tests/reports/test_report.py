@@ -1,16 +1,21 @@
 """The report of a folder: the same from runs and from the committed results, with figures that show what there is."""
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
 from microdit.build import SettingsError
-from microdit.evaluation.pictures import Making, PicturesError, keep
+from microdit.evaluation.pictures import Making, Pictures, PicturesError, keep
+from microdit.files import NoRoomError
 from microdit.reports.report import remake, report
+from microdit.reports.sample_grid import compose, side_by_side
+from microdit.reports.tables import Row
 
 TABLES = ("table.md", "table.csv", "table.tex")
 PROMPTS = [f"prompt {i}" for i in range(10)]
@@ -105,6 +110,58 @@ def test_a_report_that_cannot_be_made_leaves_the_one_that_was_there(experiment, 
     assert {path.name: path.read_bytes() for path in experiment.iterdir() if path.name != "console.txt"} == before
 
 
+@pytest.mark.parametrize("file", ["result.json", "config.yaml", "metrics.csv", "evaluation/skills.tar"])
+def test_a_run_that_links_to_files_elsewhere_is_refused_before_anything_is_written(experiment, make_run, file):
+    run = make_run("none", "none")
+    (experiment.parent / "outside").write_text("secret: 1")
+    (run / file).parent.mkdir(exist_ok=True)
+    (run / file).unlink(missing_ok=True)
+    (run / file).symlink_to(experiment.parent / "outside")
+    with pytest.raises(SettingsError, match=f"{file} is a link to"):
+        report(experiment, [run.parent], Console(quiet=True))
+    assert not list(experiment.iterdir())
+
+
+def test_a_damaged_configuration_is_told_by_its_line_and_not_its_text(experiment, make_run):
+    make_run("none", "none")
+    run = make_run("naive", "p75")
+    (run / "config.yaml").write_text("a: 1\nsecret: [hunter2\nb: 2\n")
+    text = told(experiment, run.parent)
+    assert "config.yaml is damaged (line 3: " in text
+    assert "hunter2" not in text + (experiment / "results.csv").read_text()
+
+
+FILES = ("results.csv", "curves.csv", *TABLES, "README.md", "figure.png", "curves.png", "samples.png")
+
+
+@pytest.mark.parametrize("full", FILES)
+def test_a_disk_that_is_full_leaves_each_file_as_it_was_and_names_it(experiment, headline, monkeypatch, full):
+    for run in headline.iterdir():
+        keep(run / "evaluation/skills.tar", Making(PROMPTS, {}, "n", []), iter([torch.zeros(10, 3, 8, 8)]))
+    (experiment / "README.md").write_text("<!-- table -->\n<!-- /table -->\nWhat we found.\n")
+    told(experiment, headline)
+    before = {name: (experiment / name).read_bytes() for name in FILES}
+    (headline / "none-none-1/result.json").write_text('{"status": "failed", "seed": 1}')
+
+    def opened(path: Path, mode: str, **options):
+        return open("/dev/full" if path.name == f".{full}.partial" else path, mode.replace("x", "w"), **options)
+
+    monkeypatch.setattr("microdit.files.open", opened, raising=False)
+    with pytest.raises(NoRoomError, match=rf"{full} cannot be written: .*Make room"):
+        report(experiment, [headline], Console(quiet=True))
+    assert (experiment / full).read_bytes() == before[full]
+    assert not list(experiment.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("file", [name for name in FILES if name != "README.md"])
+def test_a_pipe_in_the_place_of_a_file_is_no_reason_to_wait(experiment, headline, file):
+    for run in headline.iterdir():
+        keep(run / "evaluation/skills.tar", Making(PROMPTS, {}, "n", []), iter([torch.zeros(10, 3, 8, 8)]))
+    os.mkfifo(experiment / file)
+    report(experiment, [headline], Console(quiet=True))
+    assert (experiment / file).is_file()
+
+
 def test_samples_of_other_prompts_are_not_put_side_by_side(experiment, headline):
     for run in headline.iterdir():
         making = Making([run.name, "another"], {"seed": 0}, "", [])
@@ -182,6 +239,26 @@ def test_large_pictures_and_long_prompts_take_no_more_room_than_the_grid_has(exp
     told(experiment, run)
     with Image.open(experiment / "samples.png") as grid:
         assert (grid.width, grid.height) < (800, 4_400)
+
+
+def test_the_sheet_of_samples_is_bounded_by_its_rows_and_says_so(tmp_path, monkeypatch, caplog):
+    tar, making = tmp_path / "skills.tar", Making(PROMPTS, {}, "n", [])
+    keep(tar, making, iter([torch.zeros(10, 3, 8, 8)]))
+    rows = [Row((), ("a" * 50_000,), {}, ["run"], "1") for _ in range(450)]
+    monkeypatch.setattr("microdit.reports.sample_grid.read_run", lambda run: {"run": "run"})
+    monkeypatch.setattr("microdit.reports.sample_grid.kept_pictures", lambda runs: Pictures(tar, making, 10))
+    sheet = side_by_side([tmp_path], rows)
+    assert sheet is not None
+    assert sheet.width < 5_000
+    assert sheet.height < 2_000
+    assert "shows the first of 450" in caplog.text
+
+
+def test_pictures_of_one_run_are_not_enlarged_as_small_ones_of_another_are():
+    sizes = [(1, 1), (512, 512), (1, 512)]
+    sheet = compose(["a", "b", "c"], [np.zeros((8, 3, *size), np.uint8) for size in sizes], PROMPTS[:8])
+    assert sheet.width < 1_800
+    assert sheet.height < 4_200
 
 
 def test_a_broken_kept_picture_is_named(experiment, make_run):

@@ -19,6 +19,13 @@ def test_every_run_has_a_row_whatever_became_of_it(headline):
     assert "no result.json" in killed["error"]
 
 
+def test_runs_whose_names_make_a_table_that_no_memory_holds_are_refused(make_run, tmp_path):
+    for seed in range(100):
+        make_run("none", "none", seed, **{f"number_{seed}_{i}": i for i in range(500)})
+    with pytest.raises(SettingsError, match=r"100 runs have 50,\d+ different .*/none-none-\d+ alone has 5\d\d"):
+        collect(find_runs([tmp_path / "sweep"]))
+
+
 def test_what_lies_in_a_runs_folder_is_no_run_of_its_own(headline):
     inside = headline / "none-none-1/wandb/run-1/files"
     inside.mkdir(parents=True)

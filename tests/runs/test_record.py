@@ -1,12 +1,14 @@
 """Adding to result.json: nothing is lost, whoever else adds."""
 
 import json
+import os
 from multiprocessing import get_context
 
 import pytest
 
+from microdit.build import SettingsError
 from microdit.files import DamagedFileError, read_json
-from microdit.runs.record import add_to_record
+from microdit.runs.record import add_to_record, usual_settings
 
 
 def record_of(run) -> dict:
@@ -49,3 +51,54 @@ def test_a_record_that_is_none_is_left_alone(tmp_path, content):
     with pytest.raises(DamagedFileError, match=r"result\.json .* move it away"):
         add_to_record(tmp_path, {"a": 1.0}, {})
     assert (tmp_path / "result.json").read_text() == content
+
+
+@pytest.mark.parametrize("old", [[1.0], {"a": 1.0}])
+def test_a_record_that_holds_more_than_plain_values_is_named_and_left_alone(tmp_path, old):
+    content = json.dumps({"status": "finished", "loss": old})
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(DamagedFileError, match=r"result\.json: loss is .* move it away"):
+        add_to_record(tmp_path, {"loss": 1.0}, {})
+    assert (tmp_path / "result.json").read_text() == content
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"metric": "loss", "settings": 3}, "settings is a whole number and should be names with values"),
+        ([], "is a list and should be names with values"),
+        ({"metric": "loss", "settings": {"a": [[[]] * 2]}}, None),
+    ],
+)
+def test_a_history_of_another_kind_is_named(tmp_path, line, told):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/history.jsonl").write_text(json.dumps(line) + "\n")
+    if told is None:
+        assert usual_settings(tmp_path, "loss") == line["settings"]
+        return
+    with pytest.raises(SettingsError, match=rf"history\.jsonl.*{told}.*move the damaged file away"):
+        usual_settings(tmp_path, "loss")
+
+
+def test_settings_of_a_metric_that_are_none_are_named(tmp_path):
+    (tmp_path / "config.yaml").write_text(json.dumps({"metrics": {"loss": 3}}))
+    with pytest.raises(SettingsError, match=r"config\.yaml.*metrics.loss is a whole number"):
+        usual_settings(tmp_path, "loss")
+
+
+@pytest.mark.parametrize("nested", [900, 100_000])
+def test_a_history_that_is_nested_too_deeply_is_named(tmp_path, nested):
+    (tmp_path / "evaluation").mkdir()
+    line = '{"metric": "loss", "settings": ' + '{"a":' * nested + "1" + "}" * nested + "}"
+    (tmp_path / "evaluation/history.jsonl").write_text(line)
+    with pytest.raises(SettingsError, match=r"history\.jsonl.*move the damaged file away"):
+        usual_settings(tmp_path, "loss")
+
+
+@pytest.mark.parametrize("use", [lambda run: add_to_record(run, {"a": 1.0}, {}), lambda run: usual_settings(run, "a")])
+def test_a_pipe_in_the_place_of_a_history_is_no_reason_to_wait(tmp_path, use):
+    (tmp_path / "evaluation").mkdir()
+    os.mkfifo(tmp_path / "evaluation/history.jsonl")
+    with pytest.raises(OSError, match=r"history\.jsonl is no ordinary file"):
+        use(tmp_path)

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from microdit.build import SettingsError, build
+from microdit.build import SettingsError, build, shown
 from microdit.checkpoints.reading import CheckpointError
 from microdit.commands.compose import trusted
 from microdit.commands.messages import check_device, console, tell_places
@@ -26,7 +26,7 @@ from microdit.runs.folder import (
     refuse_links,
     run_of,
 )
-from microdit.runs.record import add_to_record, usual_settings
+from microdit.runs.record import add_to_record, read_record, usual_settings
 from microdit.sampling.settings import SamplingSettings
 
 CHECKPOINT_SUFFIX = ".ckpt"
@@ -147,16 +147,19 @@ def unusual_settings(run: Path, settings: Mapping[str, Mapping[str, Any]]) -> di
 
 
 class Recorder:
-    """Puts each metric's numbers into the run's result.json as soon as they are there, and says what it replaced."""
+    """Puts each metric's numbers into the run's result.json as soon as they are there, and says what it replaced. Made
+    before anything is measured: DamagedFileError for a result.json that cannot be added to."""
 
     def __init__(self, run: Path, making: dict[str, Any], settings: Mapping[str, Mapping[str, Any]], console: Console):
+        read_record(run / RESULT_FILE)
         self.run, self.making, self.settings, self.console = run, making, settings, console
 
     def __call__(self, metric: str, numbers: dict[str, float], picture: Path | None) -> None:
         making = {**self.making, "metric": metric, "settings": self.settings[metric]}
         replaced = add_to_record(self.run, numbers, making)
         for name, old in replaced.items():
-            self.console.print(f"{name} was {old:.6g}, is now {numbers[name]:.6g}", highlight=False)
+            was = f"{old:.6g}" if isinstance(old, float) else shown(old)
+            self.console.print(f"{name} was {was}, is now {numbers[name]:.6g}", highlight=False)
         if picture is not None:
             self.console.print(f"{metric}: what was judged is in {picture}", highlight=False)
 

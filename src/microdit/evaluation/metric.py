@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from microdit.evaluation.subject import Subject, suffix
+from microdit.files import alone_in, replacing
 from microdit.pipeline import LatentDiffusion
 from microdit.progress import progress_bar
 
@@ -48,7 +49,8 @@ def measure(
         if shown is not None:
             path = subject.kept_in / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            shown.save(path)
+            with alone_in(path.parent), replacing(path, "wb") as file:
+                shown.save(file, "png")
         measured(name, values, path)
         numbers |= values
     return numbers

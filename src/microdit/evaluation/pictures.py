@@ -23,6 +23,7 @@ from microdit.data.sources.tars import pictures_in, write_pictures
 from microdit.files import read_described, replacing, write_whole
 
 AGAIN = "Delete the tar and evaluate again"
+LARGEST_SIDE_PX, LARGEST_SHOWN_PX = 4096, 512
 NUMBERS_AT_ONCE = 1 << 28  # in a batch: as many as 256 pictures of 512 px have, and some more
 
 
@@ -75,15 +76,26 @@ class Pictures:
             if number not in chosen:
                 continue
             try:
-                pixels = np.asarray(rgb_image(item.image, formats=["PNG"]))
+                pixels = np.asarray(rgb_image(item.image, max_pixels=LARGEST_SIDE_PX**2, formats=["PNG"]))
             except (BrokenImageError, FilteredImageError) as error:
                 raise PicturesError(f"{self.tar}: {item.key}: {error}. {AGAIN}") from error
+            if max(pixels.shape) > LARGEST_SIDE_PX:
+                raise PicturesError(f"{self.tar}: {item.key} has a side of more than {LARGEST_SIDE_PX} px. {AGAIN}")
             shape = shape or pixels.shape
             if pixels.shape != shape:
                 raise PicturesError(f"{self.tar}: {item.key} is not of {shape[1]} x {shape[0]} px, as others. {AGAIN}")
             yield pixels
         if number < max(chosen):
             raise PicturesError(f"{self.tar} holds {number + 1} pictures, not {self.count}. {AGAIN}")
+
+    def to_show(self, chosen: Collection[int]) -> UInt8[np.ndarray, "n 3 h w"]:
+        """The `chosen` pictures in order, of at most LARGEST_SHOWN_PX a side. Raises PicturesError as `decoded`."""
+        shown = []
+        for pixels in self.decoded(chosen):
+            picture = Image.fromarray(pixels)
+            picture.thumbnail((LARGEST_SHOWN_PX, LARGEST_SHOWN_PX))
+            shown.append(np.asarray(picture).transpose(2, 0, 1))
+        return np.stack(shown)
 
     def all(self) -> Float[Tensor, "n 3 h w"]:
         """All of them at once."""

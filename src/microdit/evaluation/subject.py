@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microdit.evaluation.pictures import Making, Pictures, PicturesError, fingerprint, keep, kept_making, plain_sampling
+from microdit.files import alone_in
 from microdit.kinds import LARGEST_INTEGER, Limits, Positive, check_arguments
 from microdit.pipeline import LatentDiffusion, Precision
 from microdit.sampling.settings import GuidanceInterval, SamplerName, SamplingSettings, SamplingSteps
@@ -88,7 +89,8 @@ class Subject:
 
     def pictures(self, name: str, prompts: Sequence[str], sampling: Mapping[str, Any]) -> Pictures:
         """One picture a prompt, as `sampling` says (arguments of generate, with `seed`): those kept in `name`.tar if
-        they are of this network, these prompts and this sampling, else drawn now.
+        they are of this network, these prompts and this sampling, else drawn now. Another process that wants the
+        same waits, and then has what the first one drew.
 
         Raises SettingsError for a sampling argument that generate() does not take.
         """
@@ -97,10 +99,12 @@ class Subject:
         self.changed = differing(plain_sampling(used), plain_sampling(asked))
         making = Making(list(prompts), plain_sampling(used), fingerprint(self.pipeline.dit), self.label)
         tar = self.kept_in / f"{name}.tar"
-        kept = kept_making(tar)
-        if kept is not None and kept.covers(making):
-            return Pictures(tar, kept, len(prompts))
-        return keep(tar, making, self.drawn(prompts, used))
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(tar.parent):
+            kept = kept_making(tar)
+            if kept is not None and kept.covers(making):
+                return Pictures(tar, kept, len(prompts))
+            return keep(tar, making, self.drawn(prompts, used))
 
     def drawn(self, prompts: Sequence[str], sampling: Mapping[str, Any]) -> Iterator[Float[Tensor, "n 3 h w"]]:
         """Pictures of `prompts`, PICTURES_A_CALL at a time."""

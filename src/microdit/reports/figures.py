@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from microdit.reports.layout import Column, Layout
+from microdit.reports.layout import Column, Layout, some_of
 from microdit.reports.results import Rows, number
 from microdit.reports.tables import Row
 
@@ -76,7 +76,7 @@ def listed(opening: str, rows: Sequence[Row], panels: int) -> str:
     by_ending: dict[str, list[str]] = {}
     for row in rows:
         by_ending.setdefault(row.ended, []).append(", ".join(row.labels))
-    lines = [f"{opening}{'; '.join(names)}: {ended}" for ended, names in by_ending.items()]
+    lines = [f"{opening}{some_of(names, '; ')}: {ended}" for ended, names in by_ending.items()]
     return "".join(f"\n{textwrap.fill(line, LINE_CHARACTERS * panels)}" for line in lines)
 
 

@@ -15,6 +15,7 @@ LAYOUT_FILE = "report.yaml"
 LAYOUT_CURE = "write it anew (docs/evaluation.md), or remove it: what tells the runs apart is then shown"
 MOST_PANELS = 20  # of a figure
 LONGEST_LABEL = 200  # characters
+MOST_NAMED = 50  # in a title or message
 CHOICE = "choice/"
 ASIDE = ("metrics", "logger", "callbacks")
 """Choices that do not change what is trained, and so make no row of their own."""
@@ -164,7 +165,7 @@ def layout_of(given: Mapping[str, Any], folder: Path, results: Rows) -> Layout:
     )
     for part in (*layout.rows, *layout.columns, *layout.figure):
         if part.column not in results[0]:
-            raise SettingsError(f"no run has '{part.column}'. There are: {', '.join(results[0])}")
+            raise SettingsError(f"no run has '{short(part.column)}'. There are: {some_of(list(results[0]))}")
     named = {"expected": layout.expected, "reference": [layout.reference] if layout.reference else []}
     for what, row in ((what, row) for what, rows in named.items() for row in rows):
         if len(row) != len(layout.rows):
@@ -213,6 +214,12 @@ def short(text: str) -> str:
     return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
 
 
+def some_of(names: Sequence[str], between: str = ", ") -> str:
+    """Names as far as a title or message has room for them."""
+    more = f"{between}and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return between.join(map(short, names[:MOST_NAMED])) + more
+
+
 def inferred_rows(results: Rows) -> list[RowKey]:
     """The choices that tell the runs apart: `masking`, `mask_ratio` and as many others as it takes; `experiment` where
     that is shorter, or where experiments differ in what is no choice; then the settings that these leave open."""
@@ -233,9 +240,13 @@ def inferred_rows(results: Rows) -> list[RowKey]:
 def fewest(candidates: Sequence[str], results: Rows) -> list[str]:
     """The columns, in this order, that each tell some runs apart which those before do not."""
     keys: list[str] = []
+    parts, count = [0] * len(results), 1
     for name in candidates:
-        if groups([*keys, name], results) > groups(keys, results):
+        numbers: dict[tuple[int, str], int] = {}
+        finer = [numbers.setdefault((part, row[name]), len(numbers)) for part, row in zip(parts, results, strict=True)]
+        if len(numbers) > count:
             keys.append(name)
+            parts, count = finer, len(numbers)
     return keys
 
 

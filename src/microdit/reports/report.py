@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from microdit.files import replacing, write_whole
 from microdit.kinds import SettingsError
 from microdit.reports.figures import loss_curves, quality_against_cost
 from microdit.reports.layout import read_layout
@@ -25,7 +26,8 @@ def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[
     grid of their samples; without, tables and figures are made again from the two files, as they were committed. A
     `folder` that has runs in it, such as runs/sweep_..., is read anew each time: more of them may have finished.
 
-    Raises SettingsError when there is nothing to report, or when rows cannot be told apart.
+    Raises SettingsError when there is nothing to report, when a run links to files outside it, or when rows cannot be
+    told apart; NoRoomError where the disk is full: each file is then the new one or the one that was there.
     """
     if not folder.is_dir():
         raise SettingsError(f"{folder} is no folder: name one of experiments/, or a folder of runs")
@@ -33,6 +35,8 @@ def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[
     if not run_folders and (runs_below(folder) or not (folder / RESULTS_FILE).is_file()):
         run_folders = [folder]
     runs, grid = find_runs(run_folders), None
+    for run in runs:
+        refuse_links(run)  # what it leads to would be copied into what is committed
     if runs:
         # What may refuse comes first: a report that cannot be made leaves the one that was there.
         results = collect(runs)
@@ -41,7 +45,8 @@ def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[
         write_curves(runs, folder / CURVES_FILE)
     written = remake(folder)
     if grid is not None:
-        grid.save(folder / "samples.png")
+        with replacing(folder / "samples.png", "wb") as file:
+            grid.save(file, "png")
         written.append(folder / "samples.png")
     console.print((folder / "table.md").read_text(encoding="utf-8"), highlight=False, markup=False)
     tell_problems(folder, console)
@@ -62,18 +67,19 @@ def remake(folder: Path) -> list[Path]:
         texts["differences.csv"] = as_csv(compared, of_differences)
         texts["differences.tex"] = latex(compared, of_differences)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
     written = [folder / name for name in texts]
     logged = read_csv(folder / CURVES_FILE, ("run", "step")) if (folder / CURVES_FILE).is_file() else []
     figures = {"figure.png": quality_against_cost(rows, layout), "curves.png": loss_curves(logged, rows, layout)}
     for name, figure in figures.items():
         if figure is not None:
-            figure.savefig(folder / name, metadata={"Software": None})
+            with replacing(folder / name, "wb") as file:
+                figure.savefig(file, format="png", metadata={"Software": None})
             written.append(folder / name)
     readme = folder / "README.md"
     if readme.is_file() and README_TABLE.search(text := readme.read_text(encoding="utf-8")):
         table = texts["table.md"]
-        readme.write_text(README_TABLE.sub(lambda found: f"{found[1]}{table}{found[2]}", text), encoding="utf-8")
+        write_whole(readme, README_TABLE.sub(lambda found: f"{found[1]}{table}{found[2]}", text))
         written.append(readme)
     return written
 

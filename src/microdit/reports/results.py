@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from microdit.files import DamagedFileError, read_json, size_of_file
+from microdit.files import DamagedFileError, read_json, replacing, size_of_file
 from microdit.kinds import SettingsError
 from microdit.progress import on_one_line
 from microdit.runs.differences import settings_of
@@ -25,6 +25,7 @@ NOT_SET = "not set"
 FIRST_COLUMNS = ["run", "status", "error", "seed"]
 LARGEST = 1e100
 """Numbers beyond this are none that a run has measured, and sums and squares of those below it are numbers too."""
+MOST_CELLS = 3_000_000
 CURVE_POINTS = 40
 """Training losses are averaged to so many points a run: what a curve shows, and small enough to commit."""
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:'\"]+/)+")
@@ -78,7 +79,7 @@ def compared_settings(config: dict[str, Any]) -> dict[str, str]:
 def collect(runs: Sequence[Path]) -> Rows:
     """One row a run, one column a name in any run's record; of settings only those that differ.
 
-    Raises SettingsError when two runs have one name.
+    Raises SettingsError when two runs have one name, or together they have more than MOST_CELLS values.
     """
     records = [read_run(run) for run in runs]
     taken = [record["run"] for record in records]
@@ -86,6 +87,12 @@ def collect(runs: Sequence[Path]) -> Rows:
         twice = next(name for name in taken if taken.count(name) > 1)
         raise SettingsError(f"two of these runs are called {twice}: rename the folder of one sweep")
     names = dict.fromkeys(name for record in records for name in record)
+    if len(names) * len(records) > MOST_CELLS:
+        most = max(records, key=len)
+        raise SettingsError(
+            f"these {len(records):,} runs have {len(names):,} different numbers and settings, more than a table holds; "
+            f"{most['run']} alone has {len(most):,}: name fewer runs, or leave that one out"
+        )
     for record in records:
         if any(name.startswith(SETTING) for name in record):  # else its configuration is lost, and it says nothing
             record.update({name: NOT_SET for name in names if name.startswith(SETTING) and name not in record})
@@ -111,7 +118,7 @@ def write_csv(rows: Rows, path: Path) -> None:
     """Writes rows, the first one's columns first. Raises SettingsError when there are none."""
     if not rows:
         raise SettingsError(f"there is nothing to write to {path}")
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path, encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

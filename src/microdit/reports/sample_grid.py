@@ -1,5 +1,6 @@
 """The same prompts from the same noise, one column a method: what numbers cannot show."""
 
+import logging
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,18 +17,21 @@ from microdit.reports.tables import Row
 from microdit.runs.folder import JUDGED_PICTURES
 
 CELL_PX, GAP_PX, TEXT_PX, PROMPT_PX = 112, 6, 12, 190
-LARGEST_CELL_PX = 512
-PROMPTS = 8
+PROMPTS, MOST_COLUMNS = 8, 40
+log = logging.getLogger(__name__)
 
 
 def side_by_side(runs: Sequence[Path], rows: Sequence[Row]) -> Image.Image | None:
     """Pictures of the row's first finished run (lowest seed first), prompts spread over all that were judged; a row
-    without any has a column that says so.
+    without any has a column that says so. Of the first MOST_COLUMNS rows, where there are more.
 
     None where no run kept pictures. Raises SettingsError when runs drew other prompts or with another sampling: side
     by side they would tell nothing.
     """
     folders = {read_run(run)["run"]: run for run in runs}
+    if len(rows) > MOST_COLUMNS:
+        log.warning("samples.png has room for %d rows and shows the first of %d", MOST_COLUMNS, len(rows))
+        rows = rows[:MOST_COLUMNS]
     kept = [kept_pictures([folders[name] for name in row.finished]) for row in rows]
     found = [pictures for pictures in kept if pictures is not None]
     if not found:
@@ -41,19 +45,13 @@ def side_by_side(runs: Sequence[Path], rows: Sequence[Row]) -> Image.Image | Non
             )
     prompts = first.making.prompts
     chosen = list(range(0, len(prompts), max(1, len(prompts) // PROMPTS)))[:PROMPTS]
-    pixels = [None if pictures is None else np.stack([*map(shrunk, pictures.decoded(chosen))]) for pictures in kept]
+    pixels = [None if pictures is None else pictures.to_show(chosen) for pictures in kept]
     labels = [
-        ", ".join(row.labels) + ("" if shown is not None else ": no pictures" if row.finished else f": {row.ended}")
+        short(", ".join(row.labels))
+        + ("" if shown is not None else ": no pictures" if row.finished else f": {row.ended}")
         for row, shown in zip(rows, pixels, strict=True)
     ]
     return compose(labels, pixels, [prompts[i] for i in chosen])
-
-
-def shrunk(pixels: np.ndarray) -> np.ndarray:
-    """A picture [h, w, 3] as [3, h, w], of at most LARGEST_CELL_PX a side."""
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((LARGEST_CELL_PX, LARGEST_CELL_PX))
-    return np.asarray(picture).transpose(2, 0, 1)
 
 
 def kept_pictures(runs: Sequence[Path]) -> Pictures | None:
@@ -67,9 +65,8 @@ def kept_pictures(runs: Sequence[Path]) -> Pictures | None:
 def compose(labels: Sequence[str], columns: Sequence[np.ndarray | None], prompts: Sequence[str]) -> Image.Image:
     """One picture: prompts at the left, then a column of pictures [n, 3, h, w] under each label, or an empty one."""
     font = ImageFont.load_default(TEXT_PX)
-    side = next(pixels.shape[-1] for pixels in columns if pixels is not None)
-    factor = max(1, round(CELL_PX / side))
-    cell, line = side * factor, TEXT_PX + 3
+    side = max(max(pixels.shape[-2:]) for pixels in columns if pixels is not None)
+    cell, line = side * max(1, round(CELL_PX / side)), TEXT_PX + 3
     headings = [textwrap.wrap(label, max(8, int(cell / (0.55 * TEXT_PX)))) for label in labels]
     top = max(map(len, headings)) * line + GAP_PX
     step = cell + GAP_PX
@@ -82,6 +79,7 @@ def compose(labels: Sequence[str], columns: Sequence[np.ndarray | None], prompts
         left = PROMPT_PX + column * step
         draw.text((left, 2), "\n".join(heading), fill="black", font=font)
         for row, picture in enumerate(() if pixels is None else pixels):
+            factor = cell // max(picture.shape[1:])
             enlarged = picture.transpose(1, 2, 0).repeat(factor, axis=0).repeat(factor, axis=1)
             sheet.paste(Image.fromarray(enlarged), (left, top + row * step))
     return sheet

@@ -15,6 +15,8 @@ from microdit.reports.results import FINISHED, SETTING, Rows, differ, number
 OF_RUNS = "Mean ± standard deviation over the seeds of finished runs; `runs` counts them, and says how others ended."
 OF_PAIRS = "Mean ± standard deviation of the difference over the seeds that both rows have; `runs` counts them."
 
+MOST_ROWS = 1_000
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -87,11 +89,18 @@ def difference(pairs: Sequence[tuple[dict[str, str], dict[str, str]]], column: C
 
 
 def by_row(results: Rows, layout: Layout) -> dict[tuple[str, ...], Rows]:
-    """The runs of every row that some run has or that is expected, by key, in the order of the table."""
+    """The runs of every row that some run has or that is expected, by key, in the order of the table.
+    SettingsError for more than MOST_ROWS."""
     found: dict[tuple[str, ...], Rows] = {}
     for run in results:
         found.setdefault(tuple(run[key.column] for key in layout.rows), []).append(run)
-    others = sorted((key for key in found if key not in layout.expected), key=lambda key: place(key, layout))
+    expected = {*layout.expected}
+    if len(expected | found.keys()) > MOST_ROWS:
+        raise SettingsError(
+            f"a table has room for {MOST_ROWS:,} rows, and these are {len(expected | found.keys()):,}: name fewer "
+            "runs, or give `rows` and `expected` in report.yaml less"
+        )
+    others = sorted((key for key in found if key not in expected), key=lambda key: place(key, layout))
     return {key: found.get(key, []) for key in [*layout.expected, *others]}
 
 

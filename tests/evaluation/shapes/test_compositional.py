@@ -132,10 +132,13 @@ def test_coloured_noise_has_no_colour_but_by_chance() -> None:
     assert compositional_accuracy(noise, prompts)["single_object_colour"] <= 0.25
 
 
-def test_images_and_prompts_must_pair_up() -> None:
+@pytest.mark.parametrize("count", [0, 2])
+def test_images_come_one_by_one_and_must_be_as_many_as_prompts(count: int) -> None:
     images, prompts = _images_and_prompts(3)
-    with pytest.raises(ValueError, match="3 images for 2 prompts"):
-        compositional_accuracy(images, prompts[:2])
+    with pytest.raises(ValueError, match="give one image for each"):
+        compositional_accuracy(iter(images), prompts[:count])
+    with pytest.raises(ValueError, match="give one image for each"):
+        compositional_accuracy(iter(images[:count]), prompts)
 
 
 @pytest.mark.parametrize(("domain", "least"), [("synthetic", 0.97), ("real", 0.90)])

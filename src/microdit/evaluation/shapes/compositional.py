@@ -4,11 +4,12 @@ GenEval (arXiv 2310.11513) asks an object detector; here the world is small enou
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, zip_longest
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -59,23 +60,25 @@ def relations(first: DetectedObject, second: DetectedObject) -> set[str]:
     return {name for name, cosine in holds.items() if cosine > 0.5}
 
 
-def compositional_accuracy(images: Float[Tensor, "n 3 h w"], prompts: Sequence[Prompt]) -> dict[str, float]:
+def compositional_accuracy(images: Iterable[Float[Tensor, "3 h w"]], prompts: Sequence[Prompt]) -> dict[str, float]:
     """Shares in 0..1: one for each skill among `prompts`, and `overall`, their mean over these skills (as GenEval).
 
     With prompts of the skill `colors` there is `single_object_colour` too: the share of those whose picture's largest
     coloured region has the colour asked for, be it shaped like an object or not. `images` are in 0..1, one for each
-    prompt. Raises ValueError when their numbers differ or are zero.
+    prompt, looked at one by one. Raises ValueError when their numbers differ or are zero.
     """
-    if len(images) != len(prompts) or not prompts:
-        raise ValueError(f"got {len(images)} images for {len(prompts)} prompts; give one image for each prompt")
     verdicts: dict[str, list[bool]] = {}
     coloured: list[bool] = []
-    for image, prompt in zip(images, prompts, strict=True):
+    for image, prompt in zip_longest(images, prompts):
+        if image is None or prompt is None:
+            raise ValueError(f"got more or fewer images than {len(prompts)} prompts; give one image for each")
         found = detect(image)
         verdicts.setdefault(prompt.skill, []).append(fulfils(found, prompt))
         if prompt.skill == "colors":
             regions = detect(image, least_fit=-math.inf)
             coloured.append(bool(regions) and regions[0].colour == prompt.expects.objects[0].colour)
+    if not verdicts:
+        raise ValueError("got no prompts; give one at least, and give one image for each")
     accuracy = {skill: float(np.mean(verdicts[skill])) for skill in SKILLS if skill in verdicts}
     accuracy["overall"] = float(np.mean(list(accuracy.values())))
     if coloured:
@@ -103,14 +106,15 @@ class ShapesCompositional(Metric):
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`compositional/SKILL`, `compositional/overall`, `compositional/single_object_colour`, all shares in 0..1."""
         prompts = self.prompts()
-        images = subject.pictures("skills", [prompt.text for prompt in prompts], self.sampling).all()
-        accuracy = compositional_accuracy(images, prompts)
+        pictures = subject.pictures("skills", [prompt.text for prompt in prompts], self.sampling)
+        accuracy = compositional_accuracy((image for batch in pictures.batches() for image in batch), prompts)
         shown = []
         for skill in SKILLS:
             mine = [i for i, prompt in enumerate(prompts) if prompt.skill == skill]
             step = max(1, len(mine) // SHOWN_PER_SKILL)
             shown += mine[::step][:SHOWN_PER_SKILL]
-        grid = prompt_grid(images[shown], [prompts[i].text for i in shown], columns=SHOWN_PER_SKILL)
+        images = torch.from_numpy(pictures.to_show(shown)).float() / 255
+        grid = prompt_grid(images, [prompts[i].text for i in shown], columns=SHOWN_PER_SKILL)
         return {f"compositional/{name}": value for name, value in accuracy.items()}, grid
 
     def prompts(self) -> list[Prompt]:
