@@ -64,7 +64,7 @@ def locate(target: str, expected: type[Built]) -> Callable[..., Built]:
         makes = None
     # Of ours nothing but the classes of this project: neither its functions nor what it has imported.
     theirs = module_name.partition(".")[0] == OUR_PACKAGE and getattr(found, "__module__", None) != module_name
-    if theirs or not (inspect.isclass(makes) and issubclass(makes, expected)):
+    if theirs or inspect.isabstract(found) or not (inspect.isclass(makes) and issubclass(makes, expected)):
         raise SettingsError(f"_target_ {target} does not make a {expected.__name__}")
     return cast("Callable[..., Built]", found)
 

@@ -299,11 +299,13 @@ def a_dictionary(content: Any, path: Path, cure: str) -> dict[str, Any]:
 
 def characters_in(content: Any, counted: dict[int, int], depth: int = 0) -> int:
     """How much there is if each alias is written out: the characters of texts, and one for each value. ValueError for
-    one that holds itself, or is nested more deeply than settings are."""
+    one that holds itself, is nested more deeply than settings are, or has names that are no texts."""
     if not isinstance(content, dict | list):
         return 1 + (len(content) if isinstance(content, str) else 0)
     if depth > DEEPEST:
         raise ValueError(f"it is nested more than {DEEPEST} deep")
+    if isinstance(content, dict) and (nameless := [name for name in content if not isinstance(name, str)]):
+        raise ValueError(f"{nameless[0]!r} is no text, as a name is; put it in quotes")
     if counted.setdefault(id(content), -1) < 0:
         inside = [*content, *content.values()] if isinstance(content, dict) else content
         total = 1

@@ -78,3 +78,11 @@ def test_what_are_no_floating_point_numbers_are_no_weights(tmp_path, dtype):
     torch.save(state, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=rf"a\.pt holds no weights in weight \({dtype}\)"):
         read_released(tmp_path / "a.pt")
+
+
+def test_two_names_of_one_tensor_are_two_tensors_in_the_file(tmp_path):
+    one = torch.arange(6.0).view(2, 3)
+    write_weights({"a": one, "b": one, "c": one.mT}, tmp_path / "a.safetensors", {})
+    assert all(
+        torch.equal(value, one) for name, value in read_weights(tmp_path / "a.safetensors").items() if name < "c"
+    )

@@ -24,6 +24,7 @@ from microdit.checkpoints.released import (
     TEXT_ENCODER,
     pipeline_settings,
     position_scale,
+    read_released,
     recognise,
 )
 from microdit.model.dit import DiT
@@ -313,3 +314,26 @@ def test_tensors_of_odd_shapes_are_no_released_network(key, shape):
     state = {name: torch.zeros(size) for name, size in {**shapes, key: shape}.items()}
     with pytest.raises(CheckpointError, match="is no released network"):
         recognise(state, "a file")
+
+
+def test_tensors_under_names_that_are_no_texts_are_no_released_network(tmp_path):
+    torch.save({1: torch.zeros(2)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="it holds 1"):
+        read_released(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(("side", "positions"), [(1 << 40, 1 << 50), (1 << 20, 1 << 40)])
+def test_sizes_that_no_tensor_has_are_no_released_network(side, positions):
+    shapes = {"x_embedder.proj.weight": (1, 1, side, 1), "pos_embed": (1, positions, 1)}
+    state = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    state["y_embedder.y_proj.fc1.weight"] = torch.zeros(1, 1)
+    with pytest.raises(CheckpointError, match="is no released network"):
+        recognise(state, "a.pt")
+
+
+def test_parameters_with_anything_more_to_them_are_not_read(tmp_path):
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.more = {"a": 1}
+    torch.save({"a": weight}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="_rebuild_parameter_with_state, and tensors alone"):
+        read_released(tmp_path / "a.pt")

@@ -16,18 +16,20 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from microdit.build import SettingsError, trust
+from microdit.build import SettingsError, locate, trust
 from microdit.checkpoints.reading import CheckpointError, read_checkpoint
 from microdit.checkpoints.released import read_released
 from microdit.commands.compose import as_text, changed_values
+from microdit.commands.train import check_it_fits
 from microdit.data.prepare.embedded import EmbeddedShapes
 from microdit.data.stream.opening import DataMissingError
 from microdit.distributed.hardware import check_hardware
 from microdit.encoders.open_clip_text import OpenClipTextEncoder
-from microdit.files import appending
+from microdit.evaluation.metric import Metric
+from microdit.files import DamagedFileError, appending
 from microdit.pipeline import LatentDiffusion, build_pipeline
 from microdit.reports.report import report
-from microdit.runs.folder import places_named, refuse_links
+from microdit.runs.folder import places_named, read_config, refuse_links
 from microdit.runs.record import add_to_record
 from microdit.training.data import open_data
 from microdit.training.run import network_settings
@@ -389,3 +391,26 @@ def test_threads_by_the_thousand_are_refused(run_settings, setting):
 def test_processes_by_the_thousand_are_refused(run_settings):
     with pytest.raises(SettingsError, match=r"processes on .* cores cannot be meant"):
         check_hardware(run_settings("trainer.devices=100000").trainer)
+
+
+def test_three_question_marks_are_told_with_their_file():
+    with pytest.raises(SettingsError, match=r"config\.yaml: Missing mandatory value: a"):
+        resumed({"a": "???"})
+
+
+def test_a_class_that_nobody_can_make_is_refused():
+    with pytest.raises(SettingsError, match="does not make a Metric"):
+        locate("microdit.evaluation.metric.Metric", Metric)
+
+
+@pytest.mark.parametrize("told", ["seed: 1\n2: 3\n", "seed: 1\nmodel: {true: 1}\n", "seed: [{null: 1}]\n"])
+def test_names_in_settings_are_texts(tmp_path, told):
+    (tmp_path / "config.yaml").write_text(told)
+    with pytest.raises(DamagedFileError, match=r"config\.yaml is damaged \(.* is no text"):
+        read_config(tmp_path)
+
+
+def test_a_stage_whose_own_config_is_of_another_kind_is_told_with_its_file(run_settings, tmp_path):
+    (tmp_path / "config.yaml").write_text("resolution_stage: 3\n")
+    with pytest.raises(SettingsError, match=r"config\.yaml"):
+        check_it_fits(run_settings().config, tmp_path)

@@ -28,7 +28,7 @@ MEMBER = re.compile(
 DEEPEST_TUPLE, MOST_PARTS_AGAIN = 16, 64
 NAMES = {
     *("collections OrderedDict", "torch Size", "torch.serialization _get_layout"),
-    *(f"torch._utils _rebuild_{kind}" for kind in ("tensor_v2", "tensor_v3", "parameter", "parameter_with_state")),
+    *(f"torch._utils _rebuild_{kind}" for kind in ("tensor_v2", "tensor_v3", "parameter")),
 }
 # What makes something of nothing, or names things in a way that is not looked at here.
 REFUSED = {

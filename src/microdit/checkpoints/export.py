@@ -36,7 +36,7 @@ def export_weights(run: Path, weights: str = "ema", output: Path | None = None) 
 
 def write_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Writes tensors by name, whole or not at all, with `metadata` and their checksum. NoRoomError on a full disk."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    state = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     partial = partial_name(path)
     partial.unlink(missing_ok=True)
     try:

@@ -112,7 +112,9 @@ def read_released(path: Path) -> dict[str, Tensor]:
         if is_refusal(error):
             raise
         raise CheckpointError(f"{path} cannot be read as tensors alone ({told(error)}); download it again") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in dict.values(content)):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in dict.items(content)
+    ):
         holds = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise CheckpointError(f"{path} is no released network, which is a dictionary of tensors: it holds {holds}")
     if sum(value.nbytes for value in dict.values(content)) > 4 * path.stat().st_size:
@@ -153,7 +155,7 @@ def recognise(
         try:
             with torch.device("meta"):
                 network = layerwise_scaled_dit(**model)
-        except ValueError as error:  # sides that no patches divide
+        except (ValueError, RuntimeError, OverflowError) as error:  # sides that no patches divide, or no tensor has
             raise CheckpointError(f"{source} is no released network: {error}") from error
         own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
         if own == file:

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.text import Text
 
 from microdit.build import trust
@@ -181,7 +181,10 @@ def changed_values(
             what = "model" if key.partition(".")[0] in NETWORK_GROUPS else "samples and their order"
             raise SettingsError(f"{key} is {was} in {where}: a resumed run keeps its {what}, it cannot become {value}")
         OmegaConf.update(config, key, value)
-    changed = plain(config)
+    try:
+        changed = plain(config)
+    except MissingMandatoryValue as error:
+        raise SettingsError(f"{where / CONFIG_FILE}: {error}; put the value in its place") from error
     typed = {override.key_or_group for override in parsed}
     refuse_destinations(changed, typed, now, where)
     if isinstance(changed.get("paths"), dict):

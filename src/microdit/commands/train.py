@@ -12,7 +12,15 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from microdit.commands.compose import Stage, composed, composed_stages, is_chain, output_folder, told_in_a_sweep
+from microdit.commands.compose import (
+    Stage,
+    check_saved,
+    composed,
+    composed_stages,
+    is_chain,
+    output_folder,
+    told_in_a_sweep,
+)
 from microdit.commands.messages import console, tell_places
 from microdit.commands.plan import show_plan
 from microdit.cost.peak import matmul_flops_per_second
@@ -151,6 +159,7 @@ def check_it_fits(config: dict[str, Any], folder: Path) -> None:
     if not (folder / CONFIG_FILE).is_file():
         return
     before = read_config(folder)
+    check_saved(before, folder / CONFIG_FILE)
     held = {
         "resolution_stage.ema_decay": lambda c: c["resolution_stage"]["ema_decay"] is not None,
         "optimizer._target_": lambda c: c["optimizer"]["_target_"],
