@@ -3,10 +3,11 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import tarfile
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from microdit.data.prepare.foreign import NoLatentsError, index_foreign
+from microdit.data.shards import reader
 from microdit.data.shards.columns import ColumnsError, open_columns, write_columns
 from microdit.data.shards.corruption import CorruptSampleError
 from microdit.data.shards.description import LatentDescription, MismatchError, read_description
@@ -329,6 +331,38 @@ def test_indexing_again_reads_only_what_changed(tmp_path: Path, write_folder: Ca
     assert changed == ["00001.npz"]
 
 
+@contextmanager
+def room_for_files(more: int) -> Iterator[None]:
+    """While the block runs, so many more files may be open than there are now."""
+    before, free = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_many_shards_are_indexed_and_read_with_few_files_open(
+    tmp_path: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "data", [1] * 60)
+    (folder / "index.npz").unlink()
+    monkeypatch.setattr(reader, "OPEN_SHARDS", 4)
+    with room_for_files(20):
+        assert index_folder(folder) == (60, [])
+        stream = open_mix([{"name": "d", "folder": str(folder)}], **SETTINGS, shuffle=False)
+        assert stream.__getitems__(range(60))["latents"][:, 0, 0, 0].tolist() == list(range(60))
+
+
+def test_a_file_that_the_system_does_not_open_is_not_called_damaged(
+    tmp_path: Path, write_folder: Callable[..., Path]
+) -> None:
+    folder = write_folder(tmp_path / "data", [1])
+    with room_for_files(0), pytest.raises(OSError, match="Too many open files"):
+        ShardIndex(folder / "index.npz")
+
+
 def test_columns_are_mapped_and_not_loaded(tmp_path: Path) -> None:
     written = {
         "numbers": np.arange(10),
@@ -338,7 +372,7 @@ def test_columns_are_mapped_and_not_loaded(tmp_path: Path) -> None:
     }
     write_columns(tmp_path / "columns.npz", written.items())
     read = open_columns(tmp_path / "columns.npz")
-    assert isinstance(read["numbers"].base, np.memmap)
+    assert str(tmp_path / "columns.npz") in Path("/proc/self/maps").read_text()
     assert not read["numbers"].flags.writeable
     with np.load(tmp_path / "columns.npz", allow_pickle=False) as by_numpy:
         for name, column in written.items():

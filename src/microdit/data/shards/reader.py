@@ -214,6 +214,8 @@ class ShardReader:
                 if slot in failures:
                     continue
                 try:
+                    if len(files) >= OPEN_SHARDS:
+                        files.clear()
                     if shard not in files:
                         files[shard] = self.file(shard)
                     if not joint.fill(files[shard].fileno(), number):
