@@ -225,6 +225,16 @@ def test_what_was_kept_of_a_preparation_and_is_damaged_is_named(
         run(pictures, tmp_path / "data")
 
 
+def test_a_plan_whose_parts_are_written_as_one_name_is_another_plan(pictures: Path, tmp_path: Path) -> None:
+    folder = run(pictures, tmp_path / "data").folder
+    (folder / "00000.tar").touch()  # newer than the description
+    plan = json.loads((folder / "plan.json").read_text())
+    source = {f"source.{name}": value for name, value in plan.pop("source").items()}
+    (folder / "plan.json").write_text(json.dumps(plan | source))
+    with pytest.raises(PlanChangedError, match=r"source\.kind was null"):
+        run(pictures, tmp_path / "data")
+
+
 @pytest.mark.parametrize(("text", "numbers"), [("1/1", [0, 1, 2, 3, 4]), ("2/3", [1, 4]), ("3/8", [2]), ("8/8", [])])
 def test_jobs_share_the_shards(text: str, numbers: list[int]) -> None:
     assert list(share_of(5, text)) == numbers

@@ -27,6 +27,7 @@ from microdit.data.shards.index import IndexMissingError, ShardIndex, index_fold
 from microdit.data.shards.tars import TarError, npy_bytes, tar_members
 from microdit.data.stream.opening import open_mix
 
+FIELDS = ("caption", "caption_1")
 LATENTS, CAPTION = np.ones((4, 2, 2), np.float16), np.ones((5, 8), np.float16)
 
 
@@ -315,6 +316,45 @@ def test_a_description_names_the_key_of_another_kind(described: Path) -> None:
         MismatchError, match=r"other\.json: resolutions_px is a whole number and should be a list; delete"
     ):
         read_description(described / "other.json")
+
+
+def test_the_description_is_of_all_captions_and_of_tars_that_came_later(tmp_path: Path) -> None:
+    def tar(name: str, lengths: tuple[int, ...]) -> None:
+        captions = {f"a.{field}.npy": npy_bytes(CAPTION[:n]) for field, n in zip(FIELDS, lengths, strict=False)}
+        write_tar(tmp_path / name, {"a.latents_32.npy": npy_bytes(LATENTS), **captions})
+
+    told = []
+    for name, lengths in (("0.tar", (3,)), ("1.tar", (3, 2)), ("2.tar", (5,))):
+        tar(name, lengths)
+        index_foreign(tmp_path)
+        found = read_description(tmp_path / "dataset.json")
+        told.append((found.shards, found.samples, found.caption_length, found.caption_storage))
+    assert told == [(1, 1, 3, "full"), (2, 2, 3, "trimmed"), (3, 3, 5, "trimmed")]
+
+
+def test_what_tars_do_not_tell_is_kept_when_they_are_indexed_again(
+    tmp_path: Path, write_folder: Callable[..., Path]
+) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    before = read_description(folder / "dataset.json")
+    write_tar(folder / "later.tar", whole_sample("later"))
+    index_foreign(folder)
+    assert read_description(folder / "dataset.json") == dataclasses.replace(before, samples=4, shards=2)
+
+
+@pytest.mark.parametrize("rows", [[1 << 62] * 4 + [3], [-1, 4], [1 << 63 - 1, 1]])
+def test_rows_of_shards_that_add_up_to_no_number_of_rows_are_refused(
+    tmp_path: Path, write_folder: Callable[..., Path], rows: list[int]
+) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    of_shards = {
+        "shards": np.array([f"{number}.tar" for number in range(len(rows))]),
+        "shard_rows": np.array(rows, np.int64),
+        "shard_bytes": np.ones(len(rows), np.int64),
+    }
+    write_columns(folder / "index.npz", (dict(open_columns(folder / "index.npz")) | of_shards).items())
+    with pytest.raises(ColumnsError, match="contradicts itself"):
+        ShardIndex(folder / "index.npz")
 
 
 def test_a_folder_without_index_names_the_command(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from microdit.data.sources.captioned import (
 
 PART = re.compile(r"\.(jpg|jpeg|jfif|png|webp|gif|bmp|tif|tiff|avif|heic|heif|txt|json)$", re.IGNORECASE)
 MOST_TARS = 1_000_000
-RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+RANGE = re.compile(r"\{(-?\d+|[a-zA-Z])\.\.(-?\d+|[a-zA-Z])")
 CAPTION_PARTS = ("txt", "json")
 
 
@@ -37,7 +37,8 @@ def expand(location: str) -> list[str]:
     found: list[str] = []
     # Before they are written out, which takes memory for each of them.
     many = ValueError(f"{location[:200]} means more than {MOST_TARS:,} tars")
-    if math.prod(1 + abs(int(last) - int(first)) for first, last in RANGE.findall(location)) > MOST_TARS:
+    numbers = [[ord(end) if end.isalpha() else int(end) for end in ends] for ends in RANGE.findall(location)]
+    if math.prod(1 + abs(last - first) for first, last in numbers) > MOST_TARS:
         raise many
     if 2 ** min(64, location.count("{")) * max(1, location.count(",")) > MOST_TARS and "," in location:
         raise many
