@@ -10,15 +10,7 @@ from microdit.data.shards.index import INDEX_NAME, ShardIndex, index_folder
 from microdit.files import alone_in
 from microdit.progress import Report, silent
 
-TOLD_BY_TARS = (
-    "latent_channels",
-    "resolutions_px",
-    "caption_length",
-    "caption_width",
-    "caption_storage",
-    "samples",
-    "shards",
-)
+TOLD_BY_TARS = "latent_channels resolutions_px caption_length caption_width caption_storage samples shards"
 
 
 class NoLatentsError(ValueError):
@@ -81,4 +73,4 @@ def describe(folder: Path, index: ShardIndex, kept: LatentDescription | None = N
         shards=len(index.shards),
         source={"kind": "elsewhere"},
     )
-    return replace(kept, **{name: getattr(found, name) for name in TOLD_BY_TARS}) if kept else found
+    return replace(kept, **{name: getattr(found, name) for name in TOLD_BY_TARS.split()}) if kept else found

@@ -83,7 +83,9 @@ class Bounds(fsspec.Callback):
         super().relative_update(inc)
         seconds = time.monotonic() - self.started
         if self.value > self.most_bytes:
-            raise OSError(f"more than the {self.most_bytes:,} bytes that it may have")
+            raise OSError(
+                f"more than the {self.most_bytes:,} bytes that it may have; an index may have cache_gigabytes"
+            )
         if seconds > SILENCE_S and self.value < SLOWEST * seconds:
             raise OSError(f"only {self.value:,} bytes came in {seconds:.0f} s")
 
@@ -100,7 +102,9 @@ def fetch(url: str, target: Path, expected_bytes: int | None = None, most_bytes:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             filesystem, path = fsspec.core.url_to_fs(url, **options_for(url))
-            filesystem.get_file(path, str(target), callback=Bounds(expected_bytes or most_bytes))
+            filesystem.get_file(
+                path, str(target), callback=Bounds(most_bytes if expected_bytes is None else expected_bytes)
+            )
             size = target.stat().st_size
             if expected_bytes in (None, size):
                 return
