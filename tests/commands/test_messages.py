@@ -19,6 +19,18 @@ def test_the_processor_can_always_be_used():
     check_device("cpu")
 
 
+def stopped() -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_tells_how_to_go_on_with_training_and_with_preparing(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_told(stopped)
+    assert ended.value.code == 130
+    message = " ".join(capsys.readouterr().err.split())
+    assert "train.py goes on from the newest checkpoint with resume=RUN, prepare.py with the same command" in message
+
+
 def mistaken() -> None:
     raise SettingsError("choose [one] of two")
 

@@ -54,7 +54,10 @@ def run_told(main: Callable[[], None]) -> None:
             raise
         tell_and_exit(str(error), error)
     except KeyboardInterrupt:
-        errors.print("stopped by Ctrl-C; finished checkpoints are kept and resume=RUN continues from the newest")
+        errors.print(
+            "stopped by Ctrl-C; what is complete is kept: train.py goes on from the newest checkpoint with resume=RUN, "
+            "prepare.py with the same command"
+        )
         sys.exit(130)
 
 

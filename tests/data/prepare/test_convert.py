@@ -7,7 +7,9 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,17 @@ from caption_texts import caption_texts
 from PIL import Image
 
 from microdit.build import SettingsError
+from microdit.data.prepare import convert
 from microdit.data.prepare.convert import prepare
 from microdit.data.prepare.embedded import EmbeddedShapes, ensure_shapes
 from microdit.data.prepare.encoding import Encoders, encode_captions
 from microdit.data.prepare.plan import PlanChangedError, Recipe, share_of
 from microdit.data.shards.description import read_description
+from microdit.data.sources.captioned import CaptionedImage
 from microdit.data.sources.embedded_shapes import ShapesSource
 from microdit.data.sources.folder import FolderSource
 from microdit.data.sources.held_out import PartOfSource
+from microdit.data.sources.images import BrokenImageError
 from microdit.data.stream.opening import open_mix
 from microdit.data.stream.stream import LatentStream
 from microdit.encoders import PixelAutoencoder, WordsTextEncoder
@@ -222,6 +227,46 @@ def test_what_was_kept_of_a_preparation_and_is_damaged_is_named(
     with pytest.raises(
         (DamagedFileError, SettingsError, PlanChangedError), match=rf"{folder}.*(delete that folder|remove {folder})"
     ):
+        run(pictures, tmp_path / "data")
+
+
+def test_batches_of_large_files_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "LARGEST_BATCH", 25)
+    items = [CaptionedImage(str(number), b"x" * size, ["a"]) for number, size in enumerate([10, 10, 10, 30, 10, 1, 1])]
+    with ThreadPoolExecutor(1) as pool:
+        found = [[place for place, _, _ in batch] for batch in convert.decoded(iter(items), Recipe([16]), pool)]
+    assert found == [[0, 1, 2], [3], [4, 5, 6]]
+
+
+def test_pictures_whose_decoding_has_not_begun_are_not_waited_for_after_ctrl_c(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, begun = [], Event()
+
+    def decode(*arguments: Any) -> None:
+        decoded.append(arguments)
+        begun.set()
+        time.sleep(0.1)
+        raise BrokenImageError("slow")
+
+    def stop(*arguments: Any) -> None:
+        begun.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "square_images", decode)
+    monkeypatch.setattr(convert, "decoded", lambda items, recipe, pool: stop(*[pool.submit(decode) for _ in range(60)]))
+    with pytest.raises(KeyboardInterrupt):
+        run(pictures, tmp_path / "data")
+    assert len(decoded) < 10
+
+
+def test_a_plan_whose_parts_are_written_as_one_name_is_another_plan(pictures: Path, tmp_path: Path) -> None:
+    folder = run(pictures, tmp_path / "data").folder
+    (folder / "00000.tar").touch()  # newer than the description
+    plan = json.loads((folder / "plan.json").read_text())
+    source = {f"source.{name}": value for name, value in plan.pop("source").items()}
+    (folder / "plan.json").write_text(json.dumps(plan | source))
+    with pytest.raises(PlanChangedError, match=r"source\.kind was null"):
         run(pictures, tmp_path / "data")
 
 

@@ -3,10 +3,11 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import tarfile
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from microdit.data.prepare.foreign import NoLatentsError, index_foreign
+from microdit.data.shards import reader
 from microdit.data.shards.columns import ColumnsError, open_columns, write_columns
 from microdit.data.shards.corruption import CorruptSampleError
 from microdit.data.shards.description import LatentDescription, MismatchError, read_description
@@ -25,6 +27,7 @@ from microdit.data.shards.index import IndexMissingError, ShardIndex, index_fold
 from microdit.data.shards.tars import TarError, npy_bytes, tar_members
 from microdit.data.stream.opening import open_mix
 
+FIELDS = ("caption", "caption_1")
 LATENTS, CAPTION = np.ones((4, 2, 2), np.float16), np.ones((5, 8), np.float16)
 
 
@@ -316,6 +319,45 @@ def test_a_description_names_the_key_of_another_kind(described: Path) -> None:
         read_description(described / "other.json")
 
 
+def test_the_description_is_of_all_captions_and_of_tars_that_came_later(tmp_path: Path) -> None:
+    def tar(name: str, lengths: tuple[int, ...]) -> None:
+        captions = {f"a.{field}.npy": npy_bytes(CAPTION[:n]) for field, n in zip(FIELDS, lengths, strict=False)}
+        write_tar(tmp_path / name, {"a.latents_32.npy": npy_bytes(LATENTS), **captions})
+
+    told = []
+    for name, lengths in (("0.tar", (3,)), ("1.tar", (3, 2)), ("2.tar", (5,))):
+        tar(name, lengths)
+        index_foreign(tmp_path)
+        found = read_description(tmp_path / "dataset.json")
+        told.append((found.shards, found.samples, found.caption_length, found.caption_storage))
+    assert told == [(1, 1, 3, "full"), (2, 2, 3, "trimmed"), (3, 3, 5, "trimmed")]
+
+
+def test_what_tars_do_not_tell_is_kept_when_they_are_indexed_again(
+    tmp_path: Path, write_folder: Callable[..., Path]
+) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    before = read_description(folder / "dataset.json")
+    write_tar(folder / "later.tar", whole_sample("later"))
+    index_foreign(folder)
+    assert read_description(folder / "dataset.json") == dataclasses.replace(before, samples=4, shards=2)
+
+
+@pytest.mark.parametrize("rows", [[1 << 62] * 4 + [3], [-1, 4], [1 << 63 - 1, 1]])
+def test_rows_of_shards_that_add_up_to_no_number_of_rows_are_refused(
+    tmp_path: Path, write_folder: Callable[..., Path], rows: list[int]
+) -> None:
+    folder = write_folder(tmp_path / "data", [3])
+    of_shards = {
+        "shards": np.array([f"{number}.tar" for number in range(len(rows))]),
+        "shard_rows": np.array(rows, np.int64),
+        "shard_bytes": np.ones(len(rows), np.int64),
+    }
+    write_columns(folder / "index.npz", (dict(open_columns(folder / "index.npz")) | of_shards).items())
+    with pytest.raises(ColumnsError, match="contradicts itself"):
+        ShardIndex(folder / "index.npz")
+
+
 def test_a_folder_without_index_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(IndexMissingError, match=r"python prepare\.py index="):
         ShardIndex(tmp_path / "index.npz")
@@ -330,6 +372,38 @@ def test_indexing_again_reads_only_what_changed(tmp_path: Path, write_folder: Ca
     assert changed == ["00001.npz"]
 
 
+@contextmanager
+def room_for_files(more: int) -> Iterator[None]:
+    """While the block runs, so many more files may be open than there are now."""
+    before, free = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_many_shards_are_indexed_and_read_with_few_files_open(
+    tmp_path: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "data", [1] * 60)
+    (folder / "index.npz").unlink()
+    monkeypatch.setattr(reader, "OPEN_SHARDS", 4)
+    with room_for_files(20):
+        assert index_folder(folder) == (60, [])
+        stream = open_mix([{"name": "d", "folder": str(folder)}], **SETTINGS, shuffle=False)
+        assert stream.__getitems__(range(60))["latents"][:, 0, 0, 0].tolist() == list(range(60))
+
+
+def test_a_file_that_the_system_does_not_open_is_not_called_damaged(
+    tmp_path: Path, write_folder: Callable[..., Path]
+) -> None:
+    folder = write_folder(tmp_path / "data", [1])
+    with room_for_files(0), pytest.raises(OSError, match="Too many open files"):
+        ShardIndex(folder / "index.npz")
+
+
 def test_columns_are_mapped_and_not_loaded(tmp_path: Path) -> None:
     written = {
         "numbers": np.arange(10),
@@ -339,7 +413,7 @@ def test_columns_are_mapped_and_not_loaded(tmp_path: Path) -> None:
     }
     write_columns(tmp_path / "columns.npz", written.items())
     read = open_columns(tmp_path / "columns.npz")
-    assert isinstance(read["numbers"].base, np.memmap)
+    assert str(tmp_path / "columns.npz") in Path("/proc/self/maps").read_text()
     assert not read["numbers"].flags.writeable
     with np.load(tmp_path / "columns.npz", allow_pickle=False) as by_numpy:
         for name, column in written.items():

@@ -1,5 +1,6 @@
 import http.server
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from microdit.data.shards import remote
 from microdit.data.shards.corruption import CorruptSampleError
-from microdit.data.shards.remote import FileCache, RemoteFileError, fetch
+from microdit.data.shards.remote import FileCache, RemoteFileError, UnfitFileError, fetch, local_copy
 from microdit.data.sources.captioned import CaptionedImage
 from microdit.data.sources.tars import TarSource
 from microdit.data.stream.batches import GlobalBatches, LatentLoader
@@ -50,6 +51,7 @@ class Server:
                 """Say nothing."""
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.handle_error = lambda *_: None  # a reader that leaves early
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -144,6 +146,72 @@ def test_a_file_of_the_wrong_size_is_refused(tmp_path: Path, serve: Callable[...
     with pytest.raises(RemoteFileError, match="got 10 bytes where 11 were expected"):
         FileCache(tmp_path / "cache", 100).local(f"{server.url}/short", 11)
     assert not list((tmp_path / "cache").glob("*short"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("index.npz", b"<html>Please log in</html>"), ("index.npz", b""), ("dataset.json", b"<html>Please log in</html>")],
+)
+def test_what_a_server_sends_instead_of_an_index_is_named_and_not_kept(
+    tmp_path: Path, write_folder: Callable[..., Path], serve: Callable[..., Server], name: str, content: bytes
+) -> None:
+    folder = write_folder(tmp_path / "data", [4])
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(content)
+    url = serve(folder, failing=False).url
+    with pytest.raises(UnfitFileError, match=rf"^{url}/{name} .*look at what the server sends"):
+        opened(url, tmp_path / "cache")
+    (folder / name).write_bytes(whole)
+    assert len(opened(url, tmp_path / "cache")) == 4
+
+
+def test_more_than_a_file_may_have_is_not_fetched(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RemoteFileError, match="more than the 1,000 bytes that it may have"):
+        fetch(f"{serve(tmp_path, failing=False).url}/large", tmp_path / "target", most_bytes=1000)
+    with pytest.raises(RemoteFileError, match="more than the 11 bytes that it may have"):
+        FileCache(tmp_path / "cache", 100).local(f"{serve(tmp_path, failing=False).url}/large", 11)
+    assert (tmp_path / "target").stat().st_size < 1 << 24
+
+
+def test_what_hardly_comes_is_given_up(
+    tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow").write_bytes(b"x" * 1000)
+    monkeypatch.setattr(remote, "SILENCE_S", 0.0)
+    monkeypatch.setattr(remote, "SLOWEST", 1 << 60)
+    monkeypatch.setattr(remote, "options_for", lambda url: {})
+    with pytest.raises(RemoteFileError, match="only 1,000 bytes came in 0 s"):
+        fetch(f"{serve(tmp_path, failing=False).url}/slow", tmp_path / "target")
+
+
+def test_a_fetched_tar_is_written_through_no_link_that_waits_for_it(
+    tmp_path: Path, serve: Callable[..., Server]
+) -> None:
+    (tmp_path / "file").write_bytes(b"fetched")
+    server = serve(tmp_path, failing=False)
+    places = []
+    for _ in range(2):
+        with local_copy(f"{server.url}/file", tmp_path / "downloads") as path:
+            assert path.read_bytes() == b"fetched"
+            assert path.parent.stat().st_mode & 0o077 == 0
+            places.append(path)
+    assert places[0] != places[1]
+
+
+@pytest.mark.parametrize("page", ["<a " + " " * 4000, "<a " + "x " * 2000, "<a href=" * 4000, "href" + " " * 1_000_000])
+def test_a_listing_of_any_kind_is_read_soon(tmp_path: Path, serve: Callable[..., Server], page: str) -> None:
+    (tmp_path / "index.html").write_text(f'{page} <a HREF="0.tar">0</a><a href="/a/1.tar"><a href="notes.txt">')
+    url = serve(tmp_path, failing=False).url
+    started = time.monotonic()
+    assert TarSource(url).shards() == [f"{url}/0.tar"]
+    assert time.monotonic() - started < 5
+
+
+def test_a_folder_of_a_web_server_is_named_whole(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    with pytest.raises(RemoteFileError, match="in the name of the file alone"):
+        TarSource(f"{serve(tmp_path).url}/*/0.tar").shards()
 
 
 def test_a_missing_remote_shard_follows_on_corrupt(

@@ -80,6 +80,32 @@ def test_a_lock_ends_with_its_block_though_a_process_was_forked_meanwhile(tmp_pa
         os.waitpid(child, 0)
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"path": "a" * 1_000_000}, "a header of 1,000,"),
+        ({"path": "a" * 5_000 + ".json"}, "a name of 5,005 characters"),
+        ({"GNU.sparse.map": ",".join(["0"] * 20_000)}, "holes in files"),
+    ],
+)
+def test_a_global_header_that_costs_each_member_much_is_refused(tmp_path: Path, header: dict, message: str) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT, pax_headers=header) as tar:
+        for number in range(3):
+            tar.addfile(tarfile.TarInfo(f"{number}.json"))
+    with pytest.raises(TarError, match=rf"0\.tar: .*{message}"):
+        list(tar_members(tmp_path / "0.tar"))
+
+
+def test_a_header_of_holes_larger_than_memory_is_not_read(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("header")
+    header.type, header.size = tarfile.XGLTYPE, 1 << 40
+    with (tmp_path / "0.tar").open("wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate((1 << 40) + 2048)
+    with pytest.raises(TarError, match="a header of 1,099,511,627,776 bytes"):
+        list(tar_members(tmp_path / "0.tar"))
+
+
 def test_thousands_of_headers_for_one_member_are_damage(tmp_path):
     """tarfile reads each of them by calling itself."""
     path = tmp_path / "names.tar"

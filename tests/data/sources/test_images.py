@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from microdit.data.sources.images import BrokenImageError, FilteredImageError, square_images
+from microdit.data.sources.images import BrokenImageError, FilteredImageError, scans_of, square_images
 
 
 def encoded(image: Image.Image, kind: str = "png", **options: object) -> bytes:
@@ -95,6 +95,34 @@ def test_huge_pictures_are_read_and_bombs_are_not() -> None:
     assert square(bilevel).shape == (16, 16, 3)
     with pytest.raises(FilteredImageError, match="more than 1000000 pixels"):
         square(bilevel, max_pixels=1_000_000)
+
+
+def of_scans(image: Image.Image, scans: int) -> bytes:
+    """A JPEG that goes over its picture again and again, in as few bytes as it can."""
+    whole = encoded(image, "jpeg", progressive=True)
+    first = whole.index(b"\xff\xda")
+    second = whole.index(b"\xff\xc4", first)
+    return whole[:second] + whole[first:second] * (scans - 1) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("size", "scans", "message"),
+    [((400, 400), 2_000, "400 x 400 px: a JPEG of 2,000 scans"), ((10_000, 10_000), 50, "a JPEG of 50 scans")],
+)
+def test_a_jpeg_that_goes_over_its_picture_too_often_is_not_decoded(
+    size: tuple[int, int], scans: int, message: str
+) -> None:
+    with pytest.raises(FilteredImageError, match=message):
+        square(of_scans(Image.new("L", size), scans))
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_what_looks_like_scans_beside_a_jpeg_is_none(progressive: bool) -> None:
+    """As in an icon among what a camera notes, and in a film behind the picture."""
+    noise, picture = b"\xff\xda" * 1_000, gradient(40, 20)
+    whole = encoded(picture, "jpeg", progressive=progressive, icc_profile=noise) + noise
+    assert scans_of(whole) == (10 if progressive else 1)
+    assert (square(whole) == square(encoded(picture, "jpeg", progressive=progressive))).all()
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"

@@ -1,3 +1,4 @@
+import json
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -86,8 +87,15 @@ def test_of_several_captions_one_is_picked_for_each_epoch(tmp_path: Path, write_
     assert sum(len(choices) == 3 for choices in picked.values()) >= 8
 
 
-def test_trimmed_captions_are_padded_with_zeros(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
-    stream = opened(write_folder(tmp_path / "trimmed", [10], storage="trimmed"), shuffle=False)
+@pytest.mark.parametrize("told", ["full", "trimmed"])
+def test_trimmed_captions_are_padded_with_zeros_whatever_the_description_tells(
+    tmp_path: Path, write_folder: Callable[..., Path], told: str
+) -> None:
+    folder = write_folder(tmp_path / "trimmed", [10], storage="trimmed")
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(description | {"caption_storage": told}))
+    stream = opened(folder, shuffle=False)
+    stream.__getitems__(range(10))["captions"].fill_(7)  # its memory is lent again
     captions = stream.__getitems__(range(10))["captions"]
     for row in range(10):
         assert (captions[row, : row % 5 + 1] == row).all()

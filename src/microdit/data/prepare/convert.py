@@ -23,6 +23,7 @@ from microdit.data.sources.images import BrokenImageError, FilteredImageError, s
 from microdit.files import claim
 from microdit.progress import Report, silent
 
+LARGEST_BATCH = 1 << 28  # bytes of the files of pictures, after which no other is taken; two batches are held at once
 Squares = dict[int, np.ndarray]
 
 
@@ -54,7 +55,8 @@ def prepare(
     keep_plan(folder, source, encoders, recipe)
     mine = share_of(len(names), shard_of)
     started, images = time.monotonic(), 0
-    with ThreadPoolExecutor(recipe.decode_threads, "decode") as pool:
+    pool = ThreadPoolExecutor(recipe.decode_threads, "decode")
+    try:
         for done, number in enumerate(mine):
 
             def report(read: int, done: int = done, number: int = number, before: int = images) -> None:
@@ -63,6 +65,8 @@ def prepare(
 
             report(0)
             images += prepare_shard(source, number, folder / f"{number:05d}.tar", encoders, recipe, pool, report)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C too, what has not begun is not waited for
     progress(len(mine), len(mine), f"{images} images")
     return finish(folder, len(names), encoders, recipe, images, time.monotonic() - started)
 
@@ -156,7 +160,7 @@ def decoded(
     items: Iterator[CaptionedImage | Unreadable], recipe: Recipe, pool: ThreadPoolExecutor
 ) -> Iterator[list[tuple[int, CaptionedImage | Unreadable, Squares | Exception]]]:
     """Batches of (place in the shard, item, its squares or why there are none), each decoded while the one before is
-    used."""
+    used; smaller ones where the files are large."""
 
     def decode(item: CaptionedImage | Unreadable) -> Squares | Exception:
         if isinstance(item, Unreadable):
@@ -169,7 +173,10 @@ def decoded(
     numbered = enumerate(items)
     waiting: list[tuple[int, CaptionedImage | Unreadable, Future]] = []
     while True:
-        coming = [(place, item, pool.submit(decode, item)) for place, item in islice(numbered, recipe.batch_size)]
+        coming, room = [], LARGEST_BATCH
+        while room > 0 and len(coming) < recipe.batch_size and (found := next(numbered, None)):
+            coming.append((*found, pool.submit(decode, found[1])))
+            room -= len(found[1].image) if isinstance(found[1], CaptionedImage) else 0
         if waiting:
             yield [(place, item, future.result()) for place, item, future in waiting]
         if not coming:

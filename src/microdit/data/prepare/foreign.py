@@ -1,11 +1,16 @@
 """Latent shards from elsewhere: index them, and describe them as far as they describe themselves."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from microdit.data.shards.description import DESCRIPTION_NAME, LatentDescription, read_description, write_description
 from microdit.data.shards.index import INDEX_NAME, ShardIndex, index_folder
 from microdit.files import alone_in
 from microdit.progress import Report, silent
+
+TOLD_BY_TARS = "latent_channels resolutions_px caption_length caption_width caption_storage samples shards"
 
 
 class NoLatentsError(ValueError):
@@ -13,7 +18,8 @@ class NoLatentsError(ValueError):
 
 
 def index_foreign(folder: Path, on_corrupt: str = "error", progress: Report = silent) -> str:
-    """Index a folder of tars and, where there is none, write its `dataset.json`; returns what was found, as text.
+    """Index a folder of tars and write its `dataset.json`; returns what was found, as text. What a `dataset.json` that
+    is there tells beyond the tars, such as their encoders, is kept.
 
     TarError for a damaged tar unless `on_corrupt` is "skip"; FileNotFoundError, NoLatentsError where there is nothing
     to read.
@@ -22,16 +28,18 @@ def index_foreign(folder: Path, on_corrupt: str = "error", progress: Report = si
     samples, notes = index_folder(folder, on_corrupt, progress)
     index = ShardIndex(folder / INDEX_NAME)
     with alone_in(folder):
-        if not (folder / DESCRIPTION_NAME).exists():
-            write_description(folder, describe(folder, index))
-    found = read_description(folder / DESCRIPTION_NAME)
+        kept = read_description(folder / DESCRIPTION_NAME) if (folder / DESCRIPTION_NAME).exists() else None
+        found = kept if kept and not index.rows else describe(folder, index, kept)
+        if found != kept:
+            write_description(folder, found)
     lines = [f"{folder}: {samples} samples in {len(index.shards)} shards, fields {', '.join(index.fields)}"]
     lines.append(f"latents at {found.resolutions_px} px, captions {found.caption_length} x {found.caption_width}")
     return "\n".join([*lines, *(f"damaged: {note}" for note in notes)])
 
 
-def describe(folder: Path, index: ShardIndex) -> LatentDescription:
-    """What an index alone tells. NoLatentsError without latents or captions."""
+def describe(folder: Path, index: ShardIndex, kept: LatentDescription | None = None) -> LatentDescription:
+    """What an index alone tells, beside what is `kept` of an earlier description. NoLatentsError without latents or
+    captions."""
     latents = [name for name in index.fields if name.startswith("latents_")]
     if not latents or "caption.npy" not in index.fields:
         raise NoLatentsError(
@@ -47,10 +55,10 @@ def describe(folder: Path, index: ShardIndex) -> LatentDescription:
             "precision "
             f"(<f2); found {latent_shape or 'none of that type'} and {caption_shape or 'none of that type'}"
         )
-    lengths = index.column("caption.npy", "shape")[:, :2]
-    lengths = lengths[lengths[:, 1] == caption_shape[1], 0]
-    length = int(lengths.max())
-    return LatentDescription(
+    captions = [index.column(name, "shape") for name in index.fields if name.startswith("caption")]
+    lengths = np.concatenate([shapes[shapes[:, 1] == caption_shape[1], 0] for shapes in captions])
+    length = max(int(lengths.max()), kept.caption_length if kept else 0)
+    found = LatentDescription(
         name=folder.parent.parent.name,
         split=folder.parent.name,
         autoencoder=None,
@@ -65,3 +73,4 @@ def describe(folder: Path, index: ShardIndex) -> LatentDescription:
         shards=len(index.shards),
         source={"kind": "elsewhere"},
     )
+    return replace(kept, **{name: getattr(found, name) for name in TOLD_BY_TARS.split()}) if kept else found

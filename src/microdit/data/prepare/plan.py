@@ -83,7 +83,7 @@ def keep_plan(folder: Path, source: Source, encoders: Encoders, recipe: Recipe) 
     cure = "give the data another name, or delete that folder to make it anew"
     kept, now = flat(read_json(path, cure, LARGEST_REPORT)), flat(json.loads(json.dumps(plan)))
     changed = [
-        f"{name} was {brief(kept.get(name))}, is now {brief(now.get(name))}"
+        f"{'.'.join(name)} was {brief(kept.get(name))}, is now {brief(now.get(name))}"
         for name in dict.fromkeys([*now, *kept])
         if kept.get(name) != now.get(name)
     ]
@@ -94,10 +94,11 @@ def keep_plan(folder: Path, source: Source, encoders: Encoders, recipe: Recipe) 
         )
 
 
-def flat(plan: dict[str, object]) -> dict[str, object]:
+def flat(plan: dict[str, object]) -> dict[tuple[str, ...], object]:
     """A plan with the settings of each part beside the others, so that only those that differ need be told."""
-    parts = {name: value if isinstance(value, dict) else {"": value} for name, value in plan.items()}
-    return {f"{part}.{name}".rstrip("."): value for part, values in parts.items() for name, value in values.items()}
+    alone = {(name,): value for name, value in plan.items() if not isinstance(value, dict)}
+    parts = {name: value for name, value in plan.items() if isinstance(value, dict)}
+    return alone | {(part, name): value for part, values in parts.items() for name, value in values.items()}
 
 
 def brief(value: object) -> str:

@@ -1,5 +1,6 @@
 """The checksum by which a read finds bytes that are not those the index was made from."""
 
+import errno
 import io
 import math
 import zipfile
@@ -7,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
 from microdit.files import is_refusal, replacing, size_of_file
@@ -48,13 +50,13 @@ def write_columns(path: Path, columns: Iterable[tuple[str, np.ndarray]]) -> None
 
 
 def open_columns(path: Path) -> dict[str, np.ndarray]:
-    """Read-only memory maps of all columns of an uncompressed `.npz`: the cost does not grow with their length.
+    """Read-only memory maps of all columns of an uncompressed `.npz`: the cost does not grow with their length, and no
+    file stays open.
 
-    ColumnsError when the file is damaged, compressed, or holds anything but plain arrays.
+    ColumnsError when the file is damaged, compressed, or holds anything but plain arrays; OSError as the system has it.
     """
-    columns = {}
+    columns, whole = {}, mapped(path)
     try:
-        size = size_of_file(path)
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
                 if member.compress_type != zipfile.ZIP_STORED:
@@ -64,12 +66,8 @@ def open_columns(path: Path) -> dict[str, np.ndarray]:
                 start = member.header_offset + LOCAL_HEADER
                 start += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
                 file.seek(start)
-                columns[member.filename.removesuffix(".npy")] = map_array(
-                    path, file, min(size, start + member.file_size)
-                )
+                columns[member.filename.removesuffix(".npy")] = array_in(whole[: start + member.file_size], path, file)
     except ColumnsError:
-        raise
-    except FileNotFoundError:
         raise
     except Exception as error:  # what zipfile and numpy's parser of headers raise on damaged files is not foreseen
         if is_refusal(error):
@@ -78,17 +76,31 @@ def open_columns(path: Path) -> dict[str, np.ndarray]:
     return columns
 
 
-def map_array(path: Path, file: io.BufferedReader, end: int) -> np.ndarray:
-    """The `.npy` array that starts where `file` stands and ends at byte `end`, memory-mapped read-only."""
+def mapped(path: Path) -> UInt8[np.ndarray, " n"]:
+    """The bytes of a file, memory-mapped. OSError where the system refuses.
+
+    By torch, because `mmap` holds a descriptor for as long as the map is there, and there is an index a shard.
+    """
+    size = size_of_file(path)
+    path.open("rb").close()  # what the system says of it, which torch does not tell from its own errors
+    if not size:
+        return np.empty(0, np.uint8)
+    try:
+        whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    except RuntimeError as error:
+        raise OSError(errno.ENOMEM, f"cannot be mapped ({error})", str(path)) from error
+    whole.flags.writeable = False
+    return whole
+
+
+def array_in(whole: UInt8[np.ndarray, " n"], path: Path, file: io.BufferedReader) -> np.ndarray:
+    """The `.npy` array that starts in `whole`, the bytes of `path`, where `file` stands."""
     version = np.lib.format.read_magic(file)
     if version not in NPY_HEADERS:
         raise ColumnsError(f"{path}: npy version {version} is not read")
     shape, fortran, dtype = NPY_HEADERS[version](file)
     if (fortran and len(shape) > 1) or dtype.hasobject or not dtype.itemsize:
         raise ColumnsError(f"{path}: holds an array that is not plain rows of numbers")
-    if file.tell() + dtype.itemsize * math.prod(shape) > end or min(shape, default=0) < 0:
+    if file.tell() + dtype.itemsize * math.prod(shape) > len(whole) or min(shape, default=0) < 0:
         raise ColumnsError(f"{path}: is cut short")
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    # As a plain array over the map: every lookup in a memmap object itself costs several times as much.
-    return np.asarray(np.memmap(path, dtype, "r", offset=file.tell(), shape=shape))
+    return np.ndarray(shape, dtype, whole[file.tell() :])

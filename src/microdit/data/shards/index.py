@@ -165,7 +165,7 @@ def open_index(path: Path) -> Columns:
             raise ColumnsError(f"{path}: its column {name} is {dtype} {shape}, which is no such column")
         if kind is np.str_ and np.array(columns[name]).view(np.uint32).max(initial=0) > sys.maxunicode:
             raise ColumnsError(f"{path}: its column {name} is no text")
-    rows = int(columns["shard_rows"].sum())
+    rows = sum(columns["shard_rows"].tolist())  # as Python counts: without end
     of_samples = {len(columns[name]) for name in kinds if "/" in name or name == "key_ends"}
     if of_samples != {rows} or len({len(columns[name]) for name in ("shards", "shard_rows", "shard_bytes")}) > 1:
         raise ColumnsError(f"{path} contradicts itself: its columns differ in length")

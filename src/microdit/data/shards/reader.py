@@ -49,6 +49,8 @@ class FieldRead:
         stride = -(-int(heads.max()) // WORD) * WORD
         self._heads = np.zeros((len(rows), stride), np.uint8)
         self._rows, self._sums = out.reshape(len(out), -1).view(np.uint8), np.zeros(len(rows), np.uint64)
+        for number in np.flatnonzero(lengths < out[0].nbytes):  # the rest of the place holds another batch
+            self._rows[slots[number], lengths[number] :] = 0
         head_starts, row_starts = np.arange(len(rows)) * stride, slots * out[0].nbytes
         places = (head_starts, head_starts + heads, row_starts, row_starts + lengths)
         self._places = list(zip(*(place.tolist() for place in places), strict=True))
@@ -186,8 +188,7 @@ class ShardReader:
     ) -> Failures:
         """Read each of `fields` of each row into its array at [slot]; returns what failed, by slot.
 
-        Where a row holds fewer positions along the first axis than the array (a trimmed caption), the rest is left as
-        it is: zeros, by contract.
+        Where a row holds fewer positions along the first axis than the array (a trimmed caption), the rest is zero.
         """
         lacking = [field for field in fields if field not in self.index.fields]
         if lacking:
@@ -214,6 +215,8 @@ class ShardReader:
                 if slot in failures:
                     continue
                 try:
+                    if len(files) >= OPEN_SHARDS:
+                        files.clear()
                     if shard not in files:
                         files[shard] = self.file(shard)
                     if not joint.fill(files[shard].fileno(), number):

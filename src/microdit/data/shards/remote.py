@@ -4,13 +4,18 @@ share."""
 import logging
 import os
 import random
+import re
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
+from html import unescape
 from io import FileIO
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urljoin
 
 import fsspec
 
@@ -21,13 +26,22 @@ ATTEMPTS = 8
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 30.0
 SILENCE_S = 60.0
+SLOWEST = 10_000  # bytes a second, on average, once a fetch takes longer than a silence may
+LARGEST_FETCHED = 1 << 36  # bytes of a file whose size nobody told
+LARGEST_LISTING = 1 << 24
+LINK = re.compile(r"""\bhref\s{0,9}=\s{0,9}["']([^"'<>]{1,4096})["']""", re.IGNORECASE)
 FETCH_THREADS = 4
 KEPT_BYTES = 1 << 62
+Content = TypeVar("Content")
 log = logging.getLogger(__name__)
 
 
 class RemoteFileError(OSError):
     """A remote file could not be had; the message names it, the cause, and how often it was tried."""
+
+
+class UnfitFileError(ValueError):
+    """A remote file is another than its name says; the message names its address and says what to do."""
 
 
 def is_remote(location: str) -> bool:
@@ -57,9 +71,28 @@ def options_for(url: str) -> dict[str, object]:
     return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)}}
 
 
-def fetch(url: str, target: Path, expected_bytes: int | None = None) -> None:
-    """Copy a remote file to `target`, trying again with growing waits. A file of another size than expected is a
-    failure.
+class Bounds(fsspec.Callback):
+    """Told of each piece of a file that is fetched: ends what is larger than it may be, or hardly comes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__()
+        self.most_bytes, self.started = most_bytes, time.monotonic()
+
+    def relative_update(self, inc: int = 1) -> None:
+        """Counts a piece of so many bytes. OSError where they are too many, or too few for the time."""
+        super().relative_update(inc)
+        seconds = time.monotonic() - self.started
+        if self.value > self.most_bytes:
+            raise OSError(
+                f"more than the {self.most_bytes:,} bytes that it may have; an index may have cache_gigabytes"
+            )
+        if seconds > SILENCE_S and self.value < SLOWEST * seconds:
+            raise OSError(f"only {self.value:,} bytes came in {seconds:.0f} s")
+
+
+def fetch(url: str, target: Path, expected_bytes: int | None = None, most_bytes: int = LARGEST_FETCHED) -> None:
+    """Copy a remote file to `target`, trying again with growing waits. A file of another size than expected, or of more
+    than `most_bytes`, is a failure.
 
     RemoteFileError at once where the file does not exist, else after the last attempt. `target` may be left half
     written.
@@ -69,7 +102,9 @@ def fetch(url: str, target: Path, expected_bytes: int | None = None) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             filesystem, path = fsspec.core.url_to_fs(url, **options_for(url))
-            filesystem.get_file(path, str(target))
+            filesystem.get_file(
+                path, str(target), callback=Bounds(most_bytes if expected_bytes is None else expected_bytes)
+            )
             size = target.stat().st_size
             if expected_bytes in (None, size):
                 return
@@ -89,19 +124,24 @@ def fetch(url: str, target: Path, expected_bytes: int | None = None) -> None:
 
 
 @contextmanager
-def local_copy(location: str, folder: Path) -> Iterator[Path]:
-    """A file under a local path for as long as the block runs; a remote one is fetched into `folder` and then
-    removed."""
+def local_copy(location: str, folder: Path, most_bytes: int = LARGEST_FETCHED) -> Iterator[Path]:
+    """A file under a local path for as long as the block runs; a remote one is fetched into a new folder in `folder`
+    and then removed."""
     if not is_remote(location):
         yield Path(location.removeprefix("file://"))
         return
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f".{blake2b(location.encode(), digest_size=8).hexdigest()}.{os.getpid()}.fetched"
-    try:
-        fetch(location, target)
-        yield target
-    finally:
-        target.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetched-", dir=folder) as mine:
+        fetch(location, Path(mine) / "file", most_bytes=most_bytes)
+        yield Path(mine) / "file"
+
+
+def links_in(page: str) -> list[str]:
+    """The addresses to which a web page that lists files leads, in order of the alphabet, each once. RemoteFileError
+    where it cannot be had."""
+    with local_copy(page, Path(tempfile.gettempdir()), LARGEST_LISTING) as path:
+        links = LINK.findall(path.read_text(encoding="utf-8", errors="replace"))
+    return sorted({urljoin(page, unescape(link)) for link in links})
 
 
 class FileCache:
@@ -117,7 +157,7 @@ class FileCache:
         self._threads: ThreadPoolExecutor | None = None
         self._process = os.getpid()
 
-    def local(self, url: str, expected_bytes: int | None = None) -> Path:
+    def local(self, url: str, expected_bytes: int | None = None, most_bytes: int = LARGEST_FETCHED) -> Path:
         """The local path of a remote file, fetched if it is not there. RemoteFileError where it cannot be had."""
         path = self._path(url)
         if self._present(path, expected_bytes):
@@ -128,14 +168,25 @@ class FileCache:
             if not self._present(path, expected_bytes):
                 self._make_room(expected_bytes or 0)
                 partial.unlink(missing_ok=True)
-                fetch(url, partial, expected_bytes)
+                fetch(url, partial, expected_bytes, most_bytes)
                 os.replace(partial, path)
         self._make_room(0, keep=path)
         return path
 
-    def kept(self, url: str) -> Path:
-        """The local path of a small file that is never thrown out, such as an index."""
-        return FileCache(self.folder / "kept", KEPT_BYTES).local(url)
+    def kept(self, url: str, read: Callable[[Path], Content], most_bytes: int) -> Content:
+        """What `read` makes of a small file that is not thrown out while it can be read, such as an index.
+
+        UnfitFileError where `read` raises ValueError: then it is thrown out. RemoteFileError where it cannot be had.
+        """
+        path = FileCache(self.folder / "kept", KEPT_BYTES).local(url, most_bytes=min(most_bytes, self.max_bytes))
+        try:
+            return read(path)
+        except ValueError as error:
+            path.unlink(missing_ok=True)
+            raise UnfitFileError(
+                f"{url} is not the file that it should be ({error.__cause__ or error}). It is thrown out of the cache: "
+                "look at what the server sends there, and run the same command again"
+            ) from error
 
     def fetch_ahead(self, urls: Iterable[tuple[str, int | None]]) -> None:
         """Start fetching (url, bytes) in the background, in this order; what is under way already is not started

@@ -17,6 +17,8 @@ from microdit.files import size_of_file
 BLOCK = 512
 
 
+LARGEST_HEADER = 1 << 16  # bytes of a longer name, or of what else is told of a file or of all that follow
+LONGEST_NAME = 4096  # characters, as for the system
 MOST_GLOBAL_HEADERS = 100
 
 
@@ -32,13 +34,25 @@ class TarMember(NamedTuple):
     length: int
 
 
+class Headers(io.FileIO):
+    """A tar whose headers are read. TarError for one that is longer than any."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next `size` bytes."""
+        if size > LARGEST_HEADER:
+            raise TarError(
+                f"{self.name}: a header of {size:,} bytes at byte {self.tell()}, which no tar of samples has"
+            )
+        return super().read(size)
+
+
 def tar_members(path: Path) -> Iterator[TarMember]:
     """Every regular file of an uncompressed tar in order (ustar, GNU long names, PAX). TarError at the first damage."""
     end = size_of_file(path)
     position = 0
     try:
         # Not "r:*": a compressed tar has no positions to read at.
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 if tar.offset <= position or member.offset_data + member.size > end:
                     raise TarError(f"{path}: cut short or damaged in {member.name!r} at byte {member.offset}")
@@ -46,6 +60,10 @@ def tar_members(path: Path) -> Iterator[TarMember]:
                 vars(tar)["members"].clear()  # tarfile would keep all of them, each with what a global header says
                 if len(tar.pax_headers) > MOST_GLOBAL_HEADERS:
                     raise TarError(f"{path}: {len(tar.pax_headers):,} global headers, which no tar of samples has")
+                if any(name.startswith("GNU.sparse") for name in tar.pax_headers):
+                    raise TarError(f"{path}: a global header tells of holes in files, which are those of one file")
+                if len(member.name) > LONGEST_NAME:
+                    raise TarError(f"{path}: a name of {len(member.name):,} characters at byte {member.offset}")
                 if member.isreg() and not member.issparse():
                     yield TarMember(member.name.removeprefix("./"), member.offset_data, member.size)
             # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.

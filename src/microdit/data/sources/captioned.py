@@ -51,7 +51,7 @@ def check_shard_size(shard_size: int) -> None:
 
 MOST_CAPTIONS = 100  # of one picture: all of them are encoded and kept
 LONGEST_CAPTION = 100_000  # characters
-LARGEST_FILE = 1 << 30  # bytes, of a picture or its caption: the largest photographs have a tenth of that
+LARGEST_FILE = 1 << 28  # bytes, of a picture or its caption: the largest photographs have half of that
 
 
 def content_of(path: Path) -> bytes:

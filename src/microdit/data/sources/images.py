@@ -1,6 +1,7 @@
 """From the bytes of any picture file to square RGB at the asked sizes."""
 
 import io
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,10 @@ WELL_KNOWN = "AVIF BMP DIB GIF HEIF JPEG JPEG2000 JXL MPO PCX PNG PPM QOI TGA TI
 Image.init()
 FORMATS = [name for name in WELL_KNOWN.split() if name in Image.OPEN]  # that this Pillow, with its plugins, knows
 BAND_PIXELS = 1 << 20
+# How often a JPEG may go over its picture: those of cameras do up to 10 times. Fewer where the picture is large.
+MOST_SCANS, MOST_SCANNED = 100, 20 * MAX_PIXELS
+START, SCAN, END = b"\xff\xd8", b"\xda", b"\xd9"
+MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 
 
 class BrokenImageError(ValueError):
@@ -60,6 +65,8 @@ def rgb_image(
                 raise FilteredImageError(f"{width} x {height} px: a side shorter than {min_side_px} px")
             if width * height > max_pixels:
                 raise FilteredImageError(f"{width} x {height} px: more than {max_pixels} pixels")
+            if data.startswith(START) and (scans := scans_of(data)) > min(MOST_SCANS, MOST_SCANNED / (width * height)):
+                raise FilteredImageError(f"{width} x {height} px: a JPEG of {scans:,} scans, more than any needs")
             if enough_px is not None:
                 image.draft(None, (enough_px, enough_px))
             ImageOps.exif_transpose(image, in_place=True)
@@ -70,6 +77,15 @@ def rgb_image(
         raise BrokenImageError("no picture of a format that is read here") from error
     except Exception as error:  # decoders raise whatever they like on damaged files, and none may stop the run
         raise BrokenImageError(f"{type(error).__name__}: {error}") from error
+
+
+def scans_of(data: bytes) -> int:
+    """How often a JPEG goes over its picture, each time of which costs as much as one that goes over it once."""
+    scans, place = 0, len(START)
+    while (marker := MARKER.search(data, place)) and marker[1] != END:
+        scans += marker[1] == SCAN
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import fsspec
 from braceexpand import braceexpand
 
-from microdit.data.shards.remote import RemoteFileError, check_protocol, is_remote, local_copy
+from microdit.data.shards.remote import RemoteFileError, check_protocol, is_remote, links_in, local_copy
 from microdit.data.shards.tars import TarError, TarMember, json_bytes, tar_members, write_tar
 from microdit.data.sources.captioned import (
     LARGEST_FILE,
@@ -24,7 +24,7 @@ from microdit.data.sources.captioned import (
 
 PART = re.compile(r"\.(jpg|jpeg|jfif|png|webp|gif|bmp|tif|tiff|avif|heic|heif|txt|json)$", re.IGNORECASE)
 MOST_TARS = 1_000_000
-RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+RANGE = re.compile(r"\{(-?\d+|[a-zA-Z])\.\.(-?\d+|[a-zA-Z])")
 CAPTION_PARTS = ("txt", "json")
 
 
@@ -37,7 +37,8 @@ def expand(location: str) -> list[str]:
     found: list[str] = []
     # Before they are written out, which takes memory for each of them.
     many = ValueError(f"{location[:200]} means more than {MOST_TARS:,} tars")
-    if math.prod(1 + abs(int(last) - int(first)) for first, last in RANGE.findall(location)) > MOST_TARS:
+    numbers = [[ord(end) if end.isalpha() else int(end) for end in ends] for ends in RANGE.findall(location)]
+    if math.prod(1 + abs(last - first) for first, last in numbers) > MOST_TARS:
         raise many
     if 2 ** min(64, location.count("{")) * max(1, location.count(",")) > MOST_TARS and "," in location:
         raise many
@@ -62,8 +63,15 @@ def expand(location: str) -> list[str]:
 
 
 def listed(pattern: str) -> list[str]:
-    """The URLs that a pattern with * matches. RemoteFileError where the server cannot be asked."""
+    """The URLs that a pattern with * matches. RemoteFileError where the server cannot be asked, or * stands in the name
+    of a folder of a web server."""
+    page, _, name = pattern.rpartition("/")
     try:
+        if page.startswith(("http://", "https://")):
+            if "*" in page:
+                raise RemoteFileError("over http a * may stand in the name of the file alone")
+            matching = re.compile(re.escape(f"{page}/") + "[^/]*".join(map(re.escape, name.split("*"))))
+            return [*filter(matching.fullmatch, links_in(f"{page}/"))]
         filesystem, path = fsspec.core.url_to_fs(pattern)
         return [filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(path))]
     except ImportError as error:
@@ -73,6 +81,8 @@ def listed(pattern: str) -> list[str]:
     except FileNotFoundError:
         return []
     except Exception as error:  # every filesystem has errors of its own
+        if isinstance(error.__cause__, FileNotFoundError):
+            return []
         raise RemoteFileError(f"{pattern} cannot be listed: {type(error).__name__}: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """Opening a mix: from the folders that a configuration names to a stream of samples."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from microdit.data.shards.corruption import OnCorrupt
@@ -9,6 +10,7 @@ from microdit.data.shards.index import INDEX_NAME, ShardIndex
 from microdit.data.shards.reader import LocalShards, ShardReader
 from microdit.data.shards.remote import FileCache, RemoteShards, is_remote, join
 from microdit.data.stream.stream import LatentSource, LatentStream
+from microdit.files import LARGEST_SETTINGS, read_described
 
 GIGABYTE = 10**9
 
@@ -119,8 +121,9 @@ def open_folder(folder: str, cache: FileCache | None) -> tuple[ShardReader, Late
                 f"python prepare.py index={folder}"
             )
         return ShardReader(index, LocalShards(folder, index.shards)), read_description(Path(folder) / DESCRIPTION_NAME)
-    index = ShardIndex(cache.kept(join(folder, INDEX_NAME)))
-    description = read_description(cache.kept(join(folder, DESCRIPTION_NAME)))
+    index = cache.kept(join(folder, INDEX_NAME), ShardIndex, cache.max_bytes)
+    described = partial(read_described, kind=LatentDescription, cure="it comes from elsewhere")
+    description = cache.kept(join(folder, DESCRIPTION_NAME), described, LARGEST_SETTINGS)
     return ShardReader(index, RemoteShards(folder, index.shards, index.shard_bytes.tolist(), cache)), description
 
 

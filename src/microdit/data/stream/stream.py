@@ -90,8 +90,6 @@ class LatentStream(Dataset[Batch]):
         sources, numbers = self._mix.locate(where)
         latents = self._allocate((len(where), *self.latent_shape))
         captions = self._allocate((len(where), *self.caption_shape))
-        if any(source.description.caption_storage != "full" for source in self.sources):
-            captions.zero_()
         replaced = torch.zeros(len(where), dtype=torch.bool)
         failures = self._read(sources, numbers, np.arange(len(where)), latents.numpy(), captions.numpy())
         self.policy.count_read(len(where))
@@ -169,7 +167,6 @@ class LatentStream(Dataset[Batch]):
         """Put the nearest readable sample further on in the source's order into a slot, in strides that double."""
         failure: CorruptSampleError | None = None
         for attempt in range(1, ATTEMPTS + 1):
-            captions[slot] = 0
             found = self._read(
                 np.array([source]), np.array([number + 2**attempt - 1]), np.array([slot]), latents, captions
             )
