@@ -20,7 +20,7 @@ def prompt_grid(images: Float[Tensor, "n 3 h w"], prompts: Sequence[str], column
         raise ValueError(f"a grid needs as many prompts as pictures, at least one: {len(images)} and {len(prompts)}")
     columns = columns or min(len(images), math.ceil(math.sqrt(len(images)) * 1.3))
     height, width = images.shape[-2:]
-    factor = max(1, math.ceil(CELL_PX / max(height, width)))
+    factor = max(1, math.ceil(CELL_PX / min(height, width)))
     font = ImageFont.load_default(TEXT_PX)
     characters = max(8, int(width * factor / (0.52 * TEXT_PX)))
     texts = [textwrap.wrap(prompt, characters) for prompt in prompts]

@@ -1,5 +1,6 @@
 """From run folders to rows: every run is there, however it ended."""
 
+import csv
 import json
 
 import pytest
@@ -163,3 +164,12 @@ def test_long_curves_are_averaged_over_stretches(make_run):
         "train_loss": "4.5",
         "validation_loss": "",
     }
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-cmd", "@a", "'=1", "''@a", "-0.5", "+1e3", "'a", "a=b", ""])
+def test_no_cell_is_a_formula_and_each_is_read_as_it_was(tmp_path, text):
+    write_csv([{"run": text, text or "b": "1"}], tmp_path / "a.csv")
+    assert read_csv(tmp_path / "a.csv", ["run"]) == [{"run": text, text or "b": "1"}]
+    with (tmp_path / "a.csv").open(newline="") as file:
+        cells = [cell for line in csv.reader(file) for cell in line]
+    assert not [cell for cell in cells if cell[:1] in {*"=+-@"} and number({"": cell}, "") is None]

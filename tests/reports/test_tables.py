@@ -9,7 +9,7 @@ from microdit.build import SettingsError
 from microdit.evaluation.shapes.features import VERSION
 from microdit.reports.layout import COSTS, QUALITIES, Column, Layout, RowKey, read_layout
 from microdit.reports.results import collect
-from microdit.reports.tables import as_csv, differences, escaped, latex, markdown, summarise
+from microdit.reports.tables import as_csv, as_markdown, differences, escaped, latex, markdown, summarise
 from microdit.runs.folder import find_runs
 
 MASKING, RATIO = "choice/masking", "choice/mask_ratio"
@@ -203,3 +203,18 @@ def test_scales_and_formats_apply_to_mean_and_spread(results):
     column = Column("total_flops", "MFLOP", ".1f", scale=1e-6)
     of = Layout("title", [RowKey(MASKING, ("masking",))], [column], [], column)
     assert table(summarise(results, of), of)["none"] == ["2.0 ± 0.0", "2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a_b", "a_b"),
+        ("_a_ __b__", r"\_a\_ \_\_b\_\_"),
+        ("*a* ~b~ `c` $d$", r"\*a\* \~b\~ \`c\` \$d\$"),
+        ("http://a www.b", r"http\://a www\.b"),
+        ("a|b", r"a\|b"),
+        ("-0.5 ± 0.1", "-0.5 ± 0.1"),
+    ],
+)
+def test_markup_in_a_cell_is_text(text, shown):
+    assert as_markdown(text) == shown

@@ -28,6 +28,7 @@ LARGEST = 1e100
 MOST_CELLS = 3_000_000
 CURVE_POINTS = 40
 """Training losses are averaged to so many points a run: what a curve shows, and small enough to commit."""
+FORMULA, APOSTROPHE = re.compile("'*[=+@-]"), re.compile("^'(?='*[=+@-])")
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:'\"]+/)+")
 
 
@@ -119,9 +120,15 @@ def write_csv(rows: Rows, path: Path) -> None:
     if not rows:
         raise SettingsError(f"there is nothing to write to {path}")
     with replacing(path, encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(no_formula(list(rows[0])))
+        writer.writerows(no_formula([row[name] for name in rows[0]]) for row in rows)
+
+
+def no_formula(cells: Sequence[str]) -> list[str]:
+    """Cells of a CSV file that no spreadsheet takes for a formula: what begins as one, and is no number, is text after
+    an apostrophe, which `read_csv` takes away again."""
+    return [f"'{cell}" if FORMULA.match(cell) and number({"": cell}, "") is None else cell for cell in cells]
 
 
 def read_csv(path: Path, needed: Sequence[str]) -> Rows:
@@ -135,7 +142,9 @@ def read_csv(path: Path, needed: Sequence[str]) -> Rows:
     cure = f"make it anew: python report.py {path.parent} runs/sweep_..."
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            columns, *lines = map(on_one_line, csv.reader(file, strict=True))
+            columns, *lines = (
+                [APOSTROPHE.sub("", on_one_line(cell)) for cell in line] for line in csv.reader(file, strict=True)
+            )
     except (csv.Error, ValueError) as error:  # no UTF-8, or not one line
         raise SettingsError(f"{path} is damaged ({error}); {cure}") from error
     if lacking := [name for name in needed if name not in columns]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from dataclasses import dataclass, replace
 
 from microdit.kinds import SettingsError
 from microdit.reports.layout import COSTS, Column, Layout, short
-from microdit.reports.results import FINISHED, SETTING, Rows, differ, number
+from microdit.reports.results import FINISHED, SETTING, Rows, differ, no_formula, number
 
 OF_RUNS = "Mean ± standard deviation over the seeds of finished runs; `runs` counts them, and says how others ended."
 OF_PAIRS = "Mean ± standard deviation of the difference over the seeds that both rows have; `runs` counts them."
 
 MOST_ROWS = 1_000
+MARKUP = re.compile(r"[\\|*$~`]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.")  # not what is within a word, as in a_b
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,8 @@ def markdown(rows: Sequence[Row], layout: Layout, explanation: str = OF_RUNS) ->
 
 
 def as_markdown(text: str) -> str:
-    """Text for a cell, where it can be neither the end of it, nor HTML, nor a link."""
-    text = text.replace("\\", "\\\\").replace("|", "\\|")
+    """Text for a cell, where it can be neither the end of it, nor HTML, nor a link, nor a formula, nor stressed."""
+    text = MARKUP.sub(r"\\\g<0>", text)
     return text.replace("<", "&lt;").replace("](", "]\\(")
 
 
@@ -207,14 +209,14 @@ def as_csv(rows: Sequence[Row], layout: Layout) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     names = [f"{c.title}{suffix}" for c in layout.columns for suffix in ("", " spread", " count")]
-    writer.writerow([*row_titles(layout), *names, "runs"])
+    writer.writerow(no_formula([*row_titles(layout), *names, "runs"]))
     for row in rows:
         values: list[str] = []
         for column in layout.columns:
             cell = row.cells[column.column]
             spread = "" if cell is None or cell.spread is None else f"{cell.spread:.7g}"
             values += ["", "", "0"] if cell is None else [f"{cell.mean:.7g}", spread, str(cell.count)]
-        writer.writerow([*row.labels, *values, row.ended])
+        writer.writerow(no_formula([*row.labels, *values, row.ended]))
     return file.getvalue()
 
 
