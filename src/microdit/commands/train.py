@@ -68,9 +68,17 @@ def tell_what_is_read(config: DictConfig, told: Sequence[dict[str, Any]], file: 
     if config.resume is not None and is_rank_zero():
         folder = output_folder()
         found = [
-            place for settings in told for place in places_named({**settings, "logger": {}, "resume": None}, folder)
+            place
+            for settings in told
+            for place in places_named({**settings, "logger": {}, "resume": None}, folder)
+            if not lies_below(place.partition("=")[2], settings["paths"]["data_root"])
         ]
         tell_places(list(dict.fromkeys(found)), folder / file)
+
+
+def lies_below(path: str, folder: str) -> bool:
+    """Whether a path is inside a folder, which is named by itself."""
+    return Path(folder).resolve() in Path(path).resolve().parents
 
 
 def launch_unless_finished(
