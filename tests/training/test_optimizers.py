@@ -158,11 +158,27 @@ def test_any_optimizer_of_torch_is_named_and_kinds_differ_where_they_are_told_to
         ({"beta": 0.9}, "has no setting 'beta'; did you mean 'betas'"),
         ({"kinds": {"matrix": {"lr": 1.0}}}, "optimizer.kinds has no kind .matrix.. It knows: matrices: "),
         ({"kinds": {"matrices": 0.1}}, "^optimizer.kinds.matrices must be settings by name, got 0.1"),
+        ({"differentiable": True}, "AdamW cannot train with .*leaf"),
     ],
 )
 def test_an_optimizer_that_cannot_be_meant_is_refused_before_there_is_a_network(changed, said):
     with pytest.raises(SettingsError, match=said):
         check_optimizer(ADAMW | changed)
+
+
+@pytest.mark.parametrize("name", ["SparseAdam", "LBFGS"])
+def test_an_optimizer_that_no_network_can_be_trained_with_is_refused(name):
+    with pytest.raises(SettingsError, match=f"torch.optim.{name} cannot train with"):
+        check_optimizer({"_target_": f"torch.optim.{name}", "lr": 1e-3})
+
+
+@pytest.mark.parametrize("name", ["SGD", "RAdam", "NAdam", "Adagrad", "RMSprop", "Adadelta", "Adamax", "ASGD"])
+def test_the_others_of_torch_are_accepted(name):
+    check_optimizer({"_target_": f"torch.optim.{name}", "lr": 1e-3})
+
+
+def test_what_only_a_gpu_does_is_accepted_on_any_machine():
+    check_optimizer(ADAMW | {"capturable": True})
 
 
 def test_a_factor_scales_every_rate_and_nothing_else():
@@ -197,7 +213,7 @@ def test_matrices_turned_together_move_as_each_by_itself(monkeypatch):
         ({"kinds": {"norms": {"lr": 1.0}}}, "no kind 'norms'.*norms_and_biases: all that is no matrix"),
         ({"betas": 0.9}, "^optimizer.betas must be a list .*got 0.9"),
         ({"weight_decay": "lots"}, "^optimizer.weight_decay must be a number, got .lots"),
-        ({"lr": -1.0}, "cannot be made of .*Invalid learning rate"),
+        ({"lr": -1.0}, "cannot train with .*Invalid learning rate"),
         ({"kinds": {"matrices": {"lr": "x"}}}, "^optimizer.kinds.matrices.lr must be a number, got 'x'"),
         (
             {"kinds": {"matrices": {"momentum": "x"}}},
@@ -205,6 +221,7 @@ def test_matrices_turned_together_move_as_each_by_itself(monkeypatch):
         ),
         ({"kinds": 3}, "^optimizer.kinds must be settings by name or null, got 3"),
         ({"kinds": {"matrices": {"params": 3}}}, "matrices has no setting 'params'"),
+        ({"kinds": {"norms_and_biases": {"momentum": 0.9}}}, "MuonWithAdamW cannot train with "),
     ],
 )
 def test_a_mistake_in_a_kind_or_in_a_value_is_told_before_anything_is_built(changed, said):

@@ -31,11 +31,11 @@ class TrainerSettings:
     `activation_checkpointing` saves memory for time: blocks are computed again in the backward pass.
     """
 
-    accelerator: Literal["cpu", "gpu", "cuda", "mps", "auto"]
+    accelerator: Literal["cpu", "gpu"]
     nodes: Annotated[int, Limits(1, 100_000)]
     devices: Annotated[int, Limits(1, 10**6)]
     strategy: Literal["ddp", "fsdp"]
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]  # weights are float32: averages and updates need it
     max_steps: Steps
     max_flops: Positive | None
     device_batch_size: Images | None

@@ -1,6 +1,6 @@
 """Optimizers: any of torch's by its name, which parameters are of which kind, and Muon for those that are matrices."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -60,18 +60,24 @@ def make_optimizer(network: DiT, settings: Mapping[str, Any]) -> torch.optim.Opt
 
 
 def check_optimizer(settings: Mapping[str, Any]) -> None:
-    """Raises SettingsError for an optimizer that is none, an argument or value that it does not take, or a kind that is
-    none: it is made for a single number, once with the arguments of each kind."""
+    """Raises SettingsError for an optimizer that is none or cannot train a network's weights, an argument or value that
+    it does not take, or a kind that is none: it makes a step with small weights, once with the arguments of each
+    kind."""
+    on_any_device = {**plain(settings), **({"capturable": False} if "capturable" in settings else {})}
 
-    def made(**changed: Any) -> torch.optim.Optimizer:
-        groups = [{"params": [nn.Parameter(torch.zeros(1))], **plain(changed)}]
+    def made(sides: Sequence[int] = (2, 2), **changed: Any) -> torch.optim.Optimizer:
+        weight = nn.Parameter(torch.zeros(*sides))
+        weight.grad = torch.ones_like(weight)
         try:
-            return build(plain(settings), torch.optim.Optimizer, "optimizer", params=groups)
+            groups = [{"params": [weight], **plain(changed)}]
+            optimizer = build(on_any_device, torch.optim.Optimizer, "optimizer", params=groups)
+            optimizer.step()
+            return optimizer
         except SettingsError:
             raise
         except Exception as error:  # each of torch's optimizers complains in its own way
             given = plain({**settings, **changed})
-            raise SettingsError(f"optimizer: {settings['_target_']} cannot be made of {given}: {error}") from error
+            raise SettingsError(f"optimizer: {settings['_target_']} cannot train with {given}: {error}") from error
 
     check_kind(settings.get("kinds"), Mapping[str, Mapping[str, Any]] | None, "optimizer.kinds")
     known = {*made().param_groups[0]} - {"params"}
@@ -83,7 +89,7 @@ def check_optimizer(settings: Mapping[str, Any]) -> None:
         kinds = kinds_of(locate(settings["_target_"], torch.optim.Optimizer))
         for name, value in changed.items():
             check_kind(value, kinds.get(name, (float | bool | None, False))[0], f"optimizer.kinds.{kind}.{name}")
-        made(**changed)
+        made((2,) if kind == "norms_and_biases" else (2, 2), **changed)
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
