@@ -96,6 +96,20 @@ def small_settings() -> dict:
 
 
 @pytest.fixture(scope="session")
+def pipeline_settings(small_settings) -> dict:
+    """What build_pipeline needs for such a network on 8 px pictures."""
+    given_by_others = ("in_channels", "caption_channels", "use_patch_mixer")
+    model = {k: list(v) if isinstance(v, tuple) else v for k, v in small_settings.items() if k not in given_by_others}
+    return {
+        "model": model,
+        "token_path": {"_target_": "microdit.masking.deferred.Deferred"},
+        "objective": {"_target_": "microdit.objectives.edm.EDM"},
+        "autoencoder": {"_target_": "microdit.encoders.pixel.PixelAutoencoder", "sigma_data": 0.5},
+        "text_encoder": {"_target_": "microdit.encoders.words.WordsTextEncoder", "channels": 16, "length": 6},
+    }
+
+
+@pytest.fixture(scope="session")
 def wake() -> Callable[[torch.nn.Module], None]:
     """Moves every weight away from its start, where gates and output are zero and would hide what is tested."""
 

@@ -21,15 +21,8 @@ STEPS = {"num_inference_steps": 3}
 
 
 @pytest.fixture(scope="module")
-def settings(small_settings) -> dict:
-    elsewhere = ("in_channels", "caption_channels", "use_patch_mixer")
-    return {
-        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in small_settings.items() if k not in elsewhere},
-        "token_path": {"_target_": "microdit.masking.deferred.Deferred"},
-        "objective": {"_target_": "microdit.objectives.edm.EDM"},
-        "autoencoder": {"_target_": "microdit.encoders.pixel.PixelAutoencoder", "sigma_data": 0.5},
-        "text_encoder": {"_target_": "microdit.encoders.words.WordsTextEncoder", "channels": 16, "length": 6},
-    }
+def settings(pipeline_settings) -> dict:
+    return pipeline_settings
 
 
 @pytest.fixture(scope="module")

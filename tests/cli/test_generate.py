@@ -12,20 +12,10 @@ PROMPTS = 'prompts=["a red circle left of a blue square","a ring"]'
 
 
 @pytest.fixture(scope="module")
-def saved(small_settings, wake, tmp_path_factory) -> str:
+def saved(pipeline_settings, wake, tmp_path_factory) -> str:
     """A small pipeline with random weights, as LatentDiffusion.save writes it."""
-    elsewhere = ("in_channels", "caption_channels", "use_patch_mixer")
-    model = {k: list(v) if isinstance(v, tuple) else v for k, v in small_settings.items() if k not in elsewhere}
     torch.manual_seed(0)
-    pipeline = build_pipeline(
-        {
-            "model": model,
-            "token_path": {"_target_": "microdit.masking.deferred.Deferred"},
-            "objective": {"_target_": "microdit.objectives.edm.EDM"},
-            "autoencoder": {"_target_": "microdit.encoders.pixel.PixelAutoencoder"},
-            "text_encoder": {"_target_": "microdit.encoders.words.WordsTextEncoder", "channels": 16, "length": 6},
-        }
-    )
+    pipeline = build_pipeline(pipeline_settings)
     wake(pipeline.dit)
     folder = tmp_path_factory.mktemp("saved")
     pipeline.save(folder)

@@ -15,20 +15,12 @@ USUAL = {"sampler": "heun", "num_inference_steps": 3, "guidance_scale": 2.0, "te
 
 
 @pytest.fixture(scope="module")
-def subjects(small_settings, wake) -> list[Subject]:
+def subjects(pipeline_settings, wake) -> list[Subject]:
     """Two small networks with other weights."""
-    elsewhere = ("in_channels", "caption_channels", "use_patch_mixer")
-    settings = {
-        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in small_settings.items() if k not in elsewhere},
-        "token_path": {"_target_": "microdit.masking.deferred.Deferred"},
-        "objective": {"_target_": "microdit.objectives.edm.EDM"},
-        "autoencoder": {"_target_": "microdit.encoders.pixel.PixelAutoencoder"},
-        "text_encoder": {"_target_": "microdit.encoders.words.WordsTextEncoder", "channels": 16, "length": 6},
-    }
     made = []
     for number, name in enumerate(["first", "second"]):
         torch.manual_seed(number)
-        pipeline = build_pipeline(settings)
+        pipeline = build_pipeline(pipeline_settings)
         wake(pipeline.dit)
         made.append(Subject(name, pipeline))
     return made

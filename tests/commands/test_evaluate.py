@@ -118,11 +118,11 @@ def test_a_damaged_config_of_the_run_is_told_before_anything_is_measured(run):
 def test_a_record_that_cannot_be_added_to_is_told_before_anything_is_measured(run, monkeypatch):
     (run / "result.json").write_text(json.dumps({"denoising_loss/mean": [1.0]}))
     monkeypatch.setattr("microdit.commands.evaluate.measure", None)
-    with pytest.raises(DamagedFileError, match=r"result\.json: denoising_loss/mean is a list"):
+    with pytest.raises(DamagedFileError, match=r"result\.json: denoising_loss/mean must be .* got \[1\.0\]"):
         measured(run)
 
 
-@pytest.mark.parametrize("old", ["many", None, True, 10**400])
+@pytest.mark.parametrize("old", ["many", None, True])
 def test_an_old_value_that_is_no_number_is_replaced_and_told(run, old):
     (run / "result.json").write_text(json.dumps({"denoising_loss/mean": old}))
     console = Console(record=True, quiet=False, width=200, file=io.StringIO())

@@ -57,7 +57,7 @@ def test_a_record_that_is_none_is_left_alone(tmp_path, content):
 def test_a_record_that_holds_more_than_plain_values_is_named_and_left_alone(tmp_path, old):
     content = json.dumps({"status": "finished", "loss": old})
     (tmp_path / "result.json").write_text(content)
-    with pytest.raises(DamagedFileError, match=r"result\.json: loss is .* move it away"):
+    with pytest.raises(DamagedFileError, match=r"result\.json: loss must be .* move it away"):
         add_to_record(tmp_path, {"loss": 1.0}, {})
     assert (tmp_path / "result.json").read_text() == content
     assert not (tmp_path / "evaluation").exists()
@@ -66,8 +66,8 @@ def test_a_record_that_holds_more_than_plain_values_is_named_and_left_alone(tmp_
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ({"metric": "loss", "settings": 3}, "settings is a whole number and should be names with values"),
-        ([], "is a list and should be names with values"),
+        ({"metric": "loss", "settings": 3}, "settings must be settings by name, got 3"),
+        ([], r"must be settings by name, got \[\]"),
         ({"metric": "loss", "settings": {"a": [[[]] * 2]}}, None),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_history_of_another_kind_is_named(tmp_path, line, told):
 
 def test_settings_of_a_metric_that_are_none_are_named(tmp_path):
     (tmp_path / "config.yaml").write_text(json.dumps({"metrics": {"loss": 3}}))
-    with pytest.raises(SettingsError, match=r"config\.yaml.*metrics.loss is a whole number"):
+    with pytest.raises(SettingsError, match=r"config\.yaml.*metrics.loss must be settings by name"):
         usual_settings(tmp_path, "loss")
 
 

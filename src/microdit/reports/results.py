@@ -131,7 +131,7 @@ def no_formula(cells: Sequence[str]) -> list[str]:
     return [f"'{cell}" if FORMULA.match(cell) and number({"": cell}, "") is None else cell for cell in cells]
 
 
-def read_csv(path: Path, needed: Sequence[str]) -> Rows:
+def read_csv(path: Path, needed: Sequence[str] = ()) -> Rows:
     """Rows as they were written. Raises SettingsError when there is no such file, or one without the columns that are
     `needed`."""
     if not path.is_file():
