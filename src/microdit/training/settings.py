@@ -17,7 +17,7 @@ from microdit.masking.ratio import MaskRatio
 from microdit.masking.token_path import TokenPath
 from microdit.objectives.objective import Objective
 from microdit.pipeline import check_model
-from microdit.sampling.settings import SamplingSettings
+from microdit.sampling.settings import GuidanceInterval, SamplerName, SamplingSettings, SamplingSteps
 from microdit.training.optimizers import check_optimizer, scaled_rates
 from microdit.training.schedules import Schedule
 
@@ -103,11 +103,16 @@ class ReadingSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Pictures drawn during training, the same prompts and noise each time."""
+    """Pictures drawn during training, the same prompts and noise each time; what is None as in `sampling`."""
 
     prompts: Annotated[list[str], Limits(0, 1000)]
     every_n_steps: Steps
     seed: int
+    sampler: SamplerName | None = None
+    num_inference_steps: SamplingSteps | None = None
+    guidance_scale: float | None = None
+    guidance_interval: GuidanceInterval | None = None
+    temperature: Positive | None = None
 
 
 @dataclass(frozen=True)

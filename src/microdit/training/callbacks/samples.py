@@ -65,7 +65,15 @@ class SampleGrids(L.Callback):
     def grid(self, network: DiT, device: torch.device) -> Image:
         s = self.settings
         pipeline = self.pipeline.with_network(network).to(device)
-        images = pipeline.generate(s.prompts, seed=s.seed)
+        images = pipeline.generate(
+            s.prompts,
+            seed=s.seed,
+            sampler=s.sampler,
+            num_inference_steps=s.num_inference_steps,
+            guidance_scale=s.guidance_scale,
+            guidance_interval=s.guidance_interval,
+            temperature=s.temperature,
+        )
         for encoder in (pipeline.autoencoder, pipeline.text_encoder):
             encoder.to("cpu")  # training has better use for the memory
         return prompt_grid(images, s.prompts)
