@@ -375,9 +375,10 @@ def test_indexing_again_reads_only_what_changed(tmp_path: Path, write_folder: Ca
 @contextmanager
 def room_for_files(more: int) -> Iterator[None]:
     """While the block runs, so many more files may be open than there are now."""
-    before, free = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, before[1]))
+    before, free = resource.getrlimit(resource.RLIMIT_NOFILE), [os.dup(0) for _ in range(more + 1)]
+    for number in free:  # what other tests hold open may lie between them
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], before[1]))
     try:
         yield
     finally:
