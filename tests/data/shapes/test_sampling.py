@@ -32,6 +32,13 @@ def test_no_caption_is_in_two_splits(domain: str) -> None:
     assert not captions["validation"] & captions["evaluation"]
 
 
+def test_scenes_ask_for_the_skills_in_the_shares_that_are_named() -> None:
+    shares = {"counting": 3.0, "position": 1.0}
+    skills = [sample("train", "synthetic", index, skill_shares=shares).scene.skill for index in range(400)]
+    assert set(skills) == {"counting", "position"}
+    assert skills.count("counting") == pytest.approx(300, abs=40)
+
+
 def test_splits_take_80_5_and_15_in_a_hundred_texts() -> None:
     found = [split_of(f"text number {index}") for index in range(20_000)]
     for split, share in zip(SPLITS, (0.80, 0.05, 0.15), strict=True):

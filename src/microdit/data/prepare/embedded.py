@@ -13,6 +13,7 @@ from microdit.data.prepare.convert import prepare
 from microdit.data.prepare.encoding import Encoders
 from microdit.data.prepare.plan import Recipe
 from microdit.data.prepare.report import Summary
+from microdit.data.shapes import SKILLS
 from microdit.data.sources.captioned import CaptionedImage, Source
 from microdit.data.sources.embedded_shapes import ShapesSource
 from microdit.data.sources.tars import TarSource, write_pictures
@@ -45,16 +46,22 @@ class ShapesNotDrawnError(RuntimeError):
 
 @dataclass(frozen=True)
 class EmbeddedShapes:
-    """Which of the embedded shapes to make. `counts`: scenes of each split. `processes`: that draw; None: one a
-    core."""
+    """Which of the embedded shapes to make. `counts`: scenes of each split. `skill_shares`: how many of the training
+    scenes ask for each of GenEval's skills, in any unit; None: as suits minutes of training. `processes`: that draw;
+    None: one a core."""
 
     domains: Sequence[Literal["real", "synthetic"]] = DOMAINS  # these become names of folders, as splits do
     counts: Mapping[str, Annotated[int, Limits(1, 10**8)]] = field(default_factory=lambda: dict(COUNTS))
+    skill_shares: Mapping[str, Annotated[float, Limits(0, 1000)]] | None = None
     processes: int | None = None
 
     def __post_init__(self) -> None:
         cores = os.cpu_count() or 1
         check_names(self.counts, COUNTS, "data_mix.embedded.counts")
+        if self.skill_shares is not None:
+            check_names(self.skill_shares, SKILLS, "data_mix.embedded.skill_shares")
+            if not sum(self.skill_shares.values()) > 0:
+                raise SettingsError("data_mix.embedded.skill_shares: none is above 0; name at least one skill to draw")
         if self.processes is not None and not 1 <= self.processes <= 4 * cores:
             raise SettingsError(f"data_mix.embedded.processes={self.processes}: from 1 to {4 * cores} on {cores} cores")
 
@@ -73,7 +80,8 @@ def ensure_shapes(
     with alone_in(root):
         for domain in wanted.domains:
             for split, count in wanted.counts.items():
-                drawing = ShapesSource(domain, split, count, side_px)
+                shares = wanted.skill_shares if split == "train" else None
+                drawing = ShapesSource(domain, split, count, side_px, skill_shares=shares)
                 folder, title = root / f"shapes_{domain}" / split, f"shapes_{domain} {split}"
                 images = folder / f"images-{side_px}px"
                 draw(

@@ -6,7 +6,7 @@ renderings with richer captions.
 
 from microdit.data.shapes.captions import Expectation, ExpectedObject, Prompt
 from microdit.data.shapes.render import coverage, render
-from microdit.data.shapes.sampling import Sample, evaluation_prompts, sample, split_of
+from microdit.data.shapes.sampling import SKILL_SHARES, Sample, evaluation_prompts, sample, split_of
 from microdit.data.shapes.scenes import (
     COLOURS,
     DOMAINS,
@@ -26,6 +26,7 @@ __all__ = [
     "RELATIONS",
     "SHAPES",
     "SKILLS",
+    "SKILL_SHARES",
     "SPLITS",
     "Background",
     "Expectation",

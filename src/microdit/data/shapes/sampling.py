@@ -1,7 +1,7 @@
 """Captioned scenes by number, split by caption, and the prompts that evaluation asks with."""
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
@@ -13,10 +13,9 @@ from microdit.data.shapes.compose import compose, stage
 from microdit.data.shapes.scenes import DOMAINS, SKILLS, SPLITS, Scene
 
 _TRAIN_SHARE, _VALIDATION_SHARE = 0.80, 0.05
-# Scenes of each of SKILLS. Lone objects whose captions name colour and shape are half of them: that is what is learnt
-# first, and what minutes of training suffice for (experiments/laptop_pilots).
-_SKILL_SHARES = (0.10, 0.08, 0.10, 0.52, 0.10, 0.10)
-_SKILL_BOUNDS = tuple(accumulate(_SKILL_SHARES))[:-1]
+SKILL_SHARES: Mapping[str, float] = dict(zip(SKILLS, (0.10, 0.08, 0.10, 0.52, 0.10, 0.10), strict=True))
+"""How many scenes ask for each skill. Lone objects whose captions name colour and shape are half of them: that is what
+is learnt first, and what minutes of training suffice for (experiments/laptop_pilots)."""
 _DRAWS_IN_VAIN = 5_000
 """After so many draws without a new text, there is none left to speak of."""
 
@@ -46,7 +45,9 @@ def split_of(caption: str) -> str:
     return "validation" if share < _TRAIN_SHARE + _VALIDATION_SHARE else "evaluation"
 
 
-def sample(split: str, domain: str, index: int, seed: int = 0) -> Sample:
+def sample(
+    split: str, domain: str, index: int, seed: int = 0, skill_shares: Mapping[str, float] = SKILL_SHARES
+) -> Sample:
     """The sample number `index` of an endless series: a pure function of its arguments.
 
     Raises ValueError for an unknown split or domain.
@@ -55,7 +56,8 @@ def sample(split: str, domain: str, index: int, seed: int = 0) -> Sample:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     _check_domain(domain)
     random = _generator("sample", seed, split, domain, index)
-    skill = SKILLS[bisect(_SKILL_BOUNDS, random.random())]
+    bounds = tuple(accumulate(skill_shares.get(skill, 0.0) for skill in SKILLS))
+    skill = SKILLS[bisect(bounds[:-1], random.random() * bounds[-1])]
     while True:
         composition = compose(random, domain, skill)
         prompt = write_prompt(random, composition)

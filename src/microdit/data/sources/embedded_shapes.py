@@ -13,7 +13,8 @@ SCENES_VERSION = 3
 
 
 class ShapesSource(Source):
-    """Scenes 0 to `count` - 1 of one domain and split of the embedded shapes, as PNG of `side_px`."""
+    """Scenes 0 to `count` - 1 of one domain and split of the embedded shapes, as PNG of `side_px`. `skill_shares`: how
+    many ask for each skill, in any unit; None: as `shapes.SKILL_SHARES`."""
 
     def __init__(
         self,
@@ -23,14 +24,16 @@ class ShapesSource(Source):
         side_px: int = 32,
         seed: int = 0,
         shard_size: int = 2_000,
+        skill_shares: Mapping[str, float] | None = None,
     ) -> None:
         self.domain, self.split, self.count, self.side_px, self.seed = domain, split, count, side_px, seed
-        self.shard_size = shard_size
+        self.shard_size, self.skill_shares = shard_size, skill_shares
 
     @property
     def identity(self) -> Mapping[str, object]:
         names = ("domain", "split", "count", "side_px", "seed", "shard_size")
-        return {"kind": "shapes", "version": SCENES_VERSION} | {name: getattr(self, name) for name in names}
+        shares = {} if self.skill_shares is None else {"skill_shares": dict(self.skill_shares)}
+        return {"kind": "shapes", "version": SCENES_VERSION} | {name: getattr(self, name) for name in names} | shares
 
     def shards(self) -> list[str]:
         return [f"scenes from {first}" for first in range(0, self.count, self.shard_size)]
@@ -38,7 +41,8 @@ class ShapesSource(Source):
     def read(self, shard: int) -> Iterator[CaptionedImage | Unreadable]:
         first = shard * self.shard_size
         for number in range(first, min(first + self.shard_size, self.count)):
-            sample = shapes.sample(self.split, self.domain, number, self.seed)
+            shares = shapes.SKILL_SHARES if self.skill_shares is None else self.skill_shares
+            sample = shapes.sample(self.split, self.domain, number, self.seed, shares)
             file = io.BytesIO()
             Image.fromarray(shapes.render(sample.scene, self.side_px)).save(file, "png", compress_level=1)
             yield CaptionedImage(f"{number:08d}", file.getvalue(), [sample.caption])
