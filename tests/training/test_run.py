@@ -192,13 +192,7 @@ def test_the_average_lags_behind_the_weights(run_settings, tmp_path):
 
 
 def test_the_road_through_the_embedded_autoencoder_runs(run_settings, tmp_path):
-    latents = [
-        "autoencoder=shapes_kl",
-        "model=nano_1",
-        "resolution_stage=shapes64",
-        *SMALL_SCALE,
-        "trainer.max_steps=2",
-    ]
+    latents = ["+scale=latents", *SMALL_SCALE, "trainer.max_steps=2"]
     data = [f"paths.data_root={tmp_path / 'data'}", "resolution_stage.resolution_px=64", "model.head_dim=16"]
     settings = run_settings(*latents, *data)
     choices = {"autoencoder": "shapes_kl", "text_encoder": "words"}
