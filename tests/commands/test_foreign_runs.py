@@ -378,6 +378,7 @@ def test_only_weights_and_biases_logs_into_its_folder(tmp_path):
         ({"skill_shares": {"juggling": 1}}, r"data_mix\.embedded\.skill_shares has no setting 'juggling'"),
         ({"skill_shares": {"counting": -1}}, r"skill_shares\.counting must be a number from 0 to 1,000, got -1"),
         ({"skill_shares": {"counting": 0}}, "skill_shares: none is above 0"),
+        ({"name": "../elsewhere"}, r"name=\.\./elsewhere: up to 40 small letters"),
     ],
 )
 def test_embedded_shapes_that_cannot_be_meant_are_refused(settings, told):

@@ -349,12 +349,14 @@ def test_a_full_disk_is_named_and_running_again_goes_on(pictures: Path, tmp_path
 
 def test_other_shares_of_skills_are_other_training_scenes_and_the_same_validation(tmp_path: Path) -> None:
     for name, shares in (("usual", None), ("counted", {"counting": 1.0})):
-        wanted = EmbeddedShapes(["synthetic"], {"train": 12, "validation": 6}, shares, processes=1)
-        ensure_shapes(tmp_path / name, wanted, encoders(), Recipe([16]))
-    usual, counted = (contents(tmp_path / name / "shapes_synthetic/validation") for name in ("usual", "counted"))
-    assert usual == counted
+        wanted = EmbeddedShapes(["synthetic"], {"train": 12, "validation": 6}, shares, name, processes=1)
+        ensure_shapes(tmp_path, wanted, encoders(), Recipe([16]))
+    usual, counted = (contents(tmp_path / f"{name}_synthetic/validation") for name in ("usual", "counted"))
+    tars = [name for name in usual if name.endswith(".tar")]
+    assert len(tars) == 2
+    assert [usual[tar] for tar in tars] == [counted[tar] for tar in tars]
     with pytest.raises(PlanChangedError):
-        ensure_shapes(tmp_path / "counted", EmbeddedShapes(["synthetic"], {"train": 12}), encoders(), Recipe([16]))
+        ensure_shapes(tmp_path, EmbeddedShapes(["synthetic"], {"train": 12}, name="counted"), encoders(), Recipe([16]))
 
 
 def test_the_embedded_shapes_are_made_once_and_survive_being_killed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,12 +48,13 @@ class ShapesNotDrawnError(RuntimeError):
 @dataclass(frozen=True)
 class EmbeddedShapes:
     """Which of the embedded shapes to make. `counts`: scenes of each split. `skill_shares`: how many of the training
-    scenes ask for each of GenEval's skills, in any unit; None: as suits minutes of training. `processes`: that draw;
-    None: one a core."""
+    scenes ask for each of GenEval's skills, in any unit; None: as suits minutes of training. `name`: of the folders,
+    NAME_DOMAIN; one for each choice of shares. `processes`: that draw; None: one a core."""
 
     domains: Sequence[Literal["real", "synthetic"]] = DOMAINS  # these become names of folders, as splits do
     counts: Mapping[str, Annotated[int, Limits(1, 10**8)]] = field(default_factory=lambda: dict(COUNTS))
     skill_shares: Mapping[str, Annotated[float, Limits(0, 1000)]] | None = None
+    name: str = "shapes"
     processes: int | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +64,8 @@ class EmbeddedShapes:
             check_names(self.skill_shares, SKILLS, "data_mix.embedded.skill_shares")
             if not sum(self.skill_shares.values()) > 0:
                 raise SettingsError("data_mix.embedded.skill_shares: none is above 0; name at least one skill to draw")
+        if not re.fullmatch("[a-z0-9_]{1,40}", self.name):
+            raise SettingsError(f"data_mix.embedded.name={self.name}: up to 40 small letters, digits and underscores")
         if self.processes is not None and not 1 <= self.processes <= 4 * cores:
             raise SettingsError(f"data_mix.embedded.processes={self.processes}: from 1 to {4 * cores} on {cores} cores")
 
@@ -69,7 +73,7 @@ class EmbeddedShapes:
 def ensure_shapes(
     root: Path, wanted: EmbeddedShapes, encoders: Encoders, recipe: Recipe, progress: Report = silent
 ) -> list[Summary]:
-    """Make what is missing of ROOT/shapes_DOMAIN/SPLIT, drawn at the largest resolution of `recipe`: image shards,
+    """Make what is missing of ROOT/NAME_DOMAIN/SPLIT, drawn at the largest resolution of `recipe`: image shards,
     latent shards, index. Costs nothing when all is there; may be killed at any time, and called by several processes
     at once.
 
@@ -82,7 +86,7 @@ def ensure_shapes(
             for split, count in wanted.counts.items():
                 shares = wanted.skill_shares if split == "train" else None
                 drawing = ShapesSource(domain, split, count, side_px, skill_shares=shares)
-                folder, title = root / f"shapes_{domain}" / split, f"shapes_{domain} {split}"
+                folder, title = root / f"{wanted.name}_{domain}" / split, f"{wanted.name}_{domain} {split}"
                 images = folder / f"images-{side_px}px"
                 draw(
                     drawing,
