@@ -394,6 +394,13 @@ def pipeline_settings_of(run: Path) -> dict[str, Any]:
     return settings
 
 
+def objective_of(run: Path) -> str:
+    """The class of the objective that a run's or saved folder's network learned; EDM, the paper's, where no
+    pipeline.json says."""
+    settings = pipeline_settings_of(run) if (run / PIPELINE_FILE).is_file() else {}
+    return str(settings.get("objective", {}).get("_target_", f"{EDM.__module__}.{EDM.__qualname__}"))
+
+
 def sampling_of(run: Path) -> SamplingSettings:
     """How a run's pictures are drawn unless told otherwise. SettingsError for what no sampler takes."""
     return SamplingSettings().told(pipeline_settings_of(run)["sampling"])

@@ -1,5 +1,6 @@
 """Every experiment file trains: composed as on the command line, two steps of a network as small as can be."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_every_experiment_takes_two_steps_on_a_laptop(experiment, data_root, mas
     assert (record["status"], record["steps"]) == ("finished", 2)
     assert record["train/loss"] > 0
     assert record["validation/loss"] > 0
+
+
+def test_weights_that_learned_another_objective_are_not_taken_without_a_word(data_root, masked_run, tmp_path):
+    said = Console(record=True, width=200, quiet=False, file=io.StringIO())
+    settings = composed(data_root, tmp_path / "run", "objective=rectified_flow", f"init_from={masked_run}")
+    train(settings, said)
+    assert "which learned EDM and begins anew with RectifiedFlow" in said.export_text()
 
 
 def test_unmasked_fine_tuning_needs_a_run_to_start_from(data_root, tmp_path):

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from microdit.distributed.hardware import divide_batch
-from microdit.runs.folder import SAMPLES
+from microdit.pipeline import objective_of
+from microdit.runs.folder import SAMPLES, run_of
 from microdit.training.callbacks.progress import clock
 from microdit.training.settings import TrainingSettings
 
@@ -42,6 +43,10 @@ def show_summary(
         )
     if settings.init_from is not None:
         rows["starts from"] = f"{settings.init_weights} weights of {settings.init_from}"
+        learned, asked = objective_of(run_of(Path(settings.init_from))), settings.objective["_target_"]
+        if learned != asked:
+            names = [name.rsplit(".", 1)[-1] for name in (learned, asked)]
+            rows["starts from"] += f", which learned {names[0]} and begins anew with {names[1]}"
     if resumed_from is not None:
         rows["resumed"] = f"from {resumed_from}"
     for name, text in rows.items():
