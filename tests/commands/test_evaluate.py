@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from judging import bright_dogs, pictures_of_dogs
+from PIL import Image
 from rich.console import Console
 
 from microdit.build import SettingsError
@@ -225,3 +227,67 @@ def test_a_file_that_is_no_checkpoint_of_a_run_is_refused(tmp_path):
     stray.write_text("seed: 1\n")
     with pytest.raises(CheckpointError, match=r"multirun\.yaml is no checkpoint of a run"):
         measured(stray)
+
+
+# Pictures made elsewhere.
+
+GENEVAL = {
+    "geneval": {
+        "_target_": "microdit.evaluation.geneval.metric.GenEval",
+        "prompts_file": None,
+        "prompts_per_tag": None,
+        "pictures_per_prompt": 4,
+        "detector_weights": "of somebody",
+        "clip_weights": "of somebody",
+        "sampling": {"seed": 0},
+    }
+}
+
+
+@pytest.fixture
+def judged(monkeypatch) -> list[int]:
+    """How bright the pictures were that a judge without networks was asked for, in the place of the real one."""
+    asked: list[int] = []
+    monkeypatch.setattr("microdit.evaluation.geneval.metric.read_judge", lambda *given: bright_dogs(asked.append))
+    return asked
+
+
+@pytest.fixture
+def elsewhere(tmp_path) -> Path:
+    """A folder a picture, as GenEval has them; no run."""
+    for number, (_, sample, pixels) in enumerate(pictures_of_dogs(4)):
+        samples = tmp_path / f"elsewhere/{number:05d}/samples"
+        samples.mkdir(parents=True)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(sample))
+        Image.fromarray(pixels).save(samples / "0000.png")
+    return tmp_path / "elsewhere"
+
+
+def test_pictures_made_elsewhere_are_judged_and_have_a_record_of_their_own(elsewhere, judged):
+    numbers = measured(None, elsewhere, GENEVAL)
+    assert numbers == {"geneval/single_object": 0.5, "geneval/overall": 0.5, "geneval/pictures": 4}
+    assert record(elsewhere).items() >= numbers.items()
+    assert (elsewhere / "evaluation/geneval.png").is_file()
+    assert len((elsewhere / "evaluation/geneval/results.jsonl").read_text().splitlines()) == 4
+    assert measured(None, elsewhere, GENEVAL) == numbers
+    assert len(judged) == 4
+
+
+def test_other_metrics_do_not_judge_pictures_made_elsewhere(elsewhere):
+    with pytest.raises(PicturesError, match=r"made elsewhere.* metrics=geneval"):
+        measured(None, elsewhere, COMPOSITIONAL)
+    with pytest.raises(PicturesError, match="give checkpoint=RUN"):
+        measured(None, elsewhere, {"shapes_loss": METRICS["shapes_loss"]})
+
+
+def test_nothing_is_written_through_a_link_among_pictures_made_elsewhere(elsewhere, judged, tmp_path):
+    (tmp_path / "other").mkdir()
+    (elsewhere / "evaluation").symlink_to(tmp_path / "other")
+    with pytest.raises(SettingsError, match="is a link"):
+        measured(None, elsewhere, GENEVAL)
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_a_folder_of_no_pictures_at_all_is_told_what_it_could_hold(tmp_path):
+    with pytest.raises(SettingsError, match=r"lies in no run .* and holds no pictures made elsewhere \(00000/metadata"):
+        measured(None, tmp_path, GENEVAL)

@@ -12,6 +12,7 @@ from microdit.build import SettingsError, build, shown
 from microdit.checkpoints.reading import CheckpointError
 from microdit.commands.compose import trusted
 from microdit.commands.messages import check_device, console, tell_places
+from microdit.evaluation.geneval.folders import FolderSubject, is_folder_of_prompts
 from microdit.evaluation.metric import Metric, measure
 from microdit.evaluation.subject import KeptSubject, Subject, checked_sampling, differing
 from microdit.pipeline import LatentDiffusion, sampling_of
@@ -46,8 +47,8 @@ def evaluate(
 
     `checkpoint`: a run's folder (its newest checkpoint), a file in its checkpoints/, or a folder that
     LatentDiffusion.save wrote (with one set of weights); each of `weights` ("ema", "raw") is measured. `pictures`:
-    instead, a folder of kept pictures, such as RUN/evaluation. `sampling`: arguments of generate() that replace the
-    metrics' own; None: as the metric says.
+    instead, a folder of kept pictures, such as RUN/evaluation, or of pictures made elsewhere. `sampling`: arguments of
+    generate() that replace the metrics' own; None: as the metric says.
 
     Names say what differs from the default: `compositional/overall@raw,guidance_scale=2`, and where a metric's settings
     are not those that the run was measured with before: `frechet_1/distance@count=512`.
@@ -116,17 +117,26 @@ def evaluate_kept(
     device: str,
     console: Console,
 ) -> dict[str, float]:
-    """Measures the pictures kept in `folder`; the run they belong to is the nearest folder above that is one."""
+    """Measures the pictures kept in `folder`; the run they belong to is the nearest folder above that is one. Pictures
+    made elsewhere, in GenEval's layout, have the record in their own folder."""
     if not folder.is_dir():
         raise SettingsError(
             f"pictures={folder} is no folder; evaluate.py checkpoint=RUN keeps them in RUN/{EVALUATION}"
         )
+    if is_folder_of_prompts(folder):
+        refuse_links(folder)
+        recorder = Recorder(folder, {"pictures": str(folder)}, settings, console)
+        subject = FolderSubject(folder, folder / EVALUATION, device)
+        numbers = measure(subject, metrics, recorder, unusual_settings(folder, settings))
+        show_numbers(console, numbers, folder)
+        return numbers
     run = next((above for above in folder.resolve().parents if (above / PIPELINE_FILE).is_file()), None)
     if run is not None:
         refuse_links(run)
     if run is None:
         raise SettingsError(
-            f"{folder} lies in no run (a folder with {PIPELINE_FILE}) whose result.json could be added to"
+            f"{folder} lies in no run (a folder with {PIPELINE_FILE}) whose result.json could be added to, and holds "
+            "no pictures made elsewhere (00000/metadata.jsonl beside 00000/samples/0000.png, ...)"
         )
     recorder = Recorder(run, {"pictures": str(folder)}, settings, console)
     numbers = measure(KeptSubject(folder, device, sampling_of(run)), metrics, recorder, unusual_settings(run, settings))

@@ -61,9 +61,10 @@ class OpenClipFeatures(nn.Module):
         return self.model.get_image_features(pixels.to(pictures.device))
 
 
-def clip_model_and_processor(weights: str) -> tuple[ClipModel, ClipProcessor]:
-    """An open_clip model on the CPU, and how it takes pictures and texts. FileNotFoundError if it cannot be had."""
-    folder = weights_folder(weights, [CONFIG, CHECKPOINT], "weights")
+def clip_model_and_processor(weights: str, option: str = "weights") -> tuple[ClipModel, ClipProcessor]:
+    """An open_clip model on the CPU, and how it takes pictures and texts. FileNotFoundError if it cannot be had, which
+    names the `option` that sets it."""
+    folder = weights_folder(weights, [CONFIG, CHECKPOINT], option)
     check_config(folder)
     clip: Any = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
     preprocess = image_transform_v2(PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
