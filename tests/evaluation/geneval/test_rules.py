@@ -214,6 +214,11 @@ def test_reasons_say_what_was_expected_and_what_was_found():
         "expected cat >= 1, found 0",
         "expected dog left of target, found no target",
     ]
+    mistaken = [seen("dog", box=LEFT, colour="blue"), seen("cat", box=RIGHT, colour="pink")]
+    assert verdict(BLUE_DOG_LEFT_OF_RED_CAT, mistaken).reasons == [
+        "expected red cat >= 1, found 1 pink",
+        "expected dog left of target, found no target",  # what fails is no target
+    ]
     assert verdict(TWO_DOGS, [seen("dog")] * 3).reasons == ["expected dog < 3, found 3"]
     assert verdict(BLUE_DOG, both).colours == {"dog": ["pink"]}
 
