@@ -1,5 +1,6 @@
 """Evaluating a checkpoint or kept pictures: which numbers join result.json, and under which names."""
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -89,6 +90,25 @@ def test_the_name_says_the_sampling_where_it_is_not_the_metrics_own(run):
     assert "compositional/overall@guidance_scale=1" in numbers
     assert "compositional/overall" not in numbers
     assert "denoising_loss/mean" in numbers  # has no sampling
+
+
+def test_of_several_guidance_scales_each_is_measured_and_there_are_curves(run):
+    numbers = measured(run, weights=("ema", "raw"), guidance_scale=[4.0, 2, 2.0])
+    single = measured(run, weights=("ema",), guidance_scale=2.0)
+    assert numbers.items() >= single.items()
+    assert {f"compositional/overall{end}" for end in ("", "@guidance_scale=2", "@raw", "@raw,guidance_scale=2")} <= set(
+        numbers
+    )  # 4 is the metric's own
+    assert not any(name.startswith("denoising_loss") and "guidance" in name for name in numbers)
+    with (run / "evaluation/guidance.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert not any(row["number"].startswith("denoising_loss") for row in table)
+    rows = [row for row in table if row["number"] == "compositional/colors@raw"]
+    assert [(float(row["guidance_scale"]), float(row["value"])) for row in rows] == [
+        (4, numbers["compositional/colors@raw"]),
+        (2, numbers["compositional/colors@raw,guidance_scale=2"]),
+    ]
+    assert Image.open(run / "evaluation/guidance.png").width > 400
 
 
 def with_count(count: int) -> dict:
@@ -207,6 +227,12 @@ def test_what_a_metric_found_stays_when_the_next_one_fails(run, monkeypatch):
         ({"run": Path("r"), "metrics": {}}, "metrics=none measures nothing"),
         ({"run": Path("r"), "weights": ()}, "weights is empty"),
         ({"run": Path("r"), "guidence_scale": 2.0}, "did you mean 'guidance_scale'"),
+        ({"run": Path("r"), "guidance_scale": []}, r"guidance_scale is empty: choose such as \[1,1\.5,2\]"),
+        (
+            {"run": Path("r"), "metrics": {"shapes_loss": METRICS["shapes_loss"]}, "guidance_scale": [1, 2]},
+            "draws pict",
+        ),
+        ({"run": Path("r"), "guidance_scale": [1.0, "two"]}, r"sampling\.guidance_scale must be a number"),
         ({"pictures": Path("p"), "guidance_scale": 2.0}, "drawn already"),
         ({"pictures": Path("p")}, "p is no folder"),
     ],

@@ -52,10 +52,11 @@ class OpenClipFeatures(nn.Module):
 
     def __init__(self, weights: str, name: str) -> None:
         super().__init__()
-        self.model, self.processor = clip_model_and_processor(weights)
+        self.model, self.processor = clip_model_and_processor(weights, "features.weights")
         self.name = name
         self.num_features = int(self.model.clip.visual.output_dim)
 
+    @torch.no_grad()
     def forward(self, pictures: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         pixels = self.processor(images=list(pictures.cpu()))["pixel_values"]
         return self.model.get_image_features(pixels.to(pictures.device))

@@ -6,7 +6,6 @@ resized without antialiasing, and instances may overlap.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,17 @@ import open_clip
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from microdit.build import SettingsError
-from microdit.encoders.weights import weights_folder
 from microdit.evaluation.clip import clip_model_and_processor
 from microdit.evaluation.geneval.prompts import CLASSES, COLOURS
 from microdit.evaluation.geneval.rules import SUREST, Colours, Detection
+from microdit.evaluation.networks import read_network
 from microdit.evaluation.pictures import fingerprint
-from microdit.files import read_json
 
 PROTOCOL = "geneval 1"  # what was judged by another is judged anew
-CONFIG, WEIGHTS = ["config.json"], ["model.safetensors", "pytorch_model.bin"]
 SHORTEST_PX, LONGEST_PX, DIVISOR = 800, 1333, 32
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, of values in 0..255
 MOST_PAIRS = 100  # of query and class
@@ -64,40 +60,15 @@ def read_judge(detector_weights: str, clip_weights: str, option: str, device: to
 
 
 def read_detector(weights: str, option: str) -> Any:
-    """A Mask2Former of transformers for the 80 classes of COCO, on the CPU in float32. Raises as `read_judge`."""
-    try:
-        from transformers import Mask2FormerForUniversalSegmentation
-        from transformers.utils.logging import disable_progress_bar
-    except ImportError as error:
-        raise SettingsError(
-            f"GenEval's detector needs transformers ({error}): pip install 'microdit[judges]'. Its weights are then "
-            f"downloaded from the Hugging Face hub ({weights}) on first use, or read from a folder, {option}=FOLDER"
-        ) from error
-    folder = weights_folder(weights, [CONFIG, WEIGHTS], option)
-    config = read_json(folder / CONFIG[0], "download it again")
-    backbone = config.get("backbone_config")
-    kinds = config.get("model_type"), backbone.get("model_type") if isinstance(backbone, dict) else None
-    # Another kind could be looked up by a name in the file, and be a program from elsewhere.
-    if kinds != ("mask2former", "swin") or config.get("backbone") or config.get("auto_map"):
-        raise SettingsError(
-            f"{option}={weights}: {folder / CONFIG[0]} is not that of a Mask2Former over a Swin network"
-        )
-    disable_progress_bar()
-    try:
-        read: Any = Mask2FormerForUniversalSegmentation.from_pretrained
-        network, told = read(folder, local_files_only=True, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError) as error:
-        raise SettingsError(f"{option}={weights}: transformers cannot read {folder} ({error})") from error
-    if missing := sorted(name for name in told["missing_keys"] if not name.startswith("criterion.")):
-        raise SettingsError(  # transformers would draw them at random
-            f"{option}={weights}: {folder} lacks {len(missing)} of the network's weights, such as {missing[0]}"
-        )
+    """A Mask2Former of transformers for the 80 classes of COCO. Raises as `read_network`, and SettingsError for one
+    that knows others."""
+    network = read_network("Mask2FormerForUniversalSegmentation", "mask2former", weights, option, backbone="swin")
     if network.config.num_labels != len(CLASSES):
         raise SettingsError(
             f"{option}={weights}: that detector knows {network.config.num_labels} classes, and GenEval asks for the "
             f"{len(CLASSES)} of COCO instances: facebook/mask2former-swin-small-coco-instance"
         )
-    return network.float().eval().requires_grad_(False)
+    return network
 
 
 @torch.inference_mode()
