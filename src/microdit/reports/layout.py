@@ -122,7 +122,7 @@ QUALITIES = [
     Column("compositional/single_object_colour", "colour right", ".3f"),
     Column("fid/clean", "FID", ".2f"),
     Column("fid/torchmetrics", "FID (torchmetrics)", ".2f"),
-    Column("fid/inception", "FID (torchmetrics)", ".2f"),  # as runs before version 0.2 call it
+    Column("fid/inception", "FID (torchmetrics)", ".2f"),  # as older runs call it
     Column("geneval/overall", "GenEval", ".3f"),
     Column("clip_score", "CLIP score", ".2f"),
 ]
