@@ -65,6 +65,7 @@ INSIDE = {  # rooms within a room
     "kernels.cpu": set(),
     "kernels.gpu": set(),
     "evaluation.shapes": {"evaluation"},
+    "evaluation.geneval": {"evaluation"},
     "training.callbacks": {"training"},
 }
 HYDRA = ("hydra", "omegaconf")

@@ -1,5 +1,6 @@
 """Evaluating a checkpoint or kept pictures: which numbers join result.json, and under which names."""
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from judging import bright_dogs, pictures_of_dogs
+from PIL import Image
 from rich.console import Console
 
 from microdit.build import SettingsError
@@ -87,6 +90,25 @@ def test_the_name_says_the_sampling_where_it_is_not_the_metrics_own(run):
     assert "compositional/overall@guidance_scale=1" in numbers
     assert "compositional/overall" not in numbers
     assert "denoising_loss/mean" in numbers  # has no sampling
+
+
+def test_of_several_guidance_scales_each_is_measured_and_there_are_curves(run):
+    numbers = measured(run, weights=("ema", "raw"), guidance_scale=[4.0, 2, 2.0])
+    single = measured(run, weights=("ema",), guidance_scale=2.0)
+    assert numbers.items() >= single.items()
+    assert {f"compositional/overall{end}" for end in ("", "@guidance_scale=2", "@raw", "@raw,guidance_scale=2")} <= set(
+        numbers
+    )  # 4 is the metric's own
+    assert not any(name.startswith("denoising_loss") and "guidance" in name for name in numbers)
+    with (run / "evaluation/guidance.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert not any(row["number"].startswith("denoising_loss") for row in table)
+    rows = [row for row in table if row["number"] == "compositional/colors@raw"]
+    assert [(float(row["guidance_scale"]), float(row["value"])) for row in rows] == [
+        (4, numbers["compositional/colors@raw"]),
+        (2, numbers["compositional/colors@raw,guidance_scale=2"]),
+    ]
+    assert Image.open(run / "evaluation/guidance.png").width > 400
 
 
 def with_count(count: int) -> dict:
@@ -205,6 +227,12 @@ def test_what_a_metric_found_stays_when_the_next_one_fails(run, monkeypatch):
         ({"run": Path("r"), "metrics": {}}, "metrics=none measures nothing"),
         ({"run": Path("r"), "weights": ()}, "weights is empty"),
         ({"run": Path("r"), "guidence_scale": 2.0}, "did you mean 'guidance_scale'"),
+        ({"run": Path("r"), "guidance_scale": []}, r"guidance_scale is empty: choose such as \[1,1\.5,2\]"),
+        (
+            {"run": Path("r"), "metrics": {"shapes_loss": METRICS["shapes_loss"]}, "guidance_scale": [1, 2]},
+            "draws pict",
+        ),
+        ({"run": Path("r"), "guidance_scale": [1.0, "two"]}, r"sampling\.guidance_scale must be a number"),
         ({"pictures": Path("p"), "guidance_scale": 2.0}, "drawn already"),
         ({"pictures": Path("p")}, "p is no folder"),
     ],
@@ -225,3 +253,67 @@ def test_a_file_that_is_no_checkpoint_of_a_run_is_refused(tmp_path):
     stray.write_text("seed: 1\n")
     with pytest.raises(CheckpointError, match=r"multirun\.yaml is no checkpoint of a run"):
         measured(stray)
+
+
+# Pictures made elsewhere.
+
+GENEVAL = {
+    "geneval": {
+        "_target_": "microdit.evaluation.geneval.metric.GenEval",
+        "prompts_file": None,
+        "prompts_per_tag": None,
+        "pictures_per_prompt": 4,
+        "detector_weights": "of somebody",
+        "clip_weights": "of somebody",
+        "sampling": {"seed": 0},
+    }
+}
+
+
+@pytest.fixture
+def judged(monkeypatch) -> list[int]:
+    """How bright the pictures were that a judge without networks was asked for, in the place of the real one."""
+    asked: list[int] = []
+    monkeypatch.setattr("microdit.evaluation.geneval.metric.read_judge", lambda *given: bright_dogs(asked.append))
+    return asked
+
+
+@pytest.fixture
+def elsewhere(tmp_path) -> Path:
+    """A folder a picture, as GenEval has them; no run."""
+    for number, (_, sample, pixels) in enumerate(pictures_of_dogs(4)):
+        samples = tmp_path / f"elsewhere/{number:05d}/samples"
+        samples.mkdir(parents=True)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(sample))
+        Image.fromarray(pixels).save(samples / "0000.png")
+    return tmp_path / "elsewhere"
+
+
+def test_pictures_made_elsewhere_are_judged_and_have_a_record_of_their_own(elsewhere, judged):
+    numbers = measured(None, elsewhere, GENEVAL)
+    assert numbers == {"geneval/single_object": 0.5, "geneval/overall": 0.5, "geneval/pictures": 4}
+    assert record(elsewhere).items() >= numbers.items()
+    assert (elsewhere / "evaluation/geneval.png").is_file()
+    assert len((elsewhere / "evaluation/geneval/results.jsonl").read_text().splitlines()) == 4
+    assert measured(None, elsewhere, GENEVAL) == numbers
+    assert len(judged) == 4
+
+
+def test_other_metrics_do_not_judge_pictures_made_elsewhere(elsewhere):
+    with pytest.raises(PicturesError, match=r"made elsewhere.* metrics=geneval"):
+        measured(None, elsewhere, COMPOSITIONAL)
+    with pytest.raises(PicturesError, match="give checkpoint=RUN"):
+        measured(None, elsewhere, {"shapes_loss": METRICS["shapes_loss"]})
+
+
+def test_nothing_is_written_through_a_link_among_pictures_made_elsewhere(elsewhere, judged, tmp_path):
+    (tmp_path / "other").mkdir()
+    (elsewhere / "evaluation").symlink_to(tmp_path / "other")
+    with pytest.raises(SettingsError, match="is a link"):
+        measured(None, elsewhere, GENEVAL)
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_a_folder_of_no_pictures_at_all_is_told_what_it_could_hold(tmp_path):
+    with pytest.raises(SettingsError, match=r"lies in no run .* and holds no pictures made elsewhere \(00000/metadata"):
+        measured(None, tmp_path, GENEVAL)

@@ -115,6 +115,11 @@ def test_what_lies_elsewhere_is_named(tmp_path):
     ("settings", "named"),
     [
         ({"data_mix": {"sources": [{"folder": "other/private"}]}}, ["data_mix.sources.0.folder=other/private"]),
+        (
+            {"metrics": {"geneval": {"detector_weights": "a/b", "clip_weights": "c/d", "prompts_file": None}}},
+            ["metrics.geneval.detector_weights=a/b", "metrics.geneval.clip_weights=c/d"],
+        ),
+        ({"prompts_file": "prompts.jsonl"}, ["prompts_file=prompts.jsonl"]),
         ({"a": "RUN/../vae"}, ["a=RUN/../vae"]),
         ({"a": "data/../../../etc"}, ["a=data/../../../etc"]),
         ({"weights": "RUN/away"}, ["weights=RUN/away"]),

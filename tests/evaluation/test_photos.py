@@ -13,11 +13,12 @@ from small_clip import write_small_clip
 from microdit.build import SettingsError
 from microdit.evaluation.clip import clip_model_and_processor
 from microdit.evaluation.frechet import as_bytes
-from microdit.evaluation.photos import PhotoClipScore, PhotoFrechet
+from microdit.evaluation.photos import PhotoClipScore, PhotoDiscrepancy, PhotoFrechet
 from microdit.evaluation.pictures import Making, PicturesError, keep
 from microdit.evaluation.subject import KeptSubject, Subject
 
 CAPTIONS = ["a red bicycle", "a bowl of oranges", "a lighthouse", "two cups", "a dog on a beach", "a green car"]
+INCEPTION = {"_target_": "microdit.evaluation.features.InceptionFeatures", "resize": "clean", "weights": None}
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.5, "seed": 0}
 
 
@@ -39,7 +40,7 @@ def photographs(tmp_path_factory) -> dict:
 
 
 def frechet(photographs, features, **changes) -> PhotoFrechet:
-    given = {"source": photographs, "count": 6, "reference_count": None, "inception_weights": None}
+    given = {"source": photographs, "count": 6, "reference_count": None}
     return PhotoFrechet(**{**given, "features": features, "sampling": SAMPLING, **changes})
 
 
@@ -61,6 +62,20 @@ def test_the_distance_of_the_true_pictures_to_themselves_is_zero(photographs, fe
     keep(tmp_path / "true/captions.tar", Making(CAPTIONS, SAMPLING, "", []), iter([true]))
     own = frechet(photographs, features).evaluate(KeptSubject(tmp_path / "true"))[0]
     assert own["fid/tiny"] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_discrepancy_judges_the_same_pictures_and_is_zero_for_the_true_ones(
+    photographs, features, pipeline, tmp_path
+):
+    frechet(photographs, features).evaluate(Subject(pipeline, tmp_path))
+    settings = {"source": photographs, "count": 6, "reference_count": None, "features": features, "sampling": SAMPLING}
+    numbers, _ = PhotoDiscrepancy(**settings).evaluate(KeptSubject(tmp_path))
+    assert numbers["cmmd/tiny"] > 1e-3
+    square = [Image.open(f"{photographs['path']}/{i}.png").crop((5, 0, 45, 40)) for i in range(6)]
+    true = torch.stack([torch.from_numpy(np.asarray(each).copy()).permute(2, 0, 1) / 255 for each in square])
+    keep(tmp_path / "true/captions.tar", Making(CAPTIONS, SAMPLING, "", []), iter([true]))
+    own, _ = PhotoDiscrepancy(**settings).evaluate(KeptSubject(tmp_path / "true"))
+    assert own["cmmd/tiny"] == pytest.approx(0, abs=1e-9)
 
 
 def test_the_clip_score_is_a_hundred_times_the_mean_cosine(photographs, towers, pipeline, tmp_path):
@@ -90,7 +105,7 @@ def test_both_metrics_judge_the_same_pictures_drawn_once(photographs, towers, fe
 @pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="says what to do where torch-fidelity is missing")
 def test_without_torch_fidelity_inception_says_what_to_install_before_drawing(photographs, pipeline, tmp_path):
     with pytest.raises(SettingsError, match=r"pip install 'microdit\[fid\]'"):
-        frechet(photographs, None).evaluate(Subject(pipeline, tmp_path))
+        frechet(photographs, INCEPTION).evaluate(Subject(pipeline, tmp_path))
     assert not list(tmp_path.iterdir())
 
 

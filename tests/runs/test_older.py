@@ -90,6 +90,14 @@ def test_every_setting_of_a_run_with_adamw_and_maskdit_is_accepted_under_its_pre
     assert "latents" not in choices
 
 
+@pytest.mark.parametrize("features", [None, {"_target_": "microdit.evaluation.clip.OpenClipFeatures", "name": "x"}])
+def test_inception_was_what_fid_had_where_no_features_were_named(features):
+    was = {"fid": {"features": features, "inception_weights": "inception.pth", "count": 5}}
+    inception = {"_target_": "microdit.evaluation.features.InceptionFeatures", "resize": "torchmetrics"}
+    now = todays_config({"metrics": was})["metrics"]
+    assert now == {"fid": {"features": features or {**inception, "weights": "inception.pth"}, "count": 5}}
+
+
 def test_what_is_of_today_stays_as_it_is(run):
     config = read_config(run)
     assert todays_config(config) == config

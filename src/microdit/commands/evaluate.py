@@ -12,6 +12,8 @@ from microdit.build import SettingsError, build, shown
 from microdit.checkpoints.reading import CheckpointError
 from microdit.commands.compose import trusted
 from microdit.commands.messages import check_device, console, tell_places
+from microdit.evaluation.curve import SWEPT, Point, points_of, write_curves
+from microdit.evaluation.geneval.folders import FolderSubject, is_folder_of_prompts
 from microdit.evaluation.metric import Metric, measure
 from microdit.evaluation.subject import KeptSubject, Subject, checked_sampling, differing
 from microdit.pipeline import LatentDiffusion, sampling_of
@@ -46,8 +48,9 @@ def evaluate(
 
     `checkpoint`: a run's folder (its newest checkpoint), a file in its checkpoints/, or a folder that
     LatentDiffusion.save wrote (with one set of weights); each of `weights` ("ema", "raw") is measured. `pictures`:
-    instead, a folder of kept pictures, such as RUN/evaluation. `sampling`: arguments of generate() that replace the
-    metrics' own; None: as the metric says.
+    instead, a folder of kept pictures, such as RUN/evaluation, or of pictures made elsewhere. `sampling`: arguments of
+    generate() that replace the metrics' own; None: as the metric says. Of a list of guidance scales each is measured,
+    and curves of all numbers are drawn in RUN/evaluation/guidance.png.
 
     Names say what differs from the default: `compositional/overall@raw,guidance_scale=2`, and where a metric's settings
     are not those that the run was measured with before: `frechet_1/distance@count=512`.
@@ -86,7 +89,15 @@ def evaluate_checkpoint(
     """
     if not weights:
         raise SettingsError("weights is empty: choose weights=[ema], weights=[raw] or weights=[ema,raw]")
-    checked_sampling({"seed": 0, **sampling}, SamplingSettings())
+    swept = sampling.get(SWEPT)
+    scales = list(swept) if isinstance(swept, list | tuple) else [swept]
+    samplings = [{**sampling, SWEPT: scale} if scale is not None else sampling for scale in dict.fromkeys(scales)]
+    for each in samplings:
+        checked_sampling({"seed": 0, **each}, SamplingSettings())
+    if not samplings:
+        raise SettingsError("sampling.guidance_scale is empty: choose such as [1,1.5,2]")
+    if len(samplings) > 1 and not any("sampling" in each for each in settings.values()):
+        raise SettingsError(f"none of {', '.join(settings)} draws pictures, so guidance scales make no difference")
     if checkpoint.suffix == CHECKPOINT_SUFFIX and not is_checkpoint(checkpoint):
         there = ", ".join(path.name for path in checkpoints_of(checkpoint.parent.parent)) or "none"
         raise CheckpointError(f"there is no checkpoint {checkpoint}; that run has: {there}")
@@ -97,15 +108,24 @@ def evaluate_checkpoint(
     older = checkpoint != run and checkpoint.resolve() != checkpoints_of(run)[-1].resolve()
     unusual = unusual_settings(run, settings)
     numbers: dict[str, float] = {}
+    points: list[Point] = []
     for which in weights:
         pipeline = LatentDiffusion.load(checkpoint, which).to(device)
         tell_places(places_named(pipeline.settings, run), run / PIPELINE_FILE)
         label = [*(["raw"] if which == "raw" else []), *([f"checkpoint={checkpoint.stem}"] if older else [])]
-        subject = Subject(pipeline, run / EVALUATION, label, sampling, batch_size)
-        console.print(f"{which} weights of {checkpoint}", highlight=False)
         recorder = Recorder(run, {"checkpoint": str(checkpoint), "weights": which}, settings, console)
-        numbers |= measure(subject, metrics, recorder, unusual)
+        for number, each in enumerate(samplings):
+            at = f", {SWEPT} {each[SWEPT]:g}" if len(samplings) > 1 else ""
+            console.print(f"{which} weights of {checkpoint}{at}", highlight=False)
+            subject = Subject(pipeline, run / EVALUATION, label, each, batch_size)
+            # What draws no pictures has no guidance.
+            mine = {name: metric for name, metric in metrics.items() if not number or "sampling" in settings[name]}
+            found = measure(subject, mine, recorder, unusual)
+            numbers |= found
+            points += points_of(found, each[SWEPT]) if len(samplings) > 1 else []
     show_numbers(console, numbers, run)
+    if points:
+        console.print(f"curves over {SWEPT}: {write_curves(run / EVALUATION, points)}", highlight=False)
     return numbers
 
 
@@ -116,17 +136,26 @@ def evaluate_kept(
     device: str,
     console: Console,
 ) -> dict[str, float]:
-    """Measures the pictures kept in `folder`; the run they belong to is the nearest folder above that is one."""
+    """Measures the pictures kept in `folder`; the run they belong to is the nearest folder above that is one. Pictures
+    made elsewhere, in GenEval's layout, have the record in their own folder."""
     if not folder.is_dir():
         raise SettingsError(
             f"pictures={folder} is no folder; evaluate.py checkpoint=RUN keeps them in RUN/{EVALUATION}"
         )
+    if is_folder_of_prompts(folder):
+        refuse_links(folder)
+        recorder = Recorder(folder, {"pictures": str(folder)}, settings, console)
+        subject = FolderSubject(folder, folder / EVALUATION, device)
+        numbers = measure(subject, metrics, recorder, unusual_settings(folder, settings))
+        show_numbers(console, numbers, folder)
+        return numbers
     run = next((above for above in folder.resolve().parents if (above / PIPELINE_FILE).is_file()), None)
     if run is not None:
         refuse_links(run)
     if run is None:
         raise SettingsError(
-            f"{folder} lies in no run (a folder with {PIPELINE_FILE}) whose result.json could be added to"
+            f"{folder} lies in no run (a folder with {PIPELINE_FILE}) whose result.json could be added to, and holds "
+            "no pictures made elsewhere (00000/metadata.jsonl beside 00000/samples/0000.png, ...)"
         )
     recorder = Recorder(run, {"pictures": str(folder)}, settings, console)
     numbers = measure(KeptSubject(folder, device, sampling_of(run)), metrics, recorder, unusual_settings(run, settings))

@@ -127,8 +127,9 @@ def _lacking(folder: Path, files: Sequence[Sequence[str]]) -> list[str]:
 
 def _advice(weights: str | None, files: Sequence[Sequence[str]], option: str) -> str:
     needed = " and ".join(" or ".join(alternatives) for alternatives in files)
-    in_python = option.replace(".", "_")
-    advice = f"Set {option}=FOLDER (in Python and generate.py: {in_python}=FOLDER) to a folder with {needed}"
+    python_name = f" (in Python and generate.py: {option.replace('.', '_')}=FOLDER)"
+    in_python = python_name if option.startswith(("autoencoder", "text_encoder")) else ""
+    advice = f"Set {option}=FOLDER{in_python} to a folder with {needed}"
     if weights is None:
         return advice + ", or to a repository on the Hugging Face hub (owner/name)."
     repository, prefix = _hub_name(weights)

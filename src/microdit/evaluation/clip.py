@@ -52,18 +52,20 @@ class OpenClipFeatures(nn.Module):
 
     def __init__(self, weights: str, name: str) -> None:
         super().__init__()
-        self.model, self.processor = clip_model_and_processor(weights)
+        self.model, self.processor = clip_model_and_processor(weights, "features.weights")
         self.name = name
         self.num_features = int(self.model.clip.visual.output_dim)
 
+    @torch.no_grad()
     def forward(self, pictures: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         pixels = self.processor(images=list(pictures.cpu()))["pixel_values"]
         return self.model.get_image_features(pixels.to(pictures.device))
 
 
-def clip_model_and_processor(weights: str) -> tuple[ClipModel, ClipProcessor]:
-    """An open_clip model on the CPU, and how it takes pictures and texts. FileNotFoundError if it cannot be had."""
-    folder = weights_folder(weights, [CONFIG, CHECKPOINT], "weights")
+def clip_model_and_processor(weights: str, option: str = "weights") -> tuple[ClipModel, ClipProcessor]:
+    """An open_clip model on the CPU, and how it takes pictures and texts. FileNotFoundError if it cannot be had, which
+    names the `option` that sets it."""
+    folder = weights_folder(weights, [CONFIG, CHECKPOINT], option)
     check_config(folder)
     clip: Any = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
     preprocess = image_transform_v2(PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 from microdit.evaluation.subject import Subject, suffix
 from microdit.files import alone_in, replacing
 from microdit.pipeline import LatentDiffusion
-from microdit.progress import progress_bar
+from microdit.progress import Report, progress_bar
 
 
 class Metric(ABC):
@@ -23,6 +24,11 @@ class Metric(ABC):
     @abstractmethod
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image | None]:
         """Named numbers for result.json, and a picture of what was judged where there is one to show."""
+
+
+def told(report: Report, done: int, total: int, doing: str = "network evaluations") -> None:
+    """How far a metric is, on the bar."""
+    report(done, total, doing)
 
 
 def measure(
@@ -41,7 +47,7 @@ def measure(
     for name, metric in metrics.items():
         subject.changed = []
         with progress_bar(f"evaluating {name}") as report:
-            subject.progress = lambda done, total, report=report: report(done, total, "network evaluations")
+            subject.progress = partial(told, report)
             values, shown = metric.evaluate(subject)
         apart = suffix([*subject.label, *subject.changed, *(unusual or {}).get(name, [])])
         values = {f"{key}{apart}": value for key, value in values.items()}

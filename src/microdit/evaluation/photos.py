@@ -1,12 +1,12 @@
-"""Metrics of models of photographs: distance to true pictures (FID), and agreement of picture and caption (CLIP score).
+"""Metrics of models of photographs: distance to true pictures (FID, CLIP-FID, FDD, CMMD), and agreement of picture and
+caption (CLIP score).
 
-Both ask the captions of a data set of captioned pictures, so both judge the same generated pictures, drawn once.
+All ask the captions of a data set of captioned pictures, so all judge the same generated pictures, drawn once.
 """
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.multimodal.clip_score import CLIPScore
 
-from microdit.build import SettingsError, build
+from microdit.build import build
 from microdit.data.sources.captioned import CaptionedImage, Source
 from microdit.data.sources.images import square_images
 from microdit.evaluation.clip import clip_model_and_processor
+from microdit.evaluation.discrepancy import discrepancy
 from microdit.evaluation.frechet import as_bytes, frechet_distances
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.pictures import Pictures, PicturesError
@@ -32,47 +33,50 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class PhotoFrechet(Metric):
-    """FID: pictures of the first `count` captions of `source` against its first `reference_count` pictures (None: all).
+    """Frechet distance: pictures of the first `count` captions of `source` against its first `reference_count` pictures
+    (None: all). `source`: settings of a microdit.data.sources class.
 
-    `source`: settings of a microdit.data.sources class. `features`: settings of a feature network of another kind
-    (see `OpenClipFeatures`); None: Inception, from torch-fidelity's weights, or those in the file `inception_weights`.
+    `features`: settings of the feature network: `InceptionFeatures` (FID), `OpenClipFeatures` (CLIP-FID),
+    `DinoFeatures` (FDD), or one of your own.
     """
 
     source: Mapping[str, Any]
     count: Count
     reference_count: Count | None
-    features: Mapping[str, Any] | None
-    inception_weights: str | None
+    features: Mapping[str, Any]
     sampling: Sampling
 
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)
-        self.metric()
+        build(self.features, nn.Module, "features")
         build(self.source, Source).shards()
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
-        """`fid/FEATURES`: lower is better; distances of different counts or features cannot be compared."""
-        metric = self.metric()  # first: what is missing should not be found out after hours of drawing
+        """`fid/NAME OF THE FEATURES`: lower is better; distances of different counts or features cannot be compared."""
+        # First: what is missing should not be found out after hours of drawing.
+        features: Any = build(self.features, nn.Module, "features")
+        metric = FrechetInceptionDistance(features, reset_real_features=False)
         pictures, shown = drawn(subject, self.source, self.count, self.sampling)
         true = centre_squares(captioned(self.source, self.reference_count), shown.shape[-1])
         distance = frechet_distances(metric, {"fid": pictures.batches()}, true, subject.device)["fid"]
-        name = "inception" if self.features is None else metric.inception.name
-        return {f"fid/{name}": distance}, prompt_grid(shown, pictures.making.prompts[: len(shown)])
+        return {f"fid/{features.name}": distance}, prompt_grid(shown, pictures.making.prompts[: len(shown)])
 
-    def metric(self) -> FrechetInceptionDistance:
-        """torchmetrics' distance. Raises SettingsError when Inception is asked for and torch-fidelity is missing."""
-        if self.features is not None:
-            return FrechetInceptionDistance(build(self.features, nn.Module), reset_real_features=False)
-        if find_spec("torch_fidelity") is None:
-            raise SettingsError(
-                "FID by Inception needs torch-fidelity: pip install 'microdit[fid]'. Its weights are downloaded on "
-                "first use, or read from the file metrics.fid.inception_weights"
-            )
-        if self.inception_weights is not None:
-            torch.load(self.inception_weights, weights_only=True)  # torch-fidelity would run what is pickled in it
-        return FrechetInceptionDistance(
-            2048, reset_real_features=False, feature_extractor_weights_path=self.inception_weights
+
+@dataclass(frozen=True)
+class PhotoDiscrepancy(PhotoFrechet):
+    """CMMD: the maximum mean discrepancy of the same sets of pictures, which also few of them tell well."""
+
+    def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
+        """`cmmd/NAME OF THE FEATURES`: lower is better, 0 for the same distribution, up to sampling."""
+        features: Any = build(self.features, nn.Module, "features").to(subject.device).eval()
+        pictures, shown = drawn(subject, self.source, self.count, self.sampling)
+        true = centre_squares(captioned(self.source, self.reference_count), shown.shape[-1])
+        ours, theirs = (
+            torch.cat([features(as_bytes(batch).to(subject.device)) for batch in batches])
+            for batches in (pictures.batches(64), true)
         )
+        grid = prompt_grid(shown, pictures.making.prompts[: len(shown)])
+        return {f"cmmd/{features.name}": discrepancy(ours, theirs)}, grid
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from microdit.kinds import LARGEST_INTEGER, Limits, Positive, check_arguments
 from microdit.pipeline import LatentDiffusion, Precision
 from microdit.sampling.settings import GuidanceInterval, SamplerName, SamplingSettings, SamplingSteps
 
-Report = Callable[[int, int], None]  # (done, total) evaluations of the network
+Report = Callable[..., None]  # (done, total, of what: evaluations of the network where it is not said)
 
 # What metrics' settings hold: pictures or scenes, and the kinds of shapes that take turns.
 Count = Annotated[int, Limits(1, 10**6)]
@@ -42,7 +42,7 @@ class Sampling(Seeded, total=False):
     precision: Precision | None
 
 
-def silent(done: int, total: int) -> None:
+def silent(done: int, total: int, doing: str = "") -> None:
     """Report nothing."""
 
 

@@ -120,7 +120,10 @@ QUALITIES = [
     Column("frechet_v1/distance", "Frechet distance", ".2f"),
     Column("compositional/overall", "compositional accuracy", ".3f"),
     Column("compositional/single_object_colour", "colour right", ".3f"),
-    Column("fid/inception", "FID", ".2f"),
+    Column("fid/clean", "FID", ".2f"),
+    Column("fid/torchmetrics", "FID (torchmetrics)", ".2f"),
+    Column("fid/inception", "FID (torchmetrics)", ".2f"),  # as older runs call it
+    Column("geneval/overall", "GenEval", ".3f"),
     Column("clip_score", "CLIP score", ".2f"),
 ]
 COST = Column("total_flops", "training TFLOP", ".3g", 1e-12, spread=False)
@@ -129,7 +132,7 @@ COSTS = [
     COST,
     Column("seconds", "seconds", ".0f"),
 ]
-FIGURE_COLUMNS = ["validation/loss", "frechet_v1/distance", "compositional/overall", "fid/inception", "clip_score"]
+FIGURE_COLUMNS = ["validation/loss", "frechet_v1/distance", "compositional/overall", "fid/clean", "clip_score"]
 
 
 def read_layout(folder: Path, results: Rows) -> Layout:

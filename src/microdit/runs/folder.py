@@ -23,7 +23,10 @@ HISTORY_FILE = f"{EVALUATION}/history.jsonl"  # every evaluation after training,
 JUDGED_PICTURES = f"{EVALUATION}/skills.tar"  # drawn for compositional accuracy
 
 CONFIG_CURE = "put a copy in its place, or start a new run from this one's weights: init_from=THE_RUN"
-PLACES = ("weights", "data_root", "init_from", "inception_weights", "folder")
+PLACES = (
+    *("weights", "data_root", "init_from", "detector_weights", "clip_weights", "prompts_file"),
+    "folder",
+)
 ELSEWHERE = re.compile(r"/|~|(.*/)?\.\.(/|$)|[\w.+-]+://|hf-hub:|local-dir:", re.DOTALL)
 WANDB_FOLDERS = ("wandb", ".wandb")
 SHARDED_MARK = "meta.pt"  # the file in a checkpoint that is a folder, by which it is known

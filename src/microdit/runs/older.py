@@ -23,6 +23,7 @@ MOVED = {
 RENAMED = {"alike_queries_and_keys": "mimetic_init", "longest_position_wave": "max_period"}
 SAMPLING = ("sampler", "num_inference_steps", "guidance_scale", "guidance_interval", "temperature")  # were of the grids
 EDM = "microdit.objectives.edm.EDM"
+INCEPTION = {"_target_": "microdit.evaluation.features.InceptionFeatures", "resize": "torchmetrics"}
 
 
 def todays_pipeline(settings: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +65,9 @@ def with_todays_names(value: Any) -> Any:
     if isinstance(value, Mapping):
         moved = {RENAMED.get(str(name), name): with_todays_names(inner) for name, inner in value.items()}
         target = str(moved.get("_target_", "")).removeprefix("microdit.")
+        if "inception_weights" in moved:
+            weights = moved.pop("inception_weights")
+            moved["features"] = moved.get("features") or {**INCEPTION, "weights": weights}
         return moved | ({"_target_": f"microdit.{MOVED[target]}"} if target in MOVED else {})
     return [with_todays_names(inner) for inner in value] if isinstance(value, list) else value
 

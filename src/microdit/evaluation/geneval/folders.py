@@ -1,0 +1,76 @@
+"""Pictures made elsewhere, in GenEval's layout: FOLDER/00000/metadata.jsonl, FOLDER/00000/samples/0000.png, ..."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microdit.data.sources.captioned import content_of
+from microdit.data.sources.images import BrokenImageError, FilteredImageError, rgb_image
+from microdit.evaluation.geneval.networks import Picture
+from microdit.evaluation.geneval.prompts import Sample, read_samples
+from microdit.evaluation.pictures import LARGEST_SIDE_PX, Pictures, PicturesError
+from microdit.evaluation.subject import KeptSubject
+
+METADATA, SAMPLES = "metadata.jsonl", "samples"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def is_folder_of_prompts(folder: Path) -> bool:
+    """Whether a folder has a folder a prompt, with what the prompt asks for beside its pictures."""
+    return any(folder.glob(f"*/{METADATA}"))
+
+
+class FolderSubject(KeptSubject):
+    """Such a folder, judged as it is: each picture by its own prompt. What is found out is kept in `kept_in`."""
+
+    def __init__(self, folder: Path, kept_in: Path, device: str = "cpu"):
+        super().__init__(folder, device)
+        self._kept_in = kept_in
+
+    @property
+    def kept_in(self) -> Path:
+        return self._kept_in
+
+    def pictures(self, name: str, prompts: Sequence[str], sampling: Mapping[str, Any]) -> Pictures:
+        raise PicturesError(
+            f"{self.folder} holds pictures made elsewhere, of prompts of their own, and this metric asks others: give "
+            "metrics=geneval"
+        )
+
+    @cached_property
+    def prompted(self) -> list[tuple[Path, Sample]]:
+        """Every picture and its prompt, in order of their names. PicturesError where a prompt has no picture, or a
+        folder no prompt; DamagedFileError for a prompt that is none."""
+        found = []
+        for folder in sorted(each for each in self.folder.iterdir() if (each / SAMPLES).is_dir()):
+            if not (folder / METADATA).is_file():
+                raise PicturesError(f"{folder} has no {METADATA}, so it is not known what its pictures should show")
+            samples = read_samples(folder / METADATA)
+            if len(samples) > 1:
+                raise PicturesError(f"{folder / METADATA} holds {len(samples)} prompts; it is one, of all its pictures")
+            # As in GenEval's script: pictures are called by numbers, anything else beside them is not judged.
+            paths = [path for path in (folder / SAMPLES).iterdir() if path.suffix.lower() in SUFFIXES]
+            pictures = sorted(path for path in paths if path.stem.isdigit())
+            if not pictures:
+                raise PicturesError(f"{folder / SAMPLES} holds no picture that is called by a number, such as 0000.png")
+            found += [(path, samples[0]) for path in pictures]
+        if lonely := [
+            path.parent for path in self.folder.glob(f"*/{METADATA}") if not (path.parent / SAMPLES).is_dir()
+        ]:
+            raise PicturesError(f"{min(lonely)} has a {METADATA} and no folder {SAMPLES} with its pictures")
+        return found
+
+    def decoded(self, chosen: Collection[int]) -> Iterator[Picture]:
+        """The `chosen` pictures, by their numbers in order. PicturesError for one that cannot be read."""
+        for number in sorted(chosen):
+            path, _ = self.prompted[number]
+            try:
+                picture = rgb_image(content_of(path), max_pixels=LARGEST_SIDE_PX**2)
+            except (BrokenImageError, FilteredImageError) as error:
+                raise PicturesError(
+                    f"{path}: {error}. Remove it or make it again: all of a set must be judged"
+                ) from error
+            yield np.asarray(picture)

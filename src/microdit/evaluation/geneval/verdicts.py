@@ -1,0 +1,129 @@
+"""What was judged, one JSON line a picture, kept as soon as it is known: the numbers are counted from these lines.
+
+`judged.jsonl` is everything that was ever judged here, in the order it was. `results.jsonl` is what was asked for last,
+in the order of its pictures, with the names that GenEval's own results.jsonl has, so that its scripts read it too.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, TypedDict
+
+import numpy as np
+
+from microdit.evaluation.geneval.networks import Judge, Picture
+from microdit.evaluation.geneval.prompts import TAGS, Sample
+from microdit.evaluation.geneval.rules import considered, judge
+from microdit.evaluation.subject import Report
+from microdit.files import alone_in, appending, damaged, size_of_file, write_whole
+from microdit.kinds import Limits, check_kind
+
+JUDGED, RESULTS = "judged.jsonl", "results.jsonl"
+CURE = "remove it and evaluate again, which judges the pictures anew"
+
+
+class Verdict(TypedDict):
+    """One picture's. `reason`: why it is wrong, a line each. `metadata`: its sample, `details`: by class the objects
+    that counted, each left, top, right, bottom, score; both JSON in a text, as GenEval has them. `colours`: those that
+    were named, by class. `key`: of picture, sample and judge."""
+
+    filename: str
+    tag: str
+    prompt: str
+    correct: bool
+    reason: str
+    metadata: str
+    details: str
+    colours: dict[str, list[str]]
+    key: str
+
+
+Boxes = dict[str, list[Annotated[list[Annotated[float, Limits(-1e6, 1e6)]], Limits(5, 5)]]]
+
+
+def judged(
+    folder: Path, asked: Iterable[tuple[str, Sample, Picture]], total: int, judged_by: Judge, progress: Report
+) -> list[Verdict]:
+    """The verdict on each picture, with its name and what it should show: those that are kept in `folder`, of the same
+    pixels, sample and judge, else made now. Another process that judges there waits.
+
+    Raises DamagedFileError where a line that is kept is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = folder / JUDGED
+    verdicts = []
+    with alone_in(folder):
+        kept = {verdict["key"]: verdict for verdict in kept_verdicts(journal)}
+        with appending(journal, encoding="utf-8") as file:
+            for number, (filename, sample, picture) in enumerate(asked, start=1):
+                key = key_of(picture, sample, judged_by)
+                if key not in kept:
+                    kept[key] = verdict_on(filename, sample, picture, judged_by, key)
+                    file.write(as_lines([kept[key]]))
+                    file.flush()
+                verdicts.append(kept[key] | {"filename": filename})
+                progress(number, total, "pictures judged")
+        write_whole(folder / RESULTS, as_lines(verdicts))
+    return verdicts
+
+
+def verdict_on(filename: str, sample: Sample, picture: Picture, judged_by: Judge, key: str) -> Verdict:
+    found = considered(judged_by.seen_in(picture), sample["tag"])
+    judgement = judge(sample, found, judged_by.colours_in(picture))
+    details = {name: [[*one.box, one.score] for one in objects] for name, objects in found.items()}
+    return {
+        "filename": filename,
+        "tag": sample["tag"],
+        "prompt": sample["prompt"],
+        "correct": judgement.correct,
+        "reason": "\n".join(judgement.reasons),
+        "metadata": json.dumps(sample),
+        "details": json.dumps(details),
+        "colours": judgement.colours,
+        "key": key,
+    }
+
+
+def key_of(picture: Picture, sample: Sample, judged_by: Judge) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    state.update(json.dumps([judged_by.name, sample, picture.shape]).encode())
+    state.update(np.ascontiguousarray(picture).data)
+    return state.hexdigest()
+
+
+def kept_verdicts(path: Path) -> list[Verdict]:
+    """The verdicts in a file, oldest first; a last line that was cut off when its process was killed is taken away.
+    Raises DamagedFileError for any other line that is none."""
+    if not path.exists() or not size_of_file(path):
+        return []
+    *lines, cut_off = path.read_bytes().split(b"\n")
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            verdict = json.loads(line)
+            check_kind(verdict, Verdict, "it:")
+        except (ValueError, RecursionError) as error:
+            raise damaged(path, ValueError(f"line {number}: {error}"), CURE) from error
+        found.append(verdict)
+    if cut_off:
+        write_whole(path, as_lines(found))
+    return found
+
+
+def as_lines(verdicts: Iterable[Verdict]) -> str:
+    return "".join(json.dumps(verdict) + "\n" for verdict in verdicts)
+
+
+def boxes_of(verdict: Verdict) -> Boxes:
+    """The objects that counted, by class. SettingsError for what is none."""
+    details = json.loads(verdict["details"])
+    check_kind(details, Boxes, "details")
+    return details
+
+
+def scores(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """The share of right pictures of each tag that was asked for, and `overall`, the mean of these shares."""
+    of_tags = {tag: [verdict["correct"] for verdict in verdicts if verdict["tag"] == tag] for tag in TAGS}
+    shares = {tag: float(np.mean(right)) for tag, right in of_tags.items() if right}
+    return {**shares, "overall": float(np.mean(list(shares.values())))}

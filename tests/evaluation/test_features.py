@@ -1,0 +1,154 @@
+"""Resizing before Inception, feature networks, and distances between features."""
+
+import inspect
+import re
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.linalg import sqrtm
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+
+from microdit.build import SettingsError
+from microdit.evaluation import discrepancy as module
+from microdit.evaluation import features
+from microdit.evaluation.discrepancy import discrepancy
+from microdit.evaluation.features import DinoFeatures, InceptionFeatures, bilinear, clean
+from microdit.evaluation.frechet import frechet_distances
+
+
+def by_pillow(picture: np.ndarray, side: int) -> np.ndarray:
+    """As clean-fid does it: each channel in float32, not rounded."""
+    channels = [Image.fromarray(channel.astype(np.float32)) for channel in picture]
+    return np.stack([np.asarray(one.resize((side, side), Image.Resampling.BICUBIC)) for one in channels])
+
+
+def test_the_clean_resize_is_pillows_bicubic_at_a_hundred_sizes():
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        height, width, side = random.integers(8, 320, 3)
+        picture = random.integers(0, 256, (3, height, width), dtype=np.uint8)
+        ours = clean(torch.from_numpy(picture)[None], int(side))[0].numpy()
+        assert np.abs(ours - by_pillow(picture, int(side))).max() < 1e-4
+
+
+def test_the_two_ways_to_resize_give_other_pictures():
+    pictures = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+    assert (clean(pictures, 299) - bilinear(pictures, 299)).abs().mean() > 1
+    assert torch.equal(bilinear(pictures, 64), pictures.float())  # the same size: nothing to do
+
+
+class StandIn(nn.Module):
+    """Inception's layers by name; each does nothing but the last, which takes the mean."""
+
+    def __init__(self, *given: object) -> None:
+        super().__init__()
+        for name in InceptionFeatures.LAYERS:
+            setattr(self, name, nn.Identity())
+        self.AvgPool = nn.AdaptiveAvgPool2d(1)
+
+
+def test_inception_sees_what_was_resized_at_299_px_in_minus_one_to_one(monkeypatch):
+    monkeypatch.setattr(features, "NoTrainInceptionV3", StandIn)
+    monkeypatch.setattr(features, "find_spec", lambda name: name)
+    pictures = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+    for name, resize in (("clean", clean), ("torchmetrics", bilinear)):
+        network = InceptionFeatures(name, None)  # type: ignore[arg-type]
+        assert network.name == name
+        assert torch.allclose(network(pictures), (resize(pictures, 299).mean((2, 3)) - 128) / 128, atol=1e-5)
+
+
+def test_inceptions_layers_are_those_that_torchmetrics_goes_through():
+    source = inspect.getsource(NoTrainInceptionV3._torch_fidelity_forward)
+    assert (*InceptionFeatures.LAYERS, "fc") == tuple(re.findall(r"x = self\.(\w+)\(x\)", source))
+
+
+class Few(nn.Module):
+    """Eight features of a picture, in the place of Inception's 2,048."""
+
+    num_features = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, 8, 5, 3)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.convolution(clean(pictures, 32) / 255).square().mean((2, 3))
+
+
+def test_the_distance_of_two_thousand_pictures_is_that_of_torch_fidelitys_formula():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.rand(1000, 3, 16, 16, generator=generator) * scale for scale in (1.0, 0.8))
+    network = Few()
+    ours = frechet_distances(FrechetInceptionDistance(network, reset_real_features=False), {"it": [first]}, [second])
+    with torch.no_grad():
+        a, b = (network((each * 255).round().byte()).double().numpy() for each in (first, second))
+    # As torch-fidelity's fid_statistics_to_metric has it.
+    root = np.real(sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False)))
+    traces = np.trace(np.cov(a, rowvar=False)) + np.trace(np.cov(b, rowvar=False)) - 2 * np.trace(root)
+    theirs = np.square(a.mean(0) - b.mean(0)).sum() + traces
+    assert ours["it"] == pytest.approx(theirs, rel=1e-3)
+    assert theirs > 1e-3
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory) -> str:
+    transformers = pytest.importorskip(
+        "transformers", reason="DINOv2 is of transformers: pip install 'microdit[judges]'"
+    )
+    folder = tmp_path_factory.mktemp("dino")
+    torch.manual_seed(0)
+    small = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    transformers.Dinov2Model(small).save_pretrained(folder)
+    return str(folder)
+
+
+def test_dinos_features_are_the_class_token_of_a_picture_at_224_px(dino):
+    from transformers import BitImageProcessor, Dinov2Model
+
+    noise = torch.randint(0, 100, (2, 3, 96, 96), generator=torch.Generator().manual_seed(0))
+    pictures = (noise + torch.tensor([0, 150])[:, None, None, None]).byte()
+    prepare = BitImageProcessor(
+        size={"height": 224, "width": 224}, do_center_crop=False, image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225], resample=3,
+    )  # fmt: skip
+    pixels = prepare(list(pictures), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = Dinov2Model.from_pretrained(dino)(pixel_values=pixels).pooler_output
+    network = DinoFeatures(dino, "tiny")
+    assert network.num_features == 16
+    assert torch.allclose(network(pictures), expected, atol=2e-3)
+    assert (expected[0] - expected[1]).abs().max() > 0.1
+
+
+def test_a_dino_that_is_missing_or_another_network_is_told(dino, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"Set features\.weights=FOLDER to a folder with config\.json and model"
+    ):
+        DinoFeatures(str(tmp_path / "none"), "none")
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(SettingsError, match="is not that of a dinov2"):
+        DinoFeatures(str(tmp_path), "other")
+
+
+def test_the_discrepancy_is_that_of_all_pairs(monkeypatch):
+    random = np.random.default_rng(0)
+    a, b = random.normal(0, 1, (13, 4)), random.normal(0.5, 1, (9, 4))
+    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (a, b)]
+
+    def kernel(x, y):
+        return np.mean([np.exp(-np.square(one - other).sum() / 200) for one, other in product(x, y)])
+
+    expected = 1000 * (kernel(unit[0], unit[0]) + kernel(unit[1], unit[1]) - 2 * kernel(*unit))
+    assert expected > 0.1
+    for at_once in (2048, 4):
+        monkeypatch.setattr(module, "AT_ONCE", at_once)
+        assert discrepancy(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected, rel=1e-9)
+    assert discrepancy(torch.tensor(a), 3 * torch.tensor(a)) == pytest.approx(0, abs=1e-9)
