@@ -49,8 +49,8 @@ class KeptPatches:
         n, k = self.indices.shape
         return tokens.flatten(0, 1).index_select(0, self.rows).view(n, k, -1)
 
-    def place(self, kept: Float[Tensor, "n k d"], filler: Float[Tensor, "1 1 d"]) -> Float[Tensor, "n t d"]:
-        """All patches again: the kept ones at their places, `filler` everywhere else."""
+    def place(self, kept: Float[Tensor, "n k d"], filler: Float[Tensor, "#n #t d"]) -> Float[Tensor, "n t d"]:
+        """All patches again: the kept ones at their places, `filler`, one token or one a patch, everywhere else."""
         n, t = self.mask.shape
         everywhere = filler.to(kept.dtype).expand(n, t, -1).flatten(0, 1)
         return everywhere.index_copy(0, self.rows, kept.flatten(0, 1)).view(n, t, -1)

@@ -40,8 +40,10 @@ class Network(Protocol):
         """Back to the backbone's width."""
         ...
 
-    def backbone(self, tokens: Float[Tensor, "n k d"], conditioning: Conditioning) -> Float[Tensor, "n k d"]:
-        """The expensive part, over whatever tokens it is given."""
+    def backbone(
+        self, tokens: Float[Tensor, "n k d"], conditioning: Conditioning, first: int = 0, end: int | None = None
+    ) -> Float[Tensor, "n k d"]:
+        """The expensive part, over whatever tokens it is given: all its blocks, or those from `first` up to `end`."""
         ...
 
     def positions_of(self, grid: tuple[int, int], trained: Float[Tensor, "1 s d"]) -> Float[Tensor, "1 t d"]:

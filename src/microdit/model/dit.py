@@ -320,10 +320,12 @@ class DiT(nn.Module):
         """Back to the backbone's width; called after patches are dropped, to save compute."""
         return self.patch_mixer_map_xout(tokens)
 
-    def backbone(self, tokens: Float[Tensor, "n k d"], conditioning: Conditioning) -> Float[Tensor, "n k d"]:
-        """The expensive part, over whatever tokens it is given."""
-        for block, captions in zip(self.blocks, conditioning.in_backbone, strict=True):
-            tokens = block(tokens, captions, conditioning.vector)
+    def backbone(
+        self, tokens: Float[Tensor, "n k d"], conditioning: Conditioning, first: int = 0, end: int | None = None
+    ) -> Float[Tensor, "n k d"]:
+        """The expensive part, over whatever tokens it is given: all its blocks, or those from `first` up to `end`."""
+        for i, captions in list(enumerate(conditioning.in_backbone))[first:end]:
+            tokens = self.blocks[i](tokens, captions, conditioning.vector)
         return tokens
 
     def checkpoint_activations(self) -> None:
