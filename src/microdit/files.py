@@ -53,13 +53,38 @@ def room_for(path: Path) -> Iterator[None]:
         ) from error
 
 
+def folder_within(root: Path, folder: Path) -> Path:
+    """Makes a folder below ROOT, and returns it. SettingsError where a link on its way leads out of ROOT, which may be
+    a link itself: what it leads to is what its name means."""
+    target = os.path.realpath(folder)
+    if not Path(target).is_relative_to(os.path.realpath(root)):
+        raise SettingsError(
+            f"{folder} leads to {target}, and what is made below {root} stays there: name that place itself, or put "
+            f"a folder in the place of the link ({root} may be a link)"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def opened_alone(path: str | Path, flags: int) -> int:
+    """The descriptor of a file that is written in place, or made. OSError where its name is a link, or the file has
+    another name as well: whoever has it under that one did not ask for it."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(f"{path} is a second name of another file (a hard link); put a copy in its place, or remove it")
+    return descriptor
+
+
 @contextmanager
 def alone_in(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """While the block runs no other thread or process is in one for the same folder or file, opened with these `flags`.
+    """While the block runs no other thread or process is in one for the same folder or file, opened with these `flags`,
+    and if it may be written as `opened_alone`.
 
     The lock is on the folder or file itself, so none is left behind, and it ends with its process.
     """
-    descriptor = os.open(path, flags, 0o644)
+    descriptor = os.open(path, flags) if flags == os.O_RDONLY else opened_alone(path, flags)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
@@ -118,7 +143,7 @@ def claim(path: Path) -> Iterator[Path | None]:
     if path.exists():
         yield None
         return
-    with alone_in(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as descriptor, room_for(path):
+    with alone_in(partial, os.O_RDWR | os.O_CREAT) as descriptor, room_for(path):
         if path.exists():
             # Written by the one we waited for; what lies under the temporary name now is empty.
             partial.unlink(missing_ok=True)
@@ -156,8 +181,8 @@ def replacing(path: Path, mode: str = "w", writer: str = "", **options: Any) -> 
 
 @contextmanager
 def appending(path: Path, **options: Any) -> Iterator[Any]:
-    """A file to add to, made if it is not there. OSError where a link lies in its place: nothing is written through."""
-    with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666), **options) as file:
+    """A file to add to, made if it is not there. OSError where it is not this file alone, as `opened_alone`."""
+    with open(path, "a", opener=opened_alone, **options) as file:
         yield file
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from microdit.data.shards.columns import ColumnsError, open_columns, word_sum, write_columns
 from microdit.data.shards.tars import BLOCK, TarError, TarMember, tar_members
-from microdit.files import alone_in, size_of_file
+from microdit.files import alone_in, folder_within, size_of_file
 
 INDEX_NAME = "index.npz"
 PARTS_FOLDER = "index"
@@ -206,11 +206,8 @@ def part_path(shard: Path) -> Path:
 
 
 def write_part(shard: Path, columns: Columns) -> None:
-    """Keep the index of one shard."""
-    folder = part_path(shard).parent
-    folder.mkdir(exist_ok=True)
-    if folder.is_symlink():
-        raise OSError(f"{folder} is a link to {folder.resolve()}; an index is kept beside its tars: remove the link")
+    """Keep the index of one shard. SettingsError where a link would take it elsewhere."""
+    folder_within(shard.parent, part_path(shard).parent)
     write_columns(part_path(shard), columns.items())
 
 

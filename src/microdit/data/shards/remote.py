@@ -164,7 +164,7 @@ class FileCache:
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = partial_name(path)
-        with alone_in(self.folder / f".{path.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW):
+        with alone_in(self.folder / f".{path.name}.lock", os.O_RDWR | os.O_CREAT):
             if not self._present(path, expected_bytes):
                 self._make_room(expected_bytes or 0)
                 partial.unlink(missing_ok=True)
