@@ -1,5 +1,6 @@
 """What `evaluate.py` does: metrics of a checkpoint, or of pictures that were kept, into the run's result.json."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from microdit.runs.folder import (
     is_checkpoint,
     places_named,
     refuse_links,
+    resolved,
     run_of,
 )
 from microdit.runs.record import add_to_record, read_record, usual_settings
@@ -116,17 +118,19 @@ def evaluate_kept(
     device: str,
     console: Console,
 ) -> dict[str, float]:
-    """Measures the pictures kept in `folder`; the run they belong to is the nearest folder above that is one."""
+    """Measures the pictures kept in `folder`; the run they belong to is the nearest folder above that is one, by the
+    names of the path: a link in a run's folder leads into no other run."""
     if not folder.is_dir():
         raise SettingsError(
             f"pictures={folder} is no folder; evaluate.py checkpoint=RUN keeps them in RUN/{EVALUATION}"
         )
-    run = next((above for above in folder.resolve().parents if (above / PIPELINE_FILE).is_file()), None)
+    run = next((above for above in Path(os.path.abspath(folder)).parents if (above / PIPELINE_FILE).is_file()), None)
     if run is not None:
         refuse_links(run)
-    if run is None:
+    if run is None or not resolved(folder).is_relative_to(resolved(run)):
         raise SettingsError(
-            f"{folder} lies in no run (a folder with {PIPELINE_FILE}) whose result.json could be added to"
+            f"{folder} lies in no run (a folder with {PIPELINE_FILE}) whose result.json could be added to; name it by "
+            f"its place there, RUN/{EVALUATION}/..."
         )
     recorder = Recorder(run, {"pictures": str(folder)}, settings, console)
     numbers = measure(KeptSubject(folder, device, sampling_of(run)), metrics, recorder, unusual_settings(run, settings))

@@ -4,6 +4,7 @@ import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import matplotlib as mpl
 import numpy as np
@@ -20,10 +21,19 @@ LINE_CHARACTERS = 55  # of the title, over one panel
 MARKERS = "osD^vP*X"
 
 
-AS_IT_IS = mpl.rc_context({"text.parse_math": False})  # a dollar in a name begins no formula
+# A figure is the same whatever a matplotlibrc says, which is read from the folder a report is started in, and may have
+# programs started (text.usetex). A dollar in a name begins no formula.
+AS_IT_IS = {**mpl.rcParamsDefault, "text.parse_math": False}
+AS_IT_IS.pop("backend")
 
 
-@AS_IT_IS
+def save_figure(figure: Figure, file: BinaryIO) -> None:
+    """Writes a figure as PNG."""
+    with mpl.rc_context(AS_IT_IS):
+        figure.savefig(file, format="png", metadata={"Software": None})
+
+
+@mpl.rc_context(AS_IT_IS)
 def quality_against_cost(rows: Sequence[Row], layout: Layout) -> Figure | None:
     """A panel for each number of `layout.figure` against training FLOPs: mean over seeds, bars of one standard
     deviation. Rows with the same first key are joined to a line, its points named by their other keys. None where no
@@ -91,7 +101,7 @@ class Curve:
     highest: list[float]
 
 
-@AS_IT_IS
+@mpl.rc_context(AS_IT_IS)
 def loss_curves(curves: Rows, rows: Sequence[Row], layout: Layout) -> Figure | None:
     """Validation loss against steps and against FLOPs, one line a row: mean over seeds, shaded from lowest to highest.
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from microdit.files import replacing, write_whole
 from microdit.kinds import SettingsError
-from microdit.reports.figures import loss_curves, quality_against_cost
+from microdit.reports.figures import loss_curves, quality_against_cost, save_figure
 from microdit.reports.layout import read_layout
 from microdit.reports.results import FIRST_COLUMNS, collect, curves, read_csv, write_csv
 from microdit.reports.sample_grid import side_by_side
@@ -74,7 +74,7 @@ def remake(folder: Path) -> list[Path]:
     for name, figure in figures.items():
         if figure is not None:
             with replacing(folder / name, "wb") as file:
-                figure.savefig(file, format="png", metadata={"Software": None})
+                save_figure(figure, file)
             written.append(folder / name)
     readme = folder / "README.md"
     if readme.is_file() and README_TABLE.search(text := readme.read_text(encoding="utf-8")):
