@@ -4,7 +4,7 @@ import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import matplotlib as mpl
 import numpy as np
@@ -23,7 +23,7 @@ MARKERS = "osD^vP*X"
 
 # A figure is the same whatever a matplotlibrc says, which is read from the folder a report is started in, and may have
 # programs started (text.usetex). A dollar in a name begins no formula.
-AS_IT_IS = {**mpl.rcParamsDefault, "text.parse_math": False}
+AS_IT_IS: dict[Any, Any] = {**mpl.rcParamsDefault, "text.parse_math": False}
 AS_IT_IS.pop("backend")
 
 
