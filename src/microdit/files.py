@@ -41,9 +41,15 @@ def is_refusal(error: BaseException) -> bool:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """While the block runs, the system's word that a disk is full becomes a NoRoomError that names `path`."""
+    """While the block runs, the system's word that a disk is full becomes a NoRoomError that names `path`, and that a
+    folder lies where a file belongs an OSError that names both."""
     try:
         yield
+    except IsADirectoryError as error:
+        raise OSError(
+            f"{path} cannot be written: {error.filename2 or error.filename} is a folder, and nothing else than a file "
+            "belongs there: remove it"
+        ) from error
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -143,7 +149,7 @@ def claim(path: Path) -> Iterator[Path | None]:
     if path.exists():
         yield None
         return
-    with alone_in(partial, os.O_RDWR | os.O_CREAT) as descriptor, room_for(path):
+    with room_for(path), alone_in(partial, os.O_RDWR | os.O_CREAT) as descriptor:
         if path.exists():
             # Written by the one we waited for; what lies under the temporary name now is empty.
             partial.unlink(missing_ok=True)
@@ -169,11 +175,13 @@ def replacing(path: Path, mode: str = "w", writer: str = "", **options: Any) -> 
     processes that write the same file at once need different `writer`s. NoRoomError where the disk is full.
     """
     partial = partial_name(path, writer)
-    partial.unlink(missing_ok=True)
+    with room_for(path):
+        partial.unlink(missing_ok=True)
     try:
-        with room_for(path), open(partial, mode.replace("w", "x"), **options) as file:
-            yield file
-        partial.replace(path)
+        with room_for(path):
+            with open(partial, mode.replace("w", "x"), **options) as file:
+                yield file
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -303,7 +311,7 @@ def size_of_file(path: Path) -> int:
     """The bytes of a file. OSError where it is no ordinary one: a pipe or a device, which reading would not end."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(f"{path} is no ordinary file")
+        raise OSError(f"{path} is no ordinary file (but a folder, a pipe or a device), and one belongs there")
     return found.st_size
 
 
