@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import matplotlib as mpl
 import pytest
 
+from microdit.reports import figures
 from microdit.reports.figures import listed, loss_curves, quality_against_cost, save_figure
 from microdit.reports.layout import read_layout
 from microdit.reports.results import collect, curves
@@ -37,8 +38,8 @@ def test_a_figure_is_the_same_whatever_matplotlib_was_told(read):
     points, rows, layout = read
 
     def drawn() -> list[bytes]:
-        figures, files = (quality_against_cost(rows, layout), loss_curves(points, rows, layout)), []
-        for figure in figures:
+        files = []
+        for figure in (quality_against_cost(rows, layout), loss_curves(points, rows, layout)):
             save_figure(figure, file := io.BytesIO())
             files.append(file.getvalue())
         return files
@@ -46,6 +47,17 @@ def test_a_figure_is_the_same_whatever_matplotlib_was_told(read):
     usual = drawn()
     with mpl.rc_context({"text.usetex": True, "text.latex.preamble": r"\input{/etc/hostname}", "savefig.dpi": 10}):
         assert drawn() == usual
+
+
+def test_a_figure_shows_as_many_rows_as_it_has_room_for_and_says_so(read, monkeypatch):
+    points, rows, layout = read
+    monkeypatch.setattr(figures, "MOST_DRAWN", 2)
+    for figure, shown in ((quality_against_cost(rows, layout), 2), (loss_curves(points, rows, layout), 1)):
+        assert f"the first {shown} of 3 rows" in figure.get_suptitle()
+        assert "deferred, p50: 0 (1 unfinished)" in figure.get_suptitle()
+        for axis in figure.axes:
+            named = [name for name in axis.get_legend_handles_labels()[1] if not name.startswith("_")]
+            assert len(named) == shown
 
 
 def test_what_a_figure_does_not_show_is_in_its_title(read):

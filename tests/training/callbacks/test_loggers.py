@@ -4,7 +4,9 @@ import resource
 
 import pytest
 
+from microdit.files import DamagedFileError
 from microdit.kinds import SettingsError
+from microdit.runs import metrics
 from microdit.runs.metrics import read_rows
 from microdit.training.callbacks.loggers import MetricsFile, PatientTensorBoard, refuse_settings_beside
 from microdit.training.run import loggers
@@ -77,6 +79,18 @@ def test_tensorboard_puts_nothing_into_names(tmp_path, monkeypatch, name):
     assert (
         PatientTensorBoard(str(tmp_path), name="a", version=3, sub_dir=name).log_dir == f"{tmp_path}/a/version_3/{name}"
     )
+
+
+def test_rows_by_the_million_and_rows_of_nothing_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,a\n" + "1,\n" * 3)
+    with pytest.raises(DamagedFileError, match=r"line 2, is damaged \(it has no value\)"):
+        rows(path)
+    path.write_text("step,a\n" + "1,1\n" * 3)
+    assert len(rows(path)) == 3
+    monkeypatch.setattr(metrics, "MOST_ROWS", 2)
+    with pytest.raises(DamagedFileError, match="has over 2 rows, more than a run logs"):
+        rows(path)
 
 
 def written(folder, name: str, text: str) -> None:
