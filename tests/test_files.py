@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from microdit.files import (
     DamagedFileError,
     InUseError,
+    claim,
     new_folder,
     only_writer,
     read_json,
@@ -124,6 +126,16 @@ def test_a_link_that_waits_under_a_temporary_name_is_not_written_through(tmp_pat
     (tmp_path / ".a.json.partial").symlink_to(mine)
     write_whole(tmp_path / "a.json", "{}")
     assert (mine.read_text(), (tmp_path / "a.json").read_text()) == ("precious", "{}")
+
+
+@pytest.mark.parametrize("name", [".a.partial", "a"])
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match=f"a cannot be written: .*/{name} is a folder, .* remove it"):
+        write_whole(tmp_path / "a", "new")
+    with nullcontext() if name == "a" else pytest.raises(OSError, match="is a folder"), claim(tmp_path / "a"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_what_is_not_finished_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -41,9 +41,15 @@ def is_refusal(error: BaseException) -> bool:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """While the block runs, the system's word that a disk is full becomes a NoRoomError that names `path`."""
+    """While the block runs, the system's word that a disk is full becomes a NoRoomError that names `path`, and that a
+    folder lies where a file belongs an OSError that names both."""
     try:
         yield
+    except IsADirectoryError as error:
+        raise OSError(
+            f"{path} cannot be written: {error.filename2 or error.filename} is a folder, and nothing else than a file "
+            "belongs there: remove it"
+        ) from error
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -53,13 +59,38 @@ def room_for(path: Path) -> Iterator[None]:
         ) from error
 
 
+def folder_within(root: Path, folder: Path) -> Path:
+    """Makes a folder below ROOT, and returns it. SettingsError where a link on its way leads out of ROOT, which may be
+    a link itself: what it leads to is what its name means."""
+    target = os.path.realpath(folder)
+    if not Path(target).is_relative_to(os.path.realpath(root)):
+        raise SettingsError(
+            f"{folder} leads to {target}, and what is made below {root} stays there: name that place itself, or put "
+            f"a folder in the place of the link ({root} may be a link)"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def opened_alone(path: str | Path, flags: int) -> int:
+    """The descriptor of a file that is written in place, or made. OSError where its name is a link, or the file has
+    another name as well: whoever has it under that one did not ask for it."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(f"{path} is a second name of another file (a hard link); put a copy in its place, or remove it")
+    return descriptor
+
+
 @contextmanager
 def alone_in(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """While the block runs no other thread or process is in one for the same folder or file, opened with these `flags`.
+    """While the block runs no other thread or process is in one for the same folder or file, opened with these `flags`,
+    and if it may be written as `opened_alone`.
 
     The lock is on the folder or file itself, so none is left behind, and it ends with its process.
     """
-    descriptor = os.open(path, flags, 0o644)
+    descriptor = os.open(path, flags) if flags == os.O_RDONLY else opened_alone(path, flags)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
@@ -118,7 +149,7 @@ def claim(path: Path) -> Iterator[Path | None]:
     if path.exists():
         yield None
         return
-    with alone_in(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as descriptor, room_for(path):
+    with room_for(path), alone_in(partial, os.O_RDWR | os.O_CREAT) as descriptor:
         if path.exists():
             # Written by the one we waited for; what lies under the temporary name now is empty.
             partial.unlink(missing_ok=True)
@@ -144,11 +175,13 @@ def replacing(path: Path, mode: str = "w", writer: str = "", **options: Any) -> 
     processes that write the same file at once need different `writer`s. NoRoomError where the disk is full.
     """
     partial = partial_name(path, writer)
-    partial.unlink(missing_ok=True)
+    with room_for(path):
+        partial.unlink(missing_ok=True)
     try:
-        with room_for(path), open(partial, mode.replace("w", "x"), **options) as file:
-            yield file
-        partial.replace(path)
+        with room_for(path):
+            with open(partial, mode.replace("w", "x"), **options) as file:
+                yield file
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -156,8 +189,8 @@ def replacing(path: Path, mode: str = "w", writer: str = "", **options: Any) -> 
 
 @contextmanager
 def appending(path: Path, **options: Any) -> Iterator[Any]:
-    """A file to add to, made if it is not there. OSError where a link lies in its place: nothing is written through."""
-    with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666), **options) as file:
+    """A file to add to, made if it is not there. OSError where it is not this file alone, as `opened_alone`."""
+    with open(path, "a", opener=opened_alone, **options) as file:
         yield file
 
 
@@ -278,7 +311,7 @@ def size_of_file(path: Path) -> int:
     """The bytes of a file. OSError where it is no ordinary one: a pipe or a device, which reading would not end."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(f"{path} is no ordinary file")
+        raise OSError(f"{path} is no ordinary file (but a folder, a pipe or a device), and one belongs there")
     return found.st_size
 
 

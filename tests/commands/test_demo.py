@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gradio_client import Client
+from gradio_client.exceptions import AppError
 from PIL import Image
 
 from microdit.build import SettingsError
@@ -40,6 +41,52 @@ def test_the_page_draws_step_by_step_for_a_client(subjects):
     expected = enlarged(subjects[0].pipeline.generate([PROMPT], seed=3, **USUAL)[0]).astype(int)
     assert first.shape == expected.shape
     assert np.abs(first - expected).mean() < 4  # sent as WebP
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (0, None, "request.prompt must be a text"),
+        (0, "x" * 1_001, "request.prompt must be a text"),
+        (1, None, "request.seed must be a number"),
+        (1, 1e308, "request.seed must be a number from 0 to"),
+        (3, 1e308, "maximum"),
+        (6, 0.99, "maximum"),
+    ],
+)
+def test_what_a_program_sends_is_told_in_a_sentence_and_not_on_the_operators_console(
+    subjects, capsys, place, value, told
+):
+    blocks, asked = page(subjects), [PROMPT, 3, "heun", 3, 2.0, 1.0, 0.75]
+    asked[place] = value
+    try:
+        _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
+        capsys.readouterr()
+        with pytest.raises(AppError, match=told):
+            Client(address, verbose=False).predict(*asked, api_name="/draw")
+    finally:
+        blocks.close()
+    if told.startswith("request"):
+        assert "Traceback" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"prompt": None}, "request.prompt must be a text"),
+        ({"prompt": "x" * 1_001}, "request.prompt must be a text, 0 to 1,000 of them"),
+        ({"seed": float("inf")}, "request.seed must be a number from 0"),
+        ({"seed": float("nan")}, "request.seed must be a number from 0"),
+        ({"mask_ratio": 1.0}, "request.mask_ratio must be"),
+        ({"num_inference_steps": None}, "request.num_inference_steps must be"),
+        ({"sampler": "none"}, "request.sampler must be"),
+    ],
+)
+def test_a_request_that_cannot_be_meant_is_refused(subjects, changed, told):
+    asked = {"prompt": PROMPT, "seed": 3, "mask_ratio": 0.75, **USUAL, **changed}
+    first = {name: asked.pop(name) for name in ("prompt", "seed", "mask_ratio")}
+    with pytest.raises(SettingsError, match=told):
+        next(drawn(subjects, **first, told=asked))
 
 
 def test_two_networks_start_from_the_same_noise(subjects):

@@ -247,6 +247,25 @@ def test_pictures_outside_a_run_are_refused(tmp_path):
         measured(None, tmp_path)
 
 
+@pytest.mark.parametrize("way", ["strange/evaluation", "strange/evaluation/../evaluation", "linked"])
+def test_a_link_leads_into_no_other_run(run, tmp_path, way):
+    measured(run, metrics=COMPOSITIONAL)
+    before = record(run)
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "pipeline.json").write_text((run / "pipeline.json").read_text())
+    (tmp_path / "strange" / "evaluation").symlink_to(run / "evaluation")
+    (tmp_path / "linked").symlink_to(run / "evaluation")
+    with pytest.raises(SettingsError, match=r"is a link to .*evaluation, out of|lies in no run .*name it by its place"):
+        measured(None, tmp_path / way, COMPOSITIONAL)
+    assert record(run) == before
+
+
+def test_a_run_that_is_reached_by_a_link_is_that_run(run, tmp_path):
+    measured(run, metrics=COMPOSITIONAL)
+    (tmp_path / "by_link").symlink_to(run)
+    assert measured(None, tmp_path / "by_link" / "evaluation", COMPOSITIONAL)
+
+
 def test_a_file_that_is_no_checkpoint_of_a_run_is_refused(tmp_path):
     stray = tmp_path / "sweep" / "multirun.yaml"
     stray.parent.mkdir()

@@ -26,7 +26,7 @@ from microdit.data.stream.opening import DataMissingError
 from microdit.distributed.hardware import check_hardware
 from microdit.encoders.open_clip_text import OpenClipTextEncoder
 from microdit.evaluation.metric import Metric
-from microdit.files import DamagedFileError, appending
+from microdit.files import DamagedFileError, appending, claim
 from microdit.pipeline import LatentDiffusion, build_pipeline
 from microdit.reports.report import report
 from microdit.runs.folder import places_named, read_config, refuse_links
@@ -312,6 +312,21 @@ def test_nothing_is_added_to_a_file_through_a_link(tmp_path, name):
     assert (tmp_path / "other").read_text() == ""
 
 
+def test_nothing_is_written_to_a_file_that_has_another_name(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    (tmp_path / "history.jsonl").hardlink_to(mine)
+    (tmp_path / ".00000.tar.partial").hardlink_to(mine)
+    with (
+        pytest.raises(OSError, match=r"history\.jsonl is a second name of another file"),
+        appending(tmp_path / "history.jsonl"),
+    ):
+        pass
+    with pytest.raises(OSError, match=r"partial is a second name of another file"), claim(tmp_path / "00000.tar"):
+        pass
+    assert mine.read_text() == "precious"
+
+
 def test_what_evaluations_add_goes_through_no_link(tmp_path):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "history.jsonl").symlink_to(tmp_path / "other")
@@ -326,7 +341,7 @@ def test_a_report_is_not_written_through_links(tmp_path):
         report(tmp_path, [], Console(quiet=True))
 
 
-def test_shapes_are_made_where_somebody_typed_it_and_not_where_a_file_says(run_settings, tmp_path):
+def test_shapes_are_made_where_somebody_typed_it_and_not_where_a_file_says(run_settings, tmp_path, monkeypatch):
     now = OmegaConf.merge(NOW, {"paths": {"data_root": "data"}})
 
     def makes(saved_root, *overrides):
@@ -339,6 +354,11 @@ def test_shapes_are_made_where_somebody_typed_it_and_not_where_a_file_says(run_s
     elsewhere = str(tmp_path / "elsewhere")
     assert not makes(elsewhere)
     assert makes("data")
+    with monkeypatch.context() as patch:  # a link there may have come with the run
+        patch.chdir(tmp_path)
+        Path("data").symlink_to(tmp_path.parent)
+        assert not makes("data")
+        assert makes("data", "paths.data_root=data")
     assert makes("data", f"paths.data_root={elsewhere}")
     settings = run_settings(f"paths.data_root={elsewhere}", "paths.makes_shapes=false")
     pipeline = build_pipeline(network_settings(settings))

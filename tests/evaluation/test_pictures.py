@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def encoded(width: int, height: int, form: str = "PNG", mode: str = "RGB") -> by
 
 def kept(folder: Path, *files: bytes) -> Pictures:
     with (folder / "skills.tar").open("wb") as file:
-        write_pictures(file, (CaptionedImage(f"{i:06d}", content, ["x"]) for i, content in enumerate(files)))
+        named = zip(files, PROMPTS, strict=False)
+        write_pictures(file, (CaptionedImage(f"{i:06d}", one, [prompt]) for i, (one, prompt) in enumerate(named)))
     (folder / "skills.json").write_text(json.dumps(MAKING))
     making = kept_making(folder / "skills.tar")
     assert making is not None
@@ -70,6 +72,38 @@ def test_a_batch_of_large_pictures_has_fewer_of_them(tmp_path: Path, monkeypatch
     assert [len(batch) for batch in pictures.batches()] == [2, 1]
 
 
+def test_any_change_of_what_was_kept_is_told(tmp_path: Path) -> None:
+    pictures = keep(tmp_path / "skills.tar", Making(**MAKING), iter([torch.rand(3, 3, 8, 8)]))
+    assert kept_making(pictures.tar) == pictures.making
+    whole = pictures.tar.read_bytes()
+    chance = random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        pictures.tar.write_bytes(damaged)
+        with pytest.raises(PicturesError, match=r"skills\.tar is not as it was written.*evaluate again"):
+            pictures.all()
+
+
+def test_pictures_of_an_older_version_in_another_order_are_told(tmp_path: Path) -> None:
+    pictures = kept(tmp_path, *[encoded(8, 8)] * 3)
+    assert (pictures.making.tar, len(pictures.all())) == ("", 3)
+    with pictures.tar.open("wb") as file:
+        items = [CaptionedImage(f"{i:06d}", encoded(8, 8), [prompt]) for i, prompt in enumerate(PROMPTS)]
+        write_pictures(file, reversed(items))
+    with pytest.raises(PicturesError, match=r"000002 is a picture of another prompt than number 0\. .*evaluate again"):
+        pictures.all()
+
+
+def test_thirty_thousand_prompts_are_read(tmp_path: Path) -> None:
+    pictures = kept(tmp_path, *[encoded(8, 8)] * 3)
+    many = MAKING | {"prompts": ["a photograph of something, seen from somewhere, at some time of the day"] * 30_000}
+    pictures.tar.with_suffix(".json").write_text(json.dumps(many))
+    making = kept_making(pictures.tar)
+    assert making is not None
+    assert len(making.prompts) == 30_000
+
+
 def test_a_folder_whose_name_is_a_pattern_is_one_folder(tmp_path: Path) -> None:
     folder = tmp_path / "{0..3}*"
     folder.mkdir()
@@ -86,6 +120,8 @@ def test_a_folder_whose_name_is_a_pattern_is_one_folder(tmp_path: Path) -> None:
         (MAKING | {"prompts": 3}, "prompts must be a list .*, got 3"),
         (MAKING | {"prompts": ["a", None]}, "prompts.1 must be a text, got None"),
         (MAKING | {"sampling": []}, "sampling must be settings by name"),
+        (MAKING | {"sampling": {"seed": 10**400}}, "sampling.seed must be a text or a number"),
+        (MAKING | {"sampling": {"a": {}}}, "sampling.a must be a text or a number"),
         (MAKING | {"more": 1}, "no setting 'more'"),
         (MAKING | {"prompts": []}, "names no prompt"),
     ],

@@ -1,10 +1,13 @@
 """Figures: the numbers of the table are drawn, and what is not drawn is said."""
 
+import io
 from types import SimpleNamespace
 
+import matplotlib as mpl
 import pytest
 
-from microdit.reports.figures import listed, loss_curves, quality_against_cost
+from microdit.reports import figures
+from microdit.reports.figures import listed, loss_curves, quality_against_cost, save_figure
 from microdit.reports.layout import read_layout
 from microdit.reports.results import collect, curves
 from microdit.reports.tables import summarise
@@ -29,6 +32,32 @@ def test_quality_is_drawn_against_cost_with_its_spread(read):
     low, high = bars.get_segments()[0][:, 1]
     assert high - low == pytest.approx(2 * 0.00707107, rel=1e-4)
     assert {text.get_text() for text in axis.texts} == {"none", "p75"}
+
+
+def test_a_figure_is_the_same_whatever_matplotlib_was_told(read):
+    points, rows, layout = read
+
+    def drawn() -> list[bytes]:
+        files = []
+        for figure in (quality_against_cost(rows, layout), loss_curves(points, rows, layout)):
+            save_figure(figure, file := io.BytesIO())
+            files.append(file.getvalue())
+        return files
+
+    usual = drawn()
+    with mpl.rc_context({"text.usetex": True, "text.latex.preamble": r"\input{/etc/hostname}", "savefig.dpi": 10}):
+        assert drawn() == usual
+
+
+def test_a_figure_shows_as_many_rows_as_it_has_room_for_and_says_so(read, monkeypatch):
+    points, rows, layout = read
+    monkeypatch.setattr(figures, "MOST_DRAWN", 2)
+    for figure, shown in ((quality_against_cost(rows, layout), 2), (loss_curves(points, rows, layout), 1)):
+        assert f"the first {shown} of 3 rows" in figure.get_suptitle()
+        assert "deferred, p50: 0 (1 unfinished)" in figure.get_suptitle()
+        for axis in figure.axes:
+            named = [name for name in axis.get_legend_handles_labels()[1] if not name.startswith("_")]
+            assert len(named) == shown
 
 
 def test_what_a_figure_does_not_show_is_in_its_title(read):

@@ -127,7 +127,7 @@ def test_whatever_stands_in_a_layout_is_shown_or_refused_with_its_name(runs, tmp
         (("figure",), [LOSS] * 21, "figure must be a list .*, 0 to 20 of them, got"),
         (("columns", 0, "scale"), 1e300, r"columns\.0\.scale must be a number from -1e\+36 to 1e\+36, got 1e\+300"),
         (("columns", 0, "scale"), 10**400, r"columns\.0\.scale must be a number from .*, got 1000"),
-        (("rows",), [], "rows must be a list .*, 1 to 1,000 of them"),
+        (("rows",), [], "rows must be a list .*, 1 to 100 of them"),
     ],
 )
 def test_the_key_and_the_file_are_named(runs, tmp_path, place, value, told):

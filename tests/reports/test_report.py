@@ -50,6 +50,19 @@ def test_every_run_that_did_not_finish_is_named_with_its_error(experiment, headl
     assert "sweep/deferred-p50-1: unfinished." in text
 
 
+def test_marks_without_an_end_in_a_readme_take_no_time_and_are_left(experiment, headline):
+    (experiment / "README.md").write_text("<!-- table -->\n" * 50_000)
+    told(experiment, headline)
+    assert (experiment / "README.md").read_text() == "<!-- table -->\n" * 50_000
+
+
+def test_a_readme_that_is_no_utf_8_is_told_before_tables_are_written(experiment, headline):
+    (experiment / "README.md").write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match=r"README\.md is not UTF-8 .*save it as UTF-8"):
+        told(experiment, headline)
+    assert not (experiment / "table.md").exists()
+
+
 def test_a_folder_of_runs_gets_its_report_inside(headline):
     told(headline)
     assert (headline / "results.csv").is_file()
@@ -266,7 +279,7 @@ def test_a_broken_kept_picture_is_named(experiment, make_run):
     keep(run / "evaluation/skills.tar", Making(PROMPTS, {}, "n", []), iter([torch.zeros(10, 3, 8, 8)]))
     content = (run / "evaluation/skills.tar").read_bytes()
     (run / "evaluation/skills.tar").write_bytes(content.replace(b"IDAT", b"IDAX", 1))
-    with pytest.raises(PicturesError, match=r"skills\.tar: 000000: .*evaluate again"):
+    with pytest.raises(PicturesError, match=r"skills\.tar is not as it was written.*evaluate again"):
         told(experiment, run)
 
 

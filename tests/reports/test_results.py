@@ -6,6 +6,7 @@ import json
 import pytest
 
 from microdit.build import SettingsError
+from microdit.reports import results
 from microdit.reports.results import FIRST_COLUMNS, collect, curves, number, read_csv, read_run, write_csv
 from microdit.runs.folder import find_runs
 
@@ -173,3 +174,12 @@ def test_no_cell_is_a_formula_and_each_is_read_as_it_was(tmp_path, text):
     with (tmp_path / "a.csv").open(newline="") as file:
         cells = [cell for line in csv.reader(file) for cell in line]
     assert not [cell for cell in cells if cell[:1] in {*"=+-@"} and number({"": cell}, "") is None]
+
+
+def test_a_table_of_a_million_empty_rows_is_refused_before_it_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "MOST_CELLS", 1_000)
+    (tmp_path / "a.csv").write_text("run,step\n" + ",\n" * 200)
+    assert len(read_csv(tmp_path / "a.csv")) == 200
+    (tmp_path / "a.csv").write_text("run,step\n" + ",\n" * 10_000)
+    with pytest.raises(SettingsError, match="has more than 201 rows, and a table holds no more"):
+        read_csv(tmp_path / "a.csv")

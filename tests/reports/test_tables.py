@@ -188,6 +188,9 @@ def test_nothing_is_compared_with_a_row_that_has_not_finished(results, tmp_path)
         ({"rows": [MASKING, RATIO], "expected": ["none"]}, "needs 2 values"),
         ({"rows": [MASKING, RATIO], "reference": "none"}, "the reference row .* needs 2 values"),
         ({"rows": [MASKING], "expected": ["none"], "reference": "naive"}, "none of the expected rows"),
+        ({"columns": ["seed"] * 201}, "columns must be a list .*, 0 to 200 of them"),
+        ({"rows": [MASKING] * 101}, "rows must be a list .*, 1 to 100 of them"),
+        ({"rows": [{"column": MASKING, "labels": {str(i): "a" for i in range(1001)}}]}, "0 to 1,000 of them"),
     ],
 )
 def test_a_layout_that_cannot_be_meant_is_refused(results, tmp_path, report, message):

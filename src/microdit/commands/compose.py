@@ -32,6 +32,7 @@ from microdit.runs.folder import (
     WANDB_FOLDERS,
     read_config,
     refuse_links,
+    resolved,
     run_to_resume,
 )
 from microdit.runs.older import todays_config
@@ -228,10 +229,14 @@ def refuse_destinations(config: Mapping[str, Any], typed: set[str], now: DictCon
 
 
 def may_make_shapes(config: Mapping[str, Any], typed: set[str], now: DictConfig) -> bool:
-    """Whether missing data may be made in `paths.data_root`: where it was typed, or is what it would be without a run.
-    Nothing is written outside a run because its file says so."""
-    root = config.get("paths", {}).get("data_root")
-    return bool({"paths", "paths.data_root"} & typed) or root == OmegaConf.select(now, "paths.data_root")
+    """Whether missing data may be made in `paths.data_root`: where it was typed, or is what it would be without a run,
+    unless that is reached by a link in the working folder, which may have come with the run. Nothing is written outside
+    a run because its file says so."""
+    root = config.get("paths", {}).get("data_root") or ""
+    if {"paths", "paths.data_root"} & typed:
+        return True
+    here = Path(os.path.abspath(root))
+    return root == OmegaConf.select(now, "paths.data_root") and (Path(root).is_absolute() or resolved(here) == here)
 
 
 def key_exists(config: DictConfig, key: str) -> bool:

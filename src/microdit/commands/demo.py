@@ -1,7 +1,7 @@
 """What `demo.py` does: a page on which pictures grow from a prompt, and on which one sees what masking keeps."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -13,10 +13,15 @@ from microdit.build import SettingsError
 from microdit.commands.compose import trusted
 from microdit.commands.generate import open_pipeline
 from microdit.commands.messages import check_device, console
+from microdit.kinds import Limits, Positive, Share, check_arguments
 from microdit.masking.patches import keep_patches
 from microdit.pipeline import LatentDiffusion
-from microdit.sampling.samplers import SAMPLERS
+from microdit.sampling.samplers import MOST_STEPS, SAMPLERS
+from microdit.sampling.settings import SamplerName
 
+LONGEST_PROMPT = 1_000  # characters; encoders read a few dozen words
+LARGEST_SEED = 2**53  # that a browser tells from the next
+LARGEST_UPLOAD = 1_000  # bytes: the page asks for no file, and its server takes any that is sent
 SHOWN_PX = 384
 DROPPED = 0.25  # of a patch's brightness that is left where the backbone does not see it
 EXAMPLES = [
@@ -25,6 +30,18 @@ EXAMPLES = [
     "a yellow ring left of a blue square",
     "a pink diamond and an orange cross",
 ]
+
+
+class Asked(TypedDict):
+    """What a visitor sends, who may be a program."""
+
+    prompt: Annotated[str, Limits(0, LONGEST_PROMPT)]
+    seed: Annotated[float, Limits(0, LARGEST_SEED)]
+    mask_ratio: Share
+    sampler: SamplerName
+    num_inference_steps: Annotated[float, Limits(2, MOST_STEPS)]
+    guidance_scale: Annotated[float, Limits(0, 1000)]
+    temperature: Positive
 
 
 class Subject(NamedTuple):
@@ -62,7 +79,10 @@ def drawn(
     mask_ratio: float,
     told: dict[str, Any],
 ) -> Iterator[list[Any]]:
-    """After each step: the picture of each subject, from the same noise; then, of the first, what masking keeps."""
+    """After each step: the picture of each subject, from the same noise; then, of the first, what masking keeps.
+    SettingsError for what is no such request."""
+    check_arguments(Asked, {"prompt": prompt, "seed": seed, "mask_ratio": mask_ratio, **told}, "request")
+    told = {**told, "num_inference_steps": int(told["num_inference_steps"])}
     if not prompt.strip():
         raise SettingsError("a prompt says what to draw, such as: a red circle")
     growing = [subject.pipeline.growing([prompt], int(seed), **told) for subject in subjects]
@@ -80,19 +100,19 @@ def page(subjects: Sequence[Subject]) -> Any:
     def draw(
         prompt: str, seed: float, sampler: str, steps: float, guidance: float, temperature: float, mask_ratio: float
     ) -> Iterator[list[Any]]:
-        told = {"sampler": sampler, "num_inference_steps": int(steps), "guidance_scale": guidance}
+        told = {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": guidance}
         try:
             yield from drawn(subjects, prompt, seed, mask_ratio, {**told, "temperature": temperature})
         except ValueError as error:
-            raise gradio.Error(str(error)) from error
+            raise gradio.Error(str(error), print_exception=False) from error
 
     with gradio.Blocks(title="microdit", analytics_enabled=False) as blocks:
         gradio.Markdown(f"# microdit\n{', '.join(subject.name for subject in subjects)}")
         with gradio.Row():
             with gradio.Column(scale=1):
-                prompt = gradio.Textbox(EXAMPLES[2], label="Prompt")
+                prompt = gradio.Textbox(EXAMPLES[2], label="Prompt", max_length=LONGEST_PROMPT)
                 go = gradio.Button("Draw", variant="primary")
-                seed = gradio.Number(0, label="Seed", precision=0, minimum=0)
+                seed = gradio.Number(0, label="Seed", step=1)  # what it may be, `drawn` says
                 sampler = gradio.Dropdown(list(SAMPLERS), value=usual.sampler, label="Sampler")
                 steps = gradio.Slider(2, 100, usual.num_inference_steps, step=1, label="Steps")
                 guidance = gradio.Slider(1, 15, usual.guidance_scale, step=0.5, label="Guidance (1: none)")
@@ -123,5 +143,9 @@ def demo_command(config: DictConfig) -> None:
         subject.pipeline.load_encoders()
     console.print("the page ends with Ctrl-C", highlight=False)
     page(subjects).queue(max_size=16).launch(
-        server_name=given["address"], server_port=given["port"], inbrowser=given["open_browser"], share=False
+        server_name=given["address"],
+        server_port=given["port"],
+        inbrowser=given["open_browser"],
+        share=False,
+        max_file_size=LARGEST_UPLOAD,
     )

@@ -1,5 +1,6 @@
 """What `evaluate.py` does: metrics of a checkpoint, or of pictures that were kept, into the run's result.json."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from microdit.runs.folder import (
     is_checkpoint,
     places_named,
     refuse_links,
+    resolved,
     run_of,
 )
 from microdit.runs.record import add_to_record, read_record, usual_settings
@@ -136,8 +138,9 @@ def evaluate_kept(
     device: str,
     console: Console,
 ) -> dict[str, float]:
-    """Measures the pictures kept in `folder`; the run they belong to is the nearest folder above that is one. Pictures
-    made elsewhere, in GenEval's layout, have the record in their own folder."""
+    """Measures the pictures kept in `folder`; the run they belong to is the nearest folder above that is one, by the
+    names of the path: a link in a run's folder leads into no other run. Pictures made elsewhere, in GenEval's layout,
+    have the record in their own folder."""
     if not folder.is_dir():
         raise SettingsError(
             f"pictures={folder} is no folder; evaluate.py checkpoint=RUN keeps them in RUN/{EVALUATION}"
@@ -149,13 +152,14 @@ def evaluate_kept(
         numbers = measure(subject, metrics, recorder, unusual_settings(folder, settings))
         show_numbers(console, numbers, folder)
         return numbers
-    run = next((above for above in folder.resolve().parents if (above / PIPELINE_FILE).is_file()), None)
+    run = next((above for above in Path(os.path.abspath(folder)).parents if (above / PIPELINE_FILE).is_file()), None)
     if run is not None:
         refuse_links(run)
-    if run is None:
+    if run is None or not resolved(folder).is_relative_to(resolved(run)):
         raise SettingsError(
             f"{folder} lies in no run (a folder with {PIPELINE_FILE}) whose result.json could be added to, and holds "
-            "no pictures made elsewhere (00000/metadata.jsonl beside 00000/samples/0000.png, ...)"
+            "no pictures made elsewhere (00000/metadata.jsonl beside 00000/samples/0000.png, ...); name a run's by "
+            f"their place there, RUN/{EVALUATION}/..."
         )
     recorder = Recorder(run, {"pictures": str(folder)}, settings, console)
     numbers = measure(KeptSubject(folder, device, sampling_of(run)), metrics, recorder, unusual_settings(run, settings))

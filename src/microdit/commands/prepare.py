@@ -49,7 +49,8 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
             parts = {"train": False, "validation": True} if share else {settings["split"]: False}
             summaries = [
                 prepare(
-                    PartOfSource(source, share, held), folder / split, encoders, recipe, settings["shard_of"], progress
+                    PartOfSource(source, share, held),
+                    *(folder / split, encoders, recipe, settings["shard_of"], progress, root),
                 )
                 for split, held in parts.items()
             ]

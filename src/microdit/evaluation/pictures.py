@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,15 @@ from torch import Tensor, nn
 from microdit.data.sources.captioned import CaptionedImage
 from microdit.data.sources.images import BrokenImageError, FilteredImageError, rgb_image
 from microdit.data.sources.tars import pictures_in, write_pictures
-from microdit.files import read_described, replacing, write_whole
+from microdit.files import read_described, replacing, size_of_file, write_whole
 
 AGAIN = "Delete the tar and evaluate again"
 LARGEST_SIDE_PX, LARGEST_SHOWN_PX = 4096, 512
 NUMBERS_AT_ONCE = 1 << 28  # in a batch: as many as 256 pictures of 512 px have, and some more
+
+
+LARGEST_MAKING = 1 << 26  # bytes; a hundred thousand prompts have fewer
+Value = str | float | bool | None
 
 
 class PicturesError(ValueError):
@@ -34,12 +38,14 @@ class PicturesError(ValueError):
 @dataclass(frozen=True)
 class Making:
     """How kept pictures were made. `network`: fingerprint of the weights. `label`: what sets these weights apart from
-    the default ones (see `Subject`). `sampling`: arguments of LatentDiffusion.generate. One picture a prompt."""
+    the default ones (see `Subject`). `sampling`: arguments of LatentDiffusion.generate. One picture a prompt. `tar`:
+    hash of the file that they are kept in; "" where an older version wrote it."""
 
     prompts: list[str]
-    sampling: dict[str, Any]
+    sampling: dict[str, Value | list[Value]]
     network: str
     label: list[str]
+    tar: str = ""
 
     def covers(self, wanted: "Making") -> bool:
         """Whether the first pictures are the ones wanted: picture i depends on its prompt, the sampling and i alone."""
@@ -68,11 +74,18 @@ class Pictures:
                 batch = []
 
     def decoded(self, chosen: Collection[int]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """The `chosen` pictures, by their numbers in order, all of one size. Raises PicturesError for a damaged tar."""
+        """The `chosen` pictures, by their numbers in order, all of one size. Raises PicturesError for a damaged tar, or
+        one whose pictures are not of its prompts."""
+        if self.making.tar not in ("", hash_of(self.tar)):
+            raise PicturesError(f"{self.tar} is not as it was written, its hash is another. {AGAIN}")
         number, shape = -1, None
         for number, item in zip(range(max(chosen) + 1), pictures_in(self.tar, str(self.tar)), strict=False):
             if not isinstance(item, CaptionedImage):
                 raise PicturesError(f"{self.tar}: {item.key}: {item.reason}. {AGAIN}")
+            if number < self.count and as_caption(item.captions[0]) != as_caption(self.making.prompts[number]):
+                raise PicturesError(
+                    f"{self.tar}: {item.key} is a picture of another prompt than number {number}. {AGAIN}"
+                )
             if number not in chosen:
                 continue
             try:
@@ -107,7 +120,7 @@ def kept_making(tar: Path) -> Making | None:
     beside = tar.with_suffix(".json")
     if not (tar.is_file() and beside.is_file()):
         return None
-    making = read_described(beside, Making, "delete it and the tar beside it, then evaluate again")
+    making = read_described(beside, Making, "delete it and the tar beside it, then evaluate again", LARGEST_MAKING)
     if not making.prompts:
         raise PicturesError(f"{beside} names no prompt. Delete it and the tar beside it, then evaluate again")
     return making
@@ -123,8 +136,21 @@ def keep(tar: Path, making: Making, batches: Iterator[Float[Tensor, "n 3 h w"]])
         write_pictures(
             file, (CaptionedImage(f"{i:06d}", png(picture), [prompt]) for i, (picture, prompt) in enumerate(drawn))
         )
+    making = replace(making, tar=hash_of(tar))
     write_whole(beside, json.dumps(asdict(making), indent=1) + "\n")
     return Pictures(tar, making, len(making.prompts))
+
+
+def hash_of(tar: Path) -> str:
+    """A name for the very bytes of a file."""
+    size_of_file(tar)
+    with tar.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def as_caption(prompt: str) -> str:
+    """A prompt as it is read again from beside a picture."""
+    return " ".join(prompt.split())
 
 
 def png(picture: Float[Tensor, "3 h w"]) -> bytes:

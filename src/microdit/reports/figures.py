@@ -4,6 +4,7 @@ import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -18,12 +19,23 @@ from microdit.reports.tables import Row
 PANEL_INCHES = (5.2, 3.9)
 LINE_CHARACTERS = 55  # of the title, over one panel
 MARKERS = "osD^vP*X"
+Drawn = TypeVar("Drawn")
+MOST_DRAWN = 500  # rows, counted in each panel: beyond that nobody tells them apart, and each takes milliseconds
 
 
-AS_IT_IS = mpl.rc_context({"text.parse_math": False})  # a dollar in a name begins no formula
+# A figure is the same whatever a matplotlibrc says, which is read from the folder a report is started in, and may have
+# programs started (text.usetex). A dollar in a name begins no formula.
+AS_IT_IS: dict[Any, Any] = {**mpl.rcParamsDefault, "text.parse_math": False}
+AS_IT_IS.pop("backend")
 
 
-@AS_IT_IS
+def save_figure(figure: Figure, file: BinaryIO) -> None:
+    """Writes a figure as PNG."""
+    with mpl.rc_context(AS_IT_IS):
+        figure.savefig(file, format="png", metadata={"Software": None})
+
+
+@mpl.rc_context(AS_IT_IS)
 def quality_against_cost(rows: Sequence[Row], layout: Layout) -> Figure | None:
     """A panel for each number of `layout.figure` against training FLOPs: mean over seeds, bars of one standard
     deviation. Rows with the same first key are joined to a line, its points named by their other keys. None where no
@@ -31,20 +43,27 @@ def quality_against_cost(rows: Sequence[Row], layout: Layout) -> Figure | None:
     panels = [column for column in layout.figure if any(point(row, column, layout.cost) for row in rows)]
     if not panels:
         return None
+    shown, told = with_room([row for row in rows if any(point(row, one, layout.cost) for one in panels)], len(panels))
     figure, axes = panelled(len(panels))
-    lines = list(dict.fromkeys(row.labels[0] for row in rows))
+    lines = list(dict.fromkeys(row.labels[0] for row in shown))
     for axis, column in zip(axes, panels, strict=True):
         for index, line in enumerate(lines):
-            mine = [(row, point(row, column, layout.cost)) for row in rows if row.labels[0] == line]
+            mine = [(row, point(row, column, layout.cost)) for row in shown if row.labels[0] == line]
             drawn = sorted(((p, row) for row, p in mine if p is not None), key=lambda pair: pair[0])
             if drawn:
                 draw_line(axis, drawn, line, index)
         axis.set_xlabel(layout.cost.title)
         axis.set_ylabel(column.title)
-        found = [p for row in rows if (p := point(row, column, layout.cost)) is not None]
-        scale(axis, [x for x, _, _ in found], [end for _, y, spread in found for end in (y - spread, y)])
-    finish(figure, axes, f"{layout.title}{not_drawn(rows, panels, layout)}", lines)
+        if found := [p for row in shown if (p := point(row, column, layout.cost)) is not None]:
+            scale(axis, [x for x, _, _ in found], [end for _, y, spread in found for end in (y - spread, y)])
+    finish(figure, axes, f"{layout.title}{told}{not_drawn(rows, panels, layout)}", lines)
     return figure
+
+
+def with_room(drawn: Sequence[Drawn], panels: int) -> tuple[Sequence[Drawn], str]:
+    """Those that so many panels have room for, and what to say in the title where that is not all of them."""
+    shown = drawn[: MOST_DRAWN // panels]
+    return shown, "" if len(shown) == len(drawn) else f"\nthe first {len(shown):,} of {len(drawn):,} rows"
 
 
 def point(row: Row, column: Column, cost: Column) -> tuple[float, float, float] | None:
@@ -91,7 +110,7 @@ class Curve:
     highest: list[float]
 
 
-@AS_IT_IS
+@mpl.rc_context(AS_IT_IS)
 def loss_curves(curves: Rows, rows: Sequence[Row], layout: Layout) -> Figure | None:
     """Validation loss against steps and against FLOPs, one line a row: mean over seeds, shaded from lowest to highest.
 
@@ -107,6 +126,7 @@ def loss_curves(curves: Rows, rows: Sequence[Row], layout: Layout) -> Figure | N
     lines = [(", ".join(row.labels), curve) for row, curve in found if curve is not None]
     if not lines:
         return None
+    lines, told = with_room(lines, 2)
     flops = [
         (label, [x * layout.cost.scale for x in curve.flops], curve)
         for label, curve in lines
@@ -126,7 +146,7 @@ def loss_curves(curves: Rows, rows: Sequence[Row], layout: Layout) -> Figure | N
         axis.set_xlabel(title)
         axis.set_ylabel(name)
         scale(axis, [at for _, x, _ in drawn for at in x], [loss for _, _, curve in drawn for loss in curve.mean])
-    told = listed("no curve: ", [row for row, curve in found if curve is None], len(panels))
+    told += listed("no curve: ", [row for row, curve in found if curve is None], len(panels))
     finish(figure, axes, f"{layout.title}{told}", [label for label, _ in lines])
     return figure
 

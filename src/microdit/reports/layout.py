@@ -79,7 +79,7 @@ class Layout:
 
 
 Value = str | float | bool | None
-Texts = Value | Annotated[list[Value], Limits(1, 1000)]
+Texts = Value | Annotated[list[Value], Limits(1, 100)]
 
 
 class RowInFile(TypedDict, total=False):
@@ -87,7 +87,7 @@ class RowInFile(TypedDict, total=False):
 
     column: str
     title: Texts
-    labels: dict[Value, Texts]
+    labels: Annotated[dict[Value, Texts], Limits(0, 1000)]
 
 
 class ColumnInFile(TypedDict, total=False):
@@ -104,8 +104,8 @@ class LayoutInFile(TypedDict, total=False):
     """What report.yaml may say; see Layout."""
 
     title: str | float
-    rows: Annotated[list[str | RowInFile], Limits(1, 1000)]
-    columns: list[str | ColumnInFile]
+    rows: Annotated[list[str | RowInFile], Limits(1, 100)]
+    columns: Annotated[list[str | ColumnInFile], Limits(0, 200)]
     figure: Annotated[list[str | ColumnInFile], Limits(0, MOST_PANELS)]
     cost: str | ColumnInFile
     expected: list[Texts]

@@ -1,6 +1,5 @@
 """What `report.py` does: runs, or the results.csv made from them, to tables and figures in one folder."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,15 +7,15 @@ from rich.console import Console
 
 from microdit.files import replacing, write_whole
 from microdit.kinds import SettingsError
-from microdit.reports.figures import loss_curves, quality_against_cost
+from microdit.reports.figures import loss_curves, quality_against_cost, save_figure
 from microdit.reports.layout import read_layout
 from microdit.reports.results import FIRST_COLUMNS, collect, curves, read_csv, write_csv
 from microdit.reports.sample_grid import side_by_side
 from microdit.reports.tables import OF_PAIRS, as_csv, differences, latex, markdown, summarise
 from microdit.runs.folder import find_runs, refuse_links, runs_below
 
-RESULTS_FILE, CURVES_FILE = "results.csv", "curves.csv"
-README_TABLE = re.compile(r"(<!-- table -->\n).*?(<!-- /table -->)", re.DOTALL)
+RESULTS_FILE, CURVES_FILE, README_FILE = "results.csv", "curves.csv", "README.md"
+TABLE_BEGINS, TABLE_ENDS = "<!-- table -->\n", "<!-- /table -->"
 
 
 def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[Path]:
@@ -57,7 +56,7 @@ def report(folder: Path, run_folders: Sequence[Path], console: Console) -> list[
 
 def remake(folder: Path) -> list[Path]:
     """Tables and figures of FOLDER from its results.csv, curves.csv and report.yaml: the same files every time."""
-    results = read_csv(folder / RESULTS_FILE, FIRST_COLUMNS)
+    results, readme = read_csv(folder / RESULTS_FILE, FIRST_COLUMNS), readme_in(folder)
     layout = read_layout(folder, results)
     rows = summarise(results, layout)
     texts = {"table.md": markdown(rows, layout), "table.csv": as_csv(rows, layout), "table.tex": latex(rows, layout)}
@@ -74,14 +73,23 @@ def remake(folder: Path) -> list[Path]:
     for name, figure in figures.items():
         if figure is not None:
             with replacing(folder / name, "wb") as file:
-                figure.savefig(file, format="png", metadata={"Software": None})
+                save_figure(figure, file)
             written.append(folder / name)
-    readme = folder / "README.md"
-    if readme.is_file() and README_TABLE.search(text := readme.read_text(encoding="utf-8")):
-        table = texts["table.md"]
-        write_whole(readme, README_TABLE.sub(lambda found: f"{found[1]}{table}{found[2]}", text))
-        written.append(readme)
+    before, begins, rest = readme.partition(TABLE_BEGINS)
+    _, ends, after = rest.partition(TABLE_ENDS)
+    if ends:
+        write_whole(folder / README_FILE, f"{before}{begins}{texts['table.md']}{ends}{after}")
+        written.append(folder / README_FILE)
     return written
+
+
+def readme_in(folder: Path) -> str:
+    """The README.md of a folder, which the table is put into; empty where there is none. SettingsError for no UTF-8."""
+    path = folder / README_FILE
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not UTF-8 ({error}); save it as UTF-8, or move it away") from error
 
 
 def write_curves(runs: Sequence[Path], path: Path) -> None:

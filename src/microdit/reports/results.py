@@ -25,7 +25,7 @@ NOT_SET = "not set"
 FIRST_COLUMNS = ["run", "status", "error", "seed"]
 LARGEST = 1e100
 """Numbers beyond this are none that a run has measured, and sums and squares of those below it are numbers too."""
-MOST_CELLS = 3_000_000
+MOST_CELLS, LEAST_CELLS = 3_000_000, 5  # of a table, and of what a row takes, however few it has
 CURVE_POINTS = 40
 """Training losses are averaged to so many points a run: what a curve shows, and small enough to commit."""
 FORMULA, APOSTROPHE = re.compile("'*[=+@-]"), re.compile("^'(?='*[=+@-])")
@@ -140,23 +140,33 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> Rows:
         )
     size_of_file(path)
     cure = f"make it anew: python report.py {path.parent} runs/sweep_..."
+    rows: Rows = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            columns, *lines = (
-                [APOSTROPHE.sub("", on_one_line(cell)) for cell in line] for line in csv.reader(file, strict=True)
-            )
-    except (csv.Error, ValueError) as error:  # no UTF-8, or not one line
+            lines = csv.reader(file, strict=True)
+            if (first := next(lines, None)) is None:
+                raise SettingsError(f"{path} is damaged (it is empty); {cure}")
+            columns = as_read(first)
+            if lacking := [name for name in needed if name not in columns]:
+                raise SettingsError(f"{path} has no column {', '.join(lacking)}; {cure}")
+            for number, line in enumerate(lines, start=2):
+                if len(line) != len(columns):
+                    raise SettingsError(
+                        f"{path}, row {number}, has {len(line)} values where the first has {len(columns)}; {cure}"
+                    )
+                if len(rows) * max(len(columns), LEAST_CELLS) > MOST_CELLS:
+                    raise SettingsError(f"{path} has more than {len(rows):,} rows, and a table holds no more; {cure}")
+                rows.append(dict(zip(columns, as_read(line), strict=True)))
+    except (csv.Error, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is damaged ({error}); {cure}") from error
-    if lacking := [name for name in needed if name not in columns]:
-        raise SettingsError(f"{path} has no column {', '.join(lacking)}; {cure}")
-    for number, cells in enumerate(lines, start=2):
-        if len(cells) != len(columns):
-            raise SettingsError(
-                f"{path}, row {number}, has {len(cells)} values where the first has {len(columns)}; {cure}"
-            )
-    if not lines:
+    if not rows:
         raise SettingsError(f"{path} holds no runs; {cure}")
-    return [dict(zip(columns, cells, strict=True)) for cells in lines]
+    return rows
+
+
+def as_read(cells: Sequence[str]) -> list[str]:
+    """Cells of a CSV file as `no_formula` was given them."""
+    return [APOSTROPHE.sub("", on_one_line(cell)) for cell in cells]
 
 
 def number(row: dict[str, str], column: str) -> float | None:

@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from microdit.kinds import SettingsError
@@ -102,7 +102,8 @@ def by_row(results: Rows, layout: Layout) -> dict[tuple[str, ...], Rows]:
             f"a table has room for {MOST_ROWS:,} rows, and these are {len(expected | found.keys()):,}: name fewer "
             "runs, or give `rows` and `expected` in report.yaml less"
         )
-    others = sorted((key for key in found if key not in expected), key=lambda key: place(key, layout))
+    orders = [{value: order for order, value in enumerate(part.labels)} for part in layout.rows]
+    others = sorted((key for key in found if key not in expected), key=lambda key: place(key, orders))
     return {key: found.get(key, []) for key in [*layout.expected, *others]}
 
 
@@ -110,12 +111,12 @@ def finished(runs: Rows) -> Rows:
     return [run for run in runs if run["status"] == FINISHED]
 
 
-def place(key: tuple[str, ...], layout: Layout) -> list[tuple[int, float, str]]:
+def place(key: tuple[str, ...], orders: Sequence[Mapping[str, int]]) -> list[tuple[int, float, str]]:
     """Where a row stands: labels in their order, other values after them, numbers by size and texts by name."""
     places = []
-    for part, value in zip(layout.rows, key, strict=True):
-        order, size = list(part.labels), number({part.column: value}, part.column)
-        places.append((order.index(value) if value in order else len(order), math.inf if size is None else size, value))
+    for order, value in zip(orders, key, strict=True):
+        size = number({"": value}, "")
+        places.append((order.get(value, len(order)), math.inf if size is None else size, value))
     return places
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from microdit.files import CHECKSUM, DamagedFileError, size_of_file
 
 STEP = re.compile(r"[0-9]{1,15}")
+MOST_ROWS = 1_000_000  # each tenth of ten million steps
 CURE = "remove that line: the numbers of its step are lost, and the run goes on"
 
 
@@ -25,20 +26,26 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Raises DamagedFileError, with the line, for any other row that is not as it was written.
     """
     size_of_file(path)
+    rows: list[dict[str, str]] = []
+    told = None  # of the newest line, which may be damaged if it is the last one
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            lines = [(reader.line_num, row) for row in reader]
-            columns = list(reader.fieldnames or [])
-    except (csv.Error, ValueError) as error:
+            for row in reader:
+                if told is not None:
+                    raise DamagedFileError(told)
+                reason = damage(row, list(reader.fieldnames or []))
+                if reason is None:
+                    row.pop(CHECKSUM, None)
+                    rows.append(row)
+                else:
+                    told = f"{path}, line {reader.line_num}, is damaged ({reason}); {CURE}"
+                if len(rows) > MOST_ROWS:
+                    raise DamagedFileError(f"{path} has over {MOST_ROWS:,} rows, more than a run logs; move it away")
+    except (csv.Error, UnicodeDecodeError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}); move it away: the run begins another") from error
-    rows, cut_short = [], not is_whole(path)
-    for number, row in lines:
-        reason = damage(row, columns)
-        if reason is None:
-            rows.append({name: value for name, value in row.items() if name != CHECKSUM})
-        elif number < lines[-1][0] or not cut_short:
-            raise DamagedFileError(f"{path}, line {number}, is damaged ({reason}); {CURE}")
+    if told is not None and is_whole(path):
+        raise DamagedFileError(told)
     return rows
 
 
@@ -65,6 +72,8 @@ def damage(row: dict[str, Any], columns: list[str]) -> str | None:
         return f"it does not have the {len(columns)} values of the first line"
     if not STEP.fullmatch(row.get("step", "")):
         return "it has no step"
+    if not any(value for name, value in row.items() if name not in ("step", CHECKSUM)):
+        return "it has no value"
     told = row.get(CHECKSUM)
     if told is None and any(value.startswith(f"{CHECKSUM} ") for value in row.values()):
         return "the names in its first line are others"

@@ -33,7 +33,7 @@ from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoi
 from microdit.runs.metrics import lost_end
 from microdit.runs.record import write_record
 from microdit.training.callbacks.checkpoints import StepCheckpoints
-from microdit.training.callbacks.loggers import MetricsFile
+from microdit.training.callbacks.loggers import MetricsFile, refuse_settings_beside
 from microdit.training.callbacks.progress import TrainingProgress
 from microdit.training.callbacks.samples import SampleGrids
 from microdit.training.callbacks.stopping import StopWhenAsked
@@ -179,6 +179,8 @@ def ask_for_what_comes_later(settings: TrainingSettings, pipeline: LatentDiffusi
 @contextmanager
 def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
     """The loggers of the run; in the end each Weights & Biases run is closed, or the next of a sweep would join it."""
+    if any(str(logger.get("_target_")).endswith("WandbLogger") for logger in settings.loggers):
+        refuse_settings_beside(Path.cwd())
     chosen = [build(logger, Logger, save_dir=str(settings.output)) for logger in settings.loggers]
     if is_rank_zero():
         for logger in chosen:

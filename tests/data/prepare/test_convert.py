@@ -103,6 +103,36 @@ def test_pictures_become_latents_with_their_captions(pictures: Path, tmp_path: P
     assert torch.equal(batch["captions"][7], words.half())
 
 
+@pytest.mark.parametrize("link", ["mine", "mine/train", f"mine/train/{LATENTS}", f"mine/train/{LATENTS}/index"])
+def test_no_link_takes_what_is_prepared_out_of_the_data_root(pictures: Path, tmp_path: Path, link: str) -> None:
+    place, elsewhere = tmp_path / "data" / link, tmp_path / "elsewhere"
+    place.parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    place.symlink_to(elsewhere)
+    with pytest.raises(SettingsError, match=r"leads to .*elsewhere.* stays there: name that place itself"):
+        run(pictures, tmp_path / "data")
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("link", ["shapes_synthetic", "shapes_synthetic/train/images-16px"])
+def test_no_link_takes_embedded_shapes_out_of_the_data_root(tmp_path: Path, link: str) -> None:
+    place, elsewhere = tmp_path / "data" / link, tmp_path / "elsewhere"
+    place.parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    place.symlink_to(elsewhere)
+    with pytest.raises(SettingsError, match=r"leads to .*elsewhere"):
+        ensure_shapes(tmp_path / "data", EmbeddedShapes(["synthetic"], {"train": 12}), encoders(), Recipe([16]))
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_data_root_may_be_a_link_and_so_may_what_stays_in_it(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "flowers").mkdir(parents=True)
+    (tmp_path / "disk" / "mine").symlink_to("flowers")
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    assert run(pictures, tmp_path / "data").written == 40
+    assert (tmp_path / "disk/flowers/train" / LATENTS / "dataset.json").is_file()
+
+
 def test_every_rejected_picture_is_listed_with_its_reason(pictures: Path, tmp_path: Path) -> None:
     summary = run(pictures, tmp_path / "data")
     assert (summary.written, summary.filtered, summary.broken, summary.missing) == (40, 1, 2, 0)

@@ -118,6 +118,20 @@ def test_a_field_that_comes_twice_is_refused(tmp_path: Path) -> None:
         index_shard(write_tar(tmp_path / "00000.tar", files))
 
 
+def test_more_fields_than_any_sample_has_are_refused(tmp_path: Path) -> None:
+    """A column of each takes a place in every row: 2,500 of them are quadratic."""
+    (tmp_path / "many").mkdir()
+    write_tar(tmp_path / "many" / "00000.tar", {f"{i}.latents_{i}.npy": b"" for i in range(300)})
+    with pytest.raises(TarError, match=r"many/00000\.tar: more than 250 different fields, such as latents_"):
+        index_folder(tmp_path / "many")
+    (tmp_path / "apart").mkdir()
+    for number in range(3):
+        fields = {f"a.latents_{100 * number + i}.npy": b"" for i in range(100)}
+        write_tar(tmp_path / "apart" / f"{number}.tar", fields)
+    with pytest.raises(TarError, match="apart: more than 250"):
+        index_folder(tmp_path / "apart")
+
+
 def test_a_truncated_tar_is_an_error_wherever_it_ends(tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "whole.tar", whole_sample("a") | whole_sample("b")).read_bytes()
     end = max(member.offset + member.length for member in tar_members(tmp_path / "whole.tar"))
@@ -243,6 +257,25 @@ def test_a_column_of_another_kind_is_named_or_its_samples_are(
             for key in range(5):
                 stream.sources[0].reader.record(key)
             stream.__getitems__(range(50))
+
+
+def test_captions_whose_places_are_damaged_are_told_and_no_others_taken(
+    tmp_path: Path, write_folder: Callable[..., Path]
+) -> None:
+    folder = write_folder(tmp_path / "data", [8], captions=3)
+    columns = {name: np.array(column) for name, column in open_columns(folder / "index.npz").items()}
+    columns["caption_2.npy/offset"] |= np.int64(-(2**63))
+    write_columns(folder / "index.npz", columns.items())
+    stream = open_mix([{"name": "d", "folder": str(folder)}], **SETTINGS)
+    with pytest.raises(CorruptSampleError, match=r"caption_2\.npy: the index is damaged, nothing lies there"):
+        stream.__getitems__(range(8))
+
+
+def test_a_description_that_is_no_file_is_told_otherwise_than_one_that_is_lacking(described: Path) -> None:
+    (described / "dataset.json").unlink()
+    os.mkfifo(described / "dataset.json")
+    with pytest.raises(OSError, match=r"dataset\.json is no ordinary file"):
+        index_foreign(described)
 
 
 @pytest.mark.parametrize("name", ["../secret.tar", "/etc/passwd", "a/../../b.tar", "..", "", "a\0b.tar", "other"])

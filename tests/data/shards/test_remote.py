@@ -127,6 +127,22 @@ def test_the_cache_is_bounded_and_the_least_recently_used_goes_first(
     assert kept == {"0", "3", "4"}
 
 
+def test_a_cache_throws_out_what_it_fetched_and_nothing_else(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        (tmp_path / f"data/{number}.tar").write_bytes(b"x" * 1000)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "thesis.pdf").write_bytes(b"x" * 5000)
+    url = serve(tmp_path / "data", failing=False).url
+    cache = FileCache(tmp_path / "cache", 2500)
+    for number in range(3):
+        cache.local(f"{url}/{number}.tar", 1000)
+    with pytest.raises(RemoteFileError, match=r"as its index says.* make that larger"):
+        cache.local(f"{url}/3.tar", 10**15)
+    there = sorted(path.name[-5:] for path in (tmp_path / "cache").glob("[!.]*"))
+    assert there == ["1.tar", "2.tar", "s.pdf"]
+
+
 def test_a_small_cache_still_gives_the_same_batches(
     tmp_path: Path, write_folder: Callable[..., Path], serve: Callable[..., Server]
 ) -> None:

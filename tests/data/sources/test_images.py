@@ -1,13 +1,17 @@
 import io
 import random
+import struct
 import subprocess
 import sys
-from contextlib import suppress
+import tracemalloc
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from microdit.data.sources import images
 from microdit.data.sources.images import BrokenImageError, FilteredImageError, scans_of, square_images
 
 
@@ -123,6 +127,65 @@ def test_what_looks_like_scans_beside_a_jpeg_is_none(progressive: bool) -> None:
     whole = encoded(picture, "jpeg", progressive=progressive, icc_profile=noise) + noise
     assert scans_of(whole) == (10 if progressive else 1)
     assert (square(whole) == square(encoded(picture, "jpeg", progressive=progressive))).all()
+
+
+def tags(own: Sequence[tuple[int, int, int]], shared: int, size: int, pixels: bytes = b"") -> bytes:
+    """A TIFF of tags (number, kind, value), and `shared` more that all name the same `size` bytes."""
+    count = len(own) + shared
+    behind = 8 + 2 + 12 * count + 4
+    entries = [struct.pack("<HHLL", number, kind, 1, value or behind + size) for number, kind, value in own]
+    entries += [struct.pack("<HHLL", 40_000 + number, 1, size, behind) for number in range(shared)]
+    return b"II*\0" + struct.pack("<LH", 8, count) + b"".join(entries) + bytes(4) + b"x" * size + pixels
+
+
+SQUARE = [
+    (256, 4, 8),
+    (257, 4, 8),
+    (258, 3, 8),
+    (259, 3, 1),
+    (262, 3, 1),
+    (273, 4, 0),
+    (277, 3, 1),
+    (278, 4, 8),
+    (279, 4, 64),
+]
+TURNED = [(0x0112, 3, 6)]
+
+
+@pytest.mark.parametrize("kind", ["tiff", "png", "webp", "jpeg"])
+def test_tags_that_all_name_the_same_bytes_take_no_memory(kind: str) -> None:
+    def picture(shared: int, size: int) -> bytes:
+        if kind == "tiff":
+            return tags(SQUARE, shared, size, bytes(64))
+        return encoded(gradient(8, 8), kind, exif=b"Exif\0\0" + tags(TURNED, shared, size))
+
+    for few in (0, 1):
+        assert square(picture(few, 30_000)).shape == (16, 16, 3)
+    many = picture(1_000, 30_000)
+    tracemalloc.start()
+    with (
+        nullcontext() if kind == "jpeg" else pytest.raises(FilteredImageError, match="TIFF or EXIF tags say more than")
+    ):
+        square(many)  # of a JPEG Pillow takes the tags up to there
+    assert tracemalloc.get_traced_memory()[1] < 20 * len(many)
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_compressed_bmp_is_left_out(whole: bool) -> None:
+    """Three bytes of it fill any picture."""
+    header = struct.pack("<LllHHLLllLL", 40, 60_000, 33, 1, 8, 1, 6, 0, 0, 0, 0) + bytes(1024)
+    file = struct.pack("<2sLLL", b"BM", 0, 0, 14 + len(header)) if whole else b""
+    with pytest.raises(FilteredImageError, match="60000 x 33 px: a compressed BMP; save it as PNG"):
+        square(file + header + bytes([1, 0, 0, 2, 0, 255]))
+
+
+@pytest.mark.parametrize(("kind", "pixels"), [("jpeg2000", 80), ("webp", 117), ("png", 200)])
+def test_a_format_that_takes_more_memory_may_have_fewer_pixels(kind: str, pixels: int, monkeypatch) -> None:
+    monkeypatch.setattr(images, "MOST_BYTES", 2_000)
+    with pytest.raises(FilteredImageError, match=f"15 x 15 px: more than {pixels} pixels of {kind.upper()}"):
+        square(encoded(gradient(15, 15), kind))
+    assert square(encoded(gradient(8, 8), kind)).shape == (16, 16, 3)
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"

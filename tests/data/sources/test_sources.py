@@ -6,6 +6,7 @@ import sys
 import tarfile
 import tracemalloc
 from collections.abc import Callable
+from contextlib import nullcontext
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pyarrow import parquet as pq
 
 from microdit.data import shapes
 from microdit.data.shards.remote import RemoteFileError
+from microdit.data.sources import table
 from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable, captions_in
 from microdit.data.sources.embedded_shapes import SCENES_VERSION, ShapesSource
 from microdit.data.sources.folder import FolderSource
@@ -453,3 +455,22 @@ def test_captions_by_the_hundred_thousand_are_listed_and_not_read(tmp_path: Path
         (told,) = source.read(0)
         assert isinstance(told, Unreadable)
         assert "100,000 captions, and 100 of a picture are the most" in told.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", "a\n" * 30, r"has no column 'image', only \['a'\]"),
+        ("a.jsonl", "x\n" * 30, r"11 of its first 11 rows are none: it is no JSON"),
+        ("a.csv", "image,caption\n" + ",b\n" * 30, "11 of its first 11 rows are none: it names no picture"),
+        ("a.csv", "image,caption\n" + "x,b\n,b\n" * 30, None),
+    ],
+)
+def test_a_table_of_rows_that_are_none_is_refused_before_all_of_them_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, told: str | None
+) -> None:
+    monkeypatch.setattr(table, "MOST_UNREADABLE", 10)
+    (tmp_path / name).write_text(content)
+    source = TableSource(str(tmp_path / name))
+    with nullcontext() if told is None else pytest.raises(ValueError, match=told):
+        assert len(source.rows()) == 60

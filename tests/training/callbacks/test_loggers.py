@@ -4,8 +4,12 @@ import resource
 
 import pytest
 
+from microdit.files import DamagedFileError
+from microdit.kinds import SettingsError
+from microdit.runs import metrics
 from microdit.runs.metrics import read_rows
-from microdit.training.callbacks.loggers import MetricsFile, PatientTensorBoard
+from microdit.training.callbacks.loggers import MetricsFile, PatientTensorBoard, refuse_settings_beside
+from microdit.training.run import loggers
 
 rows = read_rows
 
@@ -75,3 +79,47 @@ def test_tensorboard_puts_nothing_into_names(tmp_path, monkeypatch, name):
     assert (
         PatientTensorBoard(str(tmp_path), name="a", version=3, sub_dir=name).log_dir == f"{tmp_path}/a/version_3/{name}"
     )
+
+
+def test_rows_by_the_million_and_rows_of_nothing_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,a\n" + "1,\n" * 3)
+    with pytest.raises(DamagedFileError, match=r"line 2, is damaged \(it has no value\)"):
+        rows(path)
+    path.write_text("step,a\n" + "1,1\n" * 3)
+    assert len(rows(path)) == 3
+    monkeypatch.setattr(metrics, "MOST_ROWS", 2)
+    with pytest.raises(DamagedFileError, match="has over 2 rows, more than a run logs"):
+        rows(path)
+
+
+def written(folder, name: str, text: str) -> None:
+    (folder / name).mkdir()
+    (folder / name / "settings").write_text(text)
+
+
+@pytest.mark.parametrize("name", ["wandb", ".wandb"])
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("base_url = http://127.0.0.1:1", "says base_url, .* export WANDB_BASE_URL"),
+        ("x_executable = /bin/false", "says x_executable"),
+        ("https_proxy: http://127.0.0.1:1", "says https_proxy"),
+        ("no setting", "cannot be read"),
+    ],
+)
+def test_nobody_tells_weights_and_biases_where_to_send_things(tmp_path, monkeypatch, run_settings, name, setting, told):
+    written(tmp_path, name, f"[default]\nproject = mine\n{setting}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    with pytest.raises(SettingsError, match=told), loggers(run_settings("logger=wandb")):
+        pass
+    with loggers(run_settings("logger=csv")):
+        pass
+
+
+def test_ones_own_workspace_of_weights_and_biases_is_welcome(tmp_path, monkeypatch):
+    refuse_settings_beside(tmp_path)
+    written(tmp_path, "wandb", "[default]\nentity = me\nproject = mine\nbase_url = https://ours.org\n")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://ours.org")
+    refuse_settings_beside(tmp_path)

@@ -20,7 +20,7 @@ from microdit.data.shards.index import index_shard, write_part
 from microdit.data.shards.tars import LatentSample, latent_fields, write_tar
 from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable
 from microdit.data.sources.images import BrokenImageError, FilteredImageError, square_images
-from microdit.files import claim
+from microdit.files import claim, folder_within
 from microdit.progress import Report, silent
 
 LARGEST_BATCH = 1 << 28  # bytes of the files of pictures, after which no other is taken; two batches are held at once
@@ -34,13 +34,15 @@ def prepare(
     recipe: Recipe,
     shard_of: str = "1/1",
     progress: Report = silent,
+    root: Path | None = None,
 ) -> Summary:
-    """Write the latent shards of `source` below `split_folder`, or this job's share of them; the job that finds all of
-    them there writes the index and the description. Returns what was written, filtered and broken, as far as it is
-    known.
+    """Write the latent shards of `source` below `split_folder`, ROOT/NAME/SPLIT, or this job's share of them; the job
+    that finds all of them there writes the index and the description. Returns what was written, filtered and broken, as
+    far as it is known.
 
-    ValueError where the autoencoder cannot take a resolution, FileNotFoundError where the source is empty, NoRoomError
-    where the disk is full (run it again), PlanChangedError where the folder was begun with other settings.
+    SettingsError where a link leads out of ROOT (`root`, if NAME is not that of one folder), ValueError where the
+    autoencoder cannot take a resolution, FileNotFoundError where the source is empty, NoRoomError where the disk is
+    full (run it again), PlanChangedError where the folder was begun with other settings.
     """
     downscale = encoders.autoencoder.downscale
     uneven = [px for px in recipe.resolutions_px if px % downscale]
@@ -51,7 +53,7 @@ def prepare(
         )
     names = source.shards()
     folder = latents_folder(split_folder, encoders, recipe.resolutions_px)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder_within(root or split_folder.parents[1], folder)
     keep_plan(folder, source, encoders, recipe)
     mine = share_of(len(names), shard_of)
     started, images = time.monotonic(), 0

@@ -18,7 +18,7 @@ from microdit.data.shapes import SKILLS
 from microdit.data.sources.captioned import CaptionedImage, Source
 from microdit.data.sources.embedded_shapes import ShapesSource
 from microdit.data.sources.tars import TarSource, write_pictures
-from microdit.files import alone_in, claim
+from microdit.files import alone_in, claim, folder_within
 from microdit.kinds import Limits, SettingsError, check_names
 from microdit.progress import Report, silent
 
@@ -77,7 +77,7 @@ def ensure_shapes(
     latent shards, index. Costs nothing when all is there; may be killed at any time, and called by several processes
     at once.
 
-    PlanChangedError where a folder holds the shapes of other settings.
+    PlanChangedError where a folder holds the shapes of other settings, SettingsError where a link leads out of ROOT.
     """
     root.mkdir(parents=True, exist_ok=True)
     side_px, summaries = max(recipe.resolutions_px), []
@@ -87,7 +87,7 @@ def ensure_shapes(
                 shares = wanted.skill_shares if split == "train" else None
                 drawing = ShapesSource(domain, split, count, side_px, skill_shares=shares)
                 folder, title = root / f"{wanted.name}_{domain}" / split, f"{wanted.name}_{domain} {split}"
-                images = folder / f"images-{side_px}px"
+                images = folder_within(root, folder / f"images-{side_px}px")
                 draw(
                     drawing,
                     images,
@@ -95,7 +95,7 @@ def ensure_shapes(
                     partial(progress_of, progress, f"{title}: draw"),
                 )
                 encoding = partial(progress_of, progress, f"{title}: encode")
-                summaries.append(prepare(DrawnShards(drawing, images), folder, encoders, recipe, progress=encoding))
+                summaries.append(prepare(DrawnShards(drawing, images), folder, encoders, recipe, "1/1", encoding, root))
     return summaries
 
 
@@ -109,7 +109,6 @@ def draw(source: Source, folder: Path, processes: int, progress: Report) -> None
     missing = [number for number in range(len(source.shards())) if not (folder / f"{number:05d}.tar").exists()]
     if not missing:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("fork")
     drawn = context.Value("q", 0)
     total = len(missing)

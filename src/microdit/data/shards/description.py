@@ -49,8 +49,8 @@ def write_description(folder: Path, description: LatentDescription) -> None:
 
 
 def read_description(path: Path) -> LatentDescription:
-    """Read a `dataset.json`. MismatchError where there is none, or something else."""
-    if not path.is_file():
+    """Read a `dataset.json`. MismatchError where there is none, or something else, OSError where it is no file."""
+    if not path.exists():
         raise MismatchError(
             f"{path.parent} has no {path.name}: it is not prepared to its end. Run the command that prepared it again, "
             f"or for tars from elsewhere: python prepare.py index={path.parent}"

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from microdit.data.shards.columns import ColumnsError, open_columns, word_sum, write_columns
 from microdit.data.shards.tars import BLOCK, TarError, TarMember, tar_members
-from microdit.files import alone_in, size_of_file
+from microdit.files import alone_in, folder_within, size_of_file
 
 INDEX_NAME = "index.npz"
 PARTS_FOLDER = "index"
@@ -48,6 +48,7 @@ OWN_TYPES = {
     "key_ends": np.int64,
 }
 SHARD_NAME = re.compile(r"[^/\x00]*\.tar")  # of a file beside the index, and nowhere else
+MOST_FIELDS = 250  # of all samples: a hundred captions, and as many resolutions
 Columns = dict[str, np.ndarray]
 
 
@@ -107,6 +108,7 @@ def index_shard(path: Path, keep_readable_part: bool = False, name: str | None =
     before the damage are indexed instead.
     """
     rows: dict[str, dict[str, dict[str, object]]] = {}
+    known: set[str] = set()
     size_of_file(path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -119,6 +121,8 @@ def index_shard(path: Path, keep_readable_part: bool = False, name: str | None =
             fields = rows.setdefault(folder + slash + file_name[: found.start()], {})
             if field in fields:
                 raise TarError(f"{path}: holds {member.name!r} twice")
+            known.add(field)
+            check_fields(known, path)
             fields[field] = describe_field(descriptor, member, field.endswith(".npy"))
         size = os.fstat(descriptor).st_size
     finally:
@@ -131,7 +135,7 @@ def index_shard(path: Path, keep_readable_part: bool = False, name: str | None =
         "keys": np.frombuffer(b"".join(keys), np.uint8),
         "key_ends": np.cumsum([len(key) for key in keys], dtype=np.int64),
     }
-    for field in sorted({field for fields in rows.values() for field in fields}):
+    for field in sorted(known):
         for column in columns_of(field):
             filled = absent(column, len(rows))
             for row, fields in enumerate(rows.values()):
@@ -139,6 +143,14 @@ def index_shard(path: Path, keep_readable_part: bool = False, name: str | None =
                     filled[row] = fields[field][column]
             columns[f"{field}/{column}"] = filled
     return columns
+
+
+def check_fields(fields: Collection[str], path: Path) -> None:
+    """Raises TarError where there are more fields than samples have: each is a place in every row."""
+    if len(fields) > MOST_FIELDS:
+        raise TarError(
+            f"{path}: more than {MOST_FIELDS} different fields, such as {max(fields)}, which no samples have"
+        )
 
 
 def readable_members(path: Path, keep_readable_part: bool) -> Iterator[TarMember]:
@@ -206,11 +218,8 @@ def part_path(shard: Path) -> Path:
 
 
 def write_part(shard: Path, columns: Columns) -> None:
-    """Keep the index of one shard."""
-    folder = part_path(shard).parent
-    folder.mkdir(exist_ok=True)
-    if folder.is_symlink():
-        raise OSError(f"{folder} is a link to {folder.resolve()}; an index is kept beside its tars: remove the link")
+    """Keep the index of one shard. SettingsError where a link would take it elsewhere."""
+    folder_within(shard.parent, part_path(shard).parent)
     write_columns(part_path(shard), columns.items())
 
 
@@ -226,6 +235,7 @@ def merge_folder(folder: Path) -> int:
             "which the tars lie: python prepare.py index=FOLDER"
         )
     parts = [open_index(part_path(shard)) for shard in shards]
+    check_fields({name.rpartition("/")[0] for part in parts for name in part if "/" in name}, folder)
     with alone_in(folder):
         write_columns(folder / INDEX_NAME, merge(parts))
     return sum(int(part["shard_rows"].sum()) for part in parts)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float16, Int64, UInt8, UInt64
 
 from microdit.data.shards.columns import WORD, word_sum
 from microdit.data.shards.corruption import CorruptSampleError
-from microdit.data.shards.index import DTYPES, HALF, ShardIndex
+from microdit.data.shards.index import ABSENT, DTYPES, HALF, ShardIndex
 from microdit.data.shards.tars import BLOCK
 from microdit.files import is_refusal, size_of_file
 
@@ -80,8 +80,10 @@ class FieldRead:
         fits = fits.all(axis=1) & (dtype == HALF)
         reasons = {}
         for number in np.flatnonzero((offset < BLOCK) | ~fits | ~finite | ~whole):
-            if offset[number] < BLOCK:
+            if offset[number] == ABSENT["offset"]:
                 reason = "the sample has no such field"
+            elif offset[number] < BLOCK:
+                reason = "the index is damaged, nothing lies there; make it anew"
             elif not 0 < dtype[number] < len(DTYPES):
                 reason = "it is no readable array of numbers"
             elif not fits[number]:

@@ -32,6 +32,7 @@ LARGEST_LISTING = 1 << 24
 LINK = re.compile(r"""\bhref\s{0,9}=\s{0,9}["']([^"'<>]{1,4096})["']""", re.IGNORECASE)
 FETCH_THREADS = 4
 KEPT_BYTES = 1 << 62
+OURS = re.compile(r"[0-9a-f]{16}-")  # begins the name of every file in a cache, see FileCache._path
 Content = TypeVar("Content")
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class FileCache:
     """Remote files in a local folder of at most `max_bytes`, the least recently used out first.
 
     Any number of processes may share the folder: each file is fetched by one of them, under a temporary name, while the
-    others wait. A file that is open stays readable when it is thrown out.
+    others wait. A file that is open stays readable when it is thrown out. Files of other names are somebody else's.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -158,13 +159,19 @@ class FileCache:
         self._process = os.getpid()
 
     def local(self, url: str, expected_bytes: int | None = None, most_bytes: int = LARGEST_FETCHED) -> Path:
-        """The local path of a remote file, fetched if it is not there. RemoteFileError where it cannot be had."""
+        """The local path of a remote file, fetched if it is not there. RemoteFileError where it cannot be had, or is
+        larger than the cache."""
+        if (expected_bytes or 0) > self.max_bytes:
+            raise RemoteFileError(
+                f"{url} has {expected_bytes:,} bytes, as its index says, and the cache {self.folder} holds "
+                f"{self.max_bytes:,}: make that larger (cache_gigabytes)"
+            )
         path = self._path(url)
         if self._present(path, expected_bytes):
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = partial_name(path)
-        with alone_in(self.folder / f".{path.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW):
+        with alone_in(self.folder / f".{path.name}.lock", os.O_RDWR | os.O_CREAT):
             if not self._present(path, expected_bytes):
                 self._make_room(expected_bytes or 0)
                 partial.unlink(missing_ok=True)
@@ -224,7 +231,7 @@ class FileCache:
         files = []
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):
-                if not path.name.startswith(".") and path.is_file():
+                if OURS.match(path.name) and path.is_file():
                     status = path.stat()
                     files.append((status.st_mtime_ns, status.st_size, path))
         total = incoming + sum(size for _, size, _ in files)

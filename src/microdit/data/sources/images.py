@@ -3,10 +3,11 @@
 import io
 import re
 from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 # Pillow's own guard warns or stops by a limit of the whole process; `max_pixels` below takes its place.
 Image.MAX_IMAGE_PIXELS = None
@@ -16,10 +17,39 @@ WELL_KNOWN = "AVIF BMP DIB GIF HEIF JPEG JPEG2000 JXL MPO PCX PNG PPM QOI TGA TI
 Image.init()
 FORMATS = [name for name in WELL_KNOWN.split() if name in Image.OPEN]  # that this Pillow, with its plugins, knows
 BAND_PIXELS = 1 << 20
+# Of memory while a picture is decoded, as it was measured, transparent ones included; the others take up to 10.
+BYTES_A_PIXEL = {"JPEG2000": 25, "WEBP": 17, "AVIF": 13, "HEIF": 13, "JXL": 13}
+MOST_BYTES = 10 * MAX_PIXELS
+ROWS_IN_PYTHON = "bmp_rle"  # Pillow's decoder of compressed BMP, which a few bytes make fill any picture, and slowly
 # How often a JPEG may go over its picture: those of cameras do up to 10 times. Fewer where the picture is large.
 MOST_SCANS, MOST_SCANNED = 100, 20 * MAX_PIXELS
 START, SCAN, END = b"\xff\xd8", b"\xda", b"\xd9"
 MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+
+
+class ReadTwice:
+    """An open file of which no more is read than it holds twice over. FilteredImageError for more."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+        here = file.tell()
+        self.size = file.seek(0, io.SEEK_END)
+        self.room = 2 * self.size
+        file.seek(here)
+
+    def read(self, size: int = -1) -> bytes:
+        """The next `size` bytes."""
+        found = self.file.read(size)
+        self.room -= len(found)
+        if self.room < 0:
+            raise FilteredImageError(f"its TIFF or EXIF tags say more than the {self.size:,} bytes that hold them")
+        return found
+
+
+# Pillow reads the tags of a TIFF, which EXIF is in every other format, as often as they are named, and all of them may
+# name the same bytes. This is the one place through which it reads them.
+load_tags = TiffImagePlugin.ImageFileDirectory_v2.load
+TiffImagePlugin.ImageFileDirectory_v2.load = lambda self, fp: load_tags(self, ReadTwice(fp))  # type: ignore[method-assign]
 
 
 class BrokenImageError(ValueError):
@@ -36,8 +66,8 @@ def square_images(
     """The centre square of a picture, resized with antialiasing to each of `sides_px`.
 
     The first frame of an animation, turned as its EXIF orientation says, transparency over white, any colour mode.
-    BrokenImageError, or FilteredImageError where the shorter side has less than `min_side_px` or all have over
-    `max_pixels`. Memory: the decoder's own, and three bytes a pixel.
+    BrokenImageError, or FilteredImageError where the shorter side has less than `min_side_px`, or all have over
+    `max_pixels` or, for some formats, what takes over MOST_BYTES. Memory: the decoder's own, and three bytes a pixel.
     """
     # A JPEG may be decoded at a fraction of its size; twice the target loses nothing that the resize would keep.
     rgb = rgb_image(data, min_side_px, max_pixels, enough_px=2 * max(sides_px))
@@ -63,8 +93,11 @@ def rgb_image(
             width, height = image.size
             if min(width, height) < min_side_px:
                 raise FilteredImageError(f"{width} x {height} px: a side shorter than {min_side_px} px")
-            if width * height > max_pixels:
-                raise FilteredImageError(f"{width} x {height} px: more than {max_pixels} pixels")
+            most = min(max_pixels, MOST_BYTES // BYTES_A_PIXEL.get(image.format or "", 10))
+            if width * height > most:
+                raise FilteredImageError(f"{width} x {height} px: more than {most} pixels of {image.format}")
+            if any(tile[0] == ROWS_IN_PYTHON for tile in image.tile):  # type: ignore[attr-defined]
+                raise FilteredImageError(f"{width} x {height} px: a compressed BMP; save it as PNG")
             if data.startswith(START) and (scans := scans_of(data)) > min(MOST_SCANS, MOST_SCANNED / (width * height)):
                 raise FilteredImageError(f"{width} x {height} px: a JPEG of {scans:,} scans, more than any needs")
             if enough_px is not None:

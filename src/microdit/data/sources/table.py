@@ -20,6 +20,7 @@ LONGEST_LINE = 1 << 24  # characters; a hundred captions as long as any have few
 MOST_TIMES, ALWAYS_ROOM = 100, 1 << 26  # of its size, or bytes, may a table unpack to
 TEXT_BYTES = 50  # that a text takes, however short it is
 MOST_NAMED = 50  # columns in a message
+MOST_UNREADABLE = 100_000  # rows, of a table that has fewer others
 Row = Mapping[str, object] | str  # or why it cannot be read
 
 
@@ -167,16 +168,20 @@ class TableSource(Source):
             try:
                 size_of_file(self.path)
                 needed = list(dict.fromkeys((self.image_column, self.caption_column)))
+                unreadable = 0
                 for number, row in enumerate(READERS[self.path.suffix.lower()](self.path, needed), start=1):
-                    if isinstance(row, str):
-                        rows.append((f"row {number}", None, row))
-                        continue
-                    columns |= dict.fromkeys(row)
-                    image = row.get(self.image_column)
-                    if isinstance(image, str) and image:
+                    columns |= {} if isinstance(row, str) else dict.fromkeys(row)
+                    image = None if isinstance(row, str) else row.get(self.image_column)
+                    if not isinstance(row, str) and isinstance(image, str) and image:
                         rows.append((image, row.get(self.caption_column), None))
-                    else:
-                        rows.append((f"row {number}", None, f"it names no picture in {self.image_column!r}"))
+                        continue
+                    reason = row if isinstance(row, str) else f"it names no picture in {self.image_column!r}"
+                    rows.append((f"row {number}", None, reason))
+                    unreadable += 1
+                    if unreadable > MOST_UNREADABLE and unreadable > number / 2:
+                        if columns and self.image_column not in columns:
+                            break  # which is told below
+                        raise ValueError(f"{unreadable:,} of its first {number:,} rows are none: {reason}")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{self.path} is not UTF-8 ({error}): save it as UTF-8") from error
             except ValueError as error:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from microdit.data.shards.corruption import CorruptionPolicy, CorruptSampleError, OnCorrupt
 from microdit.data.shards.description import LatentDescription, MismatchError
+from microdit.data.shards.index import ABSENT
 from microdit.data.shards.reader import Failures, ShardReader
 from microdit.data.shards.tars import caption_field, latents_field
 from microdit.data.stream.order import EachOnce, Interleave, SourceOrder, draws, seed_of
@@ -136,7 +137,9 @@ class LatentStream(Dataset[Batch]):
         fields = [name for name in reader.index.fields if name.startswith("caption")]
         if len(fields) < 2:
             return rows, np.zeros_like(rows)
-        present = sum((reader.index.column(name, "offset")[rows] >= 0).astype(np.int64) for name in fields)
+        present = sum(
+            (reader.index.column(name, "offset")[rows] != ABSENT["offset"]).astype(np.int64) for name in fields
+        )
         chance = draws(seed_of(self.seed, self.names[source], "caption"), epochs * reader.index.rows + rows)
         return rows, (chance % np.maximum(present, 1).astype(np.uint64)).astype(np.int64)
 

@@ -1,5 +1,6 @@
 """What is logged of a run: metrics.csv, which every run has, and TensorBoard that outlives a full disk."""
 
+import configparser
 import csv
 import logging
 import os
@@ -12,10 +13,38 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from microdit.files import CHECKSUM, appending, replacing
+from microdit.files import CHECKSUM, appending, replacing, size_of_file
+from microdit.kinds import SettingsError
+from microdit.runs.folder import WANDB_FOLDERS
 from microdit.runs.metrics import is_whole, read_rows, with_checksum
 
 log = logging.getLogger(__name__)
+# What `wandb init` and its like write beside one's work. The others say where keys and numbers go, or what is started.
+OF_A_WORKSPACE = (
+    *("entity", "project", "organization", "mode", "disabled", "anonymous", "console", "quiet", "silent", "username"),
+    *("run_name", "run_group", "run_job_type", "run_notes", "run_tags", "save_code", "disable_code", "disable_git"),
+)
+
+
+def refuse_settings_beside(folder: Path) -> None:
+    """Raises SettingsError where a settings file of Weights & Biases in `folder`, which it reads unasked, has more than
+    OF_A_WORKSPACE that the environment does not say as well: it may have come with a run."""
+    for path in (folder / name / "settings" for name in WANDB_FOLDERS):
+        if not path.exists():
+            continue
+        size_of_file(path)
+        parser = configparser.ConfigParser()
+        try:
+            parser.read(path, encoding="utf-8")
+            found = dict(parser.items("default")) if parser.has_section("default") else {}
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path} cannot be read ({error}); mend it, or remove it") from error
+        for name, value in found.items():
+            if name not in OF_A_WORKSPACE and os.environ.get(variable := f"WANDB_{name.upper()}") != value:
+                raise SettingsError(
+                    f"{path} says {name}, and where Weights & Biases sends things and your key is for you to say: if "
+                    f"it is meant, export {variable} with the same value; else remove that line"
+                )
 
 
 class MetricsFile(Logger):
