@@ -158,8 +158,8 @@ def evaluate_kept(
     if run is None or not resolved(folder).is_relative_to(resolved(run)):
         raise SettingsError(
             f"{folder} lies in no run (a folder with {PIPELINE_FILE}) whose result.json could be added to, and holds "
-            "no pictures made elsewhere (00000/metadata.jsonl beside 00000/samples/0000.png, ...); name a run's by "
-            f"their place there, RUN/{EVALUATION}/..."
+            "no pictures made elsewhere (00000/metadata.jsonl beside 00000/samples/0000.png, ...); name it by "
+            f"its place there, RUN/{EVALUATION}/..."
         )
     recorder = Recorder(run, {"pictures": str(folder)}, settings, console)
     numbers = measure(KeptSubject(folder, device, sampling_of(run)), metrics, recorder, unusual_settings(run, settings))
