@@ -178,6 +178,7 @@ def test_a_folder_of_anything_adds_up(chosen: dict, linked: bool) -> None:
 def test_tars_of_anything_add_up(drawn: list[tuple[dict, str]], twice: bool) -> None:
     with place() as root:
         (root / "tars/sub").mkdir(parents=True)
+        pictures, ignored = 1, 1
         for number, (chosen, packed) in enumerate(drawn):
             members = [*files_of(chosen).items()]
             whole = tar_of([*members, *members[:2]] if twice else members)
@@ -186,9 +187,15 @@ def test_tars_of_anything_add_up(drawn: list[tuple[dict, str]], twice: bool) -> 
             )
             folder = root / "tars" / ("sub" if packed == "nested" else "")
             (folder / f"{number}.tar").write_bytes(content)
+            if packed not in ("cut", "page"):
+                names = [name for name, _ in members]
+                pictures += len(list(filter(is_named_as_a_picture, [*names, *(names[:2] if twice else [])])))
+                ignored += sum(any(part.startswith((".", "__")) for part in name.split("/")) for name in names)
         (root / "tars/notes.md").write_bytes(b"")
         (root / "tars/z.tar").write_bytes(tar_of([("z.png", SOUND), ("z.txt", b"own of z")]))
-        check(TarSource(str(root / "tars")), root, None, lambda key: f"own of {stem_of(key)}")
+        found = check(TarSource(str(root / "tars")), root, None, lambda key: f"own of {stem_of(key)}")
+        assert sum(summary.found for summary in found) >= pictures
+        assert sum(summary.ignored for summary in found) >= ignored
 
 
 def tar_of(members: list[tuple[str, bytes]]) -> bytes:
@@ -202,7 +209,7 @@ def tar_of(members: list[tuple[str, bytes]]) -> bytes:
 
 
 def own_caption(number: int, odd: str) -> str:
-    return f"own of {number}{odd}"
+    return f"own of {number}{odd}and more{odd}"
 
 
 ODD = ["", '"', ' "so', ', "', "\t", "\n", "\r\n", ' "a" ', "[", "'", ";", "\u2028", "\\", "]"]
