@@ -197,7 +197,7 @@ def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
 
 def same_run(logger: Mapping[str, Any], run: Path) -> dict[str, str]:
     """What lets Weights & Biases go on with the curves of a resumed run: the id that it gave to its first part."""
-    if logger.get("_target_") != f"lightning.pytorch.loggers.{WandbLogger.__name__}" or logger.get("version"):
+    if not str(logger.get("_target_")).endswith(".WandbLogger") or logger.get("version"):
         return {}
     parts = sorted((run / "wandb").glob("*run-*-*"))
     return {"version": parts[0].name.rpartition("-")[2]} if parts else {}
