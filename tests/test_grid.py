@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from microdit.grid import CELL_PX, MARGIN_PX, prompt_grid
+from microdit import grid
+from microdit.grid import CELL_PX, MARGIN_PX, font_for, not_shown, prompt_grid, sheet_of, shown_as
 
 COLOURS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
 
@@ -53,3 +54,30 @@ def test_values_outside_zero_to_one_are_cut():
 def test_as_many_prompts_as_pictures_and_at_least_one(n, prompts):
     with pytest.raises(ValueError, match=f"{n} and {len(prompts)}"):
         prompt_grid(plain_pictures(n), prompts)
+
+
+@pytest.mark.parametrize("prompts", [["a"], ["a", "a red circle and " * 40, ""], ["wörd " * 99] * 7])
+def test_the_size_of_a_sheet_is_known_before_there_are_pictures(prompts):
+    sheet = prompt_grid(torch.zeros(len(prompts), 3, 24, 32), prompts)
+    assert sheet.size == sheet_of(prompts, 24, 32).size
+
+
+@pytest.mark.parametrize("prompt", ["ein grünes Boot", "красный круг", "κόκκινος κύκλος", "a → b"])
+def test_letters_of_other_scripts_are_shown(prompt):
+    assert not_shown([prompt]) == ""
+    assert shown_as(prompt) == prompt
+    marks = {bytes(font_for(prompt)[0].getmask(letter)) for letter in set(prompt) if not letter.isspace()}
+    assert len(marks) == len({letter for letter in prompt if not letter.isspace()})  # no two are the same empty box
+
+
+def test_letters_that_no_font_here_has_are_escapes_and_told(monkeypatch):
+    monkeypatch.setattr(grid, "letters_of", lambda path: frozenset("abc"))
+    font_for.cache_clear()
+    assert not_shown(["a猫", "b"]) == "猫"
+    assert shown_as("a猫") == "a\\u732b"
+    font_for.cache_clear()
+
+
+def test_wide_letters_make_shorter_lines():
+    narrow, wide = (sheet_of([letter * 60], 32, 32).texts[0] for letter in "a漢")
+    assert len(wide) > len(narrow)

@@ -176,3 +176,22 @@ def test_a_hub_name_without_owner_is_refused_in_a_sentence():
 def test_weights_that_do_not_come_with_the_package_are_refused_with_those_that_do():
     with pytest.raises(FileNotFoundError, match="no embedded:sdxl: with this package come"):
         weights_folder("embedded:sdxl", [["config.json"]], "autoencoder.weights")
+
+
+def test_a_folder_below_the_given_one_that_fits_is_named(tmp_path):
+    for name in ("vae/config.json", "vae/model.bin", "unet/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"/vae has them: autoencoder\.weights=.*/vae\. "):
+        weights_folder(str(tmp_path), FILES, "autoencoder.weights")
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_single_file_of_weights_is_no_folder_and_is_not_said_to_be_absent(tmp_path, beside):
+    (tmp_path / "model.bin").write_text("")
+    if beside:
+        (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"model\.bin is a file, and a folder is wanted") as refused:
+        weights_folder(str(tmp_path / "model.bin"), FILES, "autoencoder.weights")
+    assert "does not exist" not in str(refused.value)
+    assert (f"{tmp_path} has them" in str(refused.value)) == beside

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from small_run import QUICK_PICTURES, SMALL_RUN
@@ -21,9 +22,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
+def last_of_each(arguments: Sequence[str]) -> list[str]:
+    """A command line with each setting once, as entry points want it: what a test asks for, in place of what a list
+    that it shares with others says."""
+    last = {argument.partition("=")[0]: argument for argument in arguments}
+    return [argument for argument in dict.fromkeys(arguments) if argument in last.values()]
+
+
 def start_script(script: str, *arguments: str, folder: Path = ROOT) -> Script:
     """`python SCRIPT ARGUMENTS`, without waiting for its end."""
-    return Script(str(ROOT / script), list(arguments), folder, environment())
+    return Script(str(ROOT / script), last_of_each(arguments), folder, environment())
 
 
 def run_script(
@@ -32,7 +40,7 @@ def run_script(
     """`python SCRIPT ARGUMENTS` when it has ended, its output as text. `cold` starts Python as well and loads the
     libraries as the script does, which one test of every script asks for."""
     if cold:
-        command = [sys.executable, str(ROOT / script), *arguments]
+        command = [sys.executable, str(ROOT / script), *last_of_each(arguments)]
         return subprocess.run(
             command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600, check=False
         )

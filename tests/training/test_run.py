@@ -22,7 +22,7 @@ from microdit.runs.folder import checkpoints_of, places_named
 from microdit.training.callbacks.samples import SampleGrids
 from microdit.training.callbacks.telemetry import Telemetry
 from microdit.training.module import NonFiniteLossError
-from microdit.training.run import train
+from microdit.training.run import same_run, train
 
 
 def quiet_train(settings, checkpoint=None):
@@ -259,3 +259,18 @@ def test_the_loss_on_the_terminal_is_that_of_the_whole_batch(run_settings, tmp_p
     console = Console(file=(tmp_path / "said.txt").open("w"), record=True, width=200)
     record = train(run_settings("trainer.device_batch_size=1", output=tmp_path / "run"), console)
     assert f"step 8/8  loss {record['train/loss']:.4f} " in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("logger", "expected"),
+    [
+        ({"_target_": "lightning.pytorch.loggers.WandbLogger"}, {"version": "abc12345"}),
+        ({"_target_": "lightning.pytorch.loggers.WandbLogger", "version": "mine"}, {}),
+        ({"_target_": "lightning.pytorch.loggers.CSVLogger"}, {}),
+    ],
+)
+def test_a_resumed_run_goes_on_with_the_curves_of_its_first_part(tmp_path, logger, expected):
+    assert same_run(logger, tmp_path) == {}
+    for part in ("offline-run-20260101_000000-abc12345", "offline-run-20260102_000000-def67890"):
+        (tmp_path / "wandb" / part).mkdir(parents=True)
+    assert same_run(logger, tmp_path) == expected

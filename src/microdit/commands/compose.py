@@ -1,6 +1,7 @@
 """Composing the configuration with Hydra: of a new run, of a resumed one, of every stage of a chain."""
 
 import inspect
+import json
 import math
 import os
 import re
@@ -23,7 +24,17 @@ from rich.text import Text
 from microdit.build import trust
 from microdit.commands.messages import errors, failed_jobs, is_ours, run_told, tell_and_exit
 from microdit.files import InUseError, new_folder, read_yaml
-from microdit.kinds import ArgumentsOf, Limits, SettingsError, check_arguments, check_kind, check_names, told_with
+from microdit.kinds import (
+    ArgumentsOf,
+    Limits,
+    SettingsError,
+    check_arguments,
+    check_kind,
+    check_names,
+    is_of,
+    kinds_of,
+    told_with,
+)
 from microdit.runs.differences import flat
 from microdit.runs.folder import (
     CONFIG_FILE,
@@ -120,6 +131,31 @@ def trusted(config: DictConfig) -> dict[str, Any]:
     settings = plain(config)
     trust(*as_list(settings.pop("trust", [])), *packages_named(settings))
     return settings
+
+
+def as_texts(settings: dict[str, Any], kinds: Callable[..., Any], below: str = "") -> None:
+    """Puts back, as it was typed, what a text is asked for and the command line took for a number or a truth: a folder
+    called 2024_06, a prompt that is 42. `kinds`: the class, function or TypedDict whose arguments the settings are;
+    `below`: their group. SettingsError where it can no longer be told what was typed."""
+    wanted = kinds_of(kinds)
+    for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
+        name = override.key_or_group.removeprefix(f"{below}." if below else "")
+        if name not in wanted or name not in settings or (below and name == override.key_or_group):
+            continue
+        value, kind, typed = settings[name], wanted[name][0], (override.input_line or "").partition("=")[2]
+        if isinstance(value, int | float) and not is_of(value, kind) and is_of(typed, kind):
+            settings[name] = typed
+        elif isinstance(value, list) and any(isinstance(one, int | float) for one in value):
+            texts = [json.dumps(one) if isinstance(one, int | float) else one for one in value]
+            try:
+                check_kind(value, kind, override.key_or_group)
+            except SettingsError:
+                if lost := [one for one in texts if isinstance(one, str) and one.lower() not in typed.lower()]:
+                    raise SettingsError(
+                        f"{override.key_or_group}: a text in it was taken for the number {lost[0]}; put each in "
+                        f"""quotes, such as {override.key_or_group}='["one", "2024_06"]'"""
+                    ) from None
+                settings[name] = texts
 
 
 def as_list(told: Any) -> list[Any]:
@@ -386,6 +422,7 @@ def run_entry_point(main: Callable[[], None], config_name: str) -> None:
 
     def told() -> None:
         try:
+            refuse_repeated(sys.argv[1:])
             main()
         except (HydraException, OmegaConfBaseException) as error:
             conf = Path(inspect.unwrap(main).__code__.co_filename).resolve().parent / "conf"
@@ -405,6 +442,45 @@ def bundles_in_order(arguments: Sequence[str]) -> list[str]:
     return [argument if place(argument) is None else next(bundles) for argument in arguments]
 
 
+def refuse_repeated(arguments: Sequence[str]) -> None:
+    """Raises SettingsError where a command line gives one setting two values, of which the last alone would count."""
+    given: dict[str, list[str]] = {}
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if equals and not argument.startswith("-"):
+            given.setdefault(key.lstrip("+~"), []).append(argument)
+    for key, typed in given.items():
+        if len(set(typed)) > 1:
+            values = ",".join(one.partition("=")[2] for one in typed)
+            raise SettingsError(
+                f"{key} is given {len(typed)} times ({typed[0]}, {typed[1]}{', ...' if len(typed) > 2 else ''}), of "
+                f"which the last alone would count. Type it once. If the shell made them of braces, keep these with "
+                f"""two pairs of quotes, as in '{key}="a/{{0..9}}.tar"'; to run each of them: -m {key}={values[:100]}"""
+            )
+
+
+def how_to_quote(arguments: Sequence[str]) -> str:
+    """What to type instead of the first setting whose value Hydra would read as more than a text; "" without one."""
+    swept = "-m" in arguments or "--multirun" in arguments
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and not argument.startswith("-") and not reads_as_typed(argument, swept):
+            inside = value.strip("'\"").replace("\\", "\\\\").replace('"', '\\"')
+            return (
+                f"""\nA text with commas, =, brackets, braces or letters with accents needs two pairs of quotes: """
+                f"""'{key}="{inside}"' (docs/data.md)"""
+            )
+    return ""
+
+
+def reads_as_typed(argument: str, swept: bool) -> bool:
+    """Whether Hydra takes an argument for one setting, with one value unless settings are swept over."""
+    try:
+        return swept or not OverridesParser.create().parse_override(argument).is_sweep_override()
+    except HydraException:
+        return False
+
+
 def default_config(conf: Path, config_name: str) -> DictConfig:
     """The configuration without overrides, to list the keys there are."""
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
@@ -421,7 +497,7 @@ def composition_message(error: Exception, default_config: Callable[[], DictConfi
         behind = behind.__cause__ or behind.__context__
     found = UNKNOWN_KEY.search(str(error))
     if found is None:
-        return str(error)
+        return f"{error}{how_to_quote(sys.argv[1:])}"
     key = found.group(1)
     at_fault = getattr(error.__cause__, "parent_node", None)
     # Hydra has emptied a single value that was taken for a group: there the defaults know more.

@@ -7,15 +7,17 @@ from typing import Literal
 import torch
 from omegaconf import DictConfig
 
-from microdit.commands.compose import trusted
+from microdit.commands.compose import as_texts, trusted
 from microdit.commands.messages import check_device, console, tell_places
-from microdit.grid import prompt_grid
+from microdit.grid import not_shown, prompt_grid, sheet_of
 from microdit.kernels.compile import compile_network
-from microdit.kinds import SettingsError
+from microdit.kinds import Images, SettingsError, check_arguments
 from microdit.pipeline import LatentDiffusion
 from microdit.pretrained import EMBEDDED
 from microdit.progress import progress_bar
 from microdit.runs.folder import PIPELINE_FILE, places_named, run_of
+
+LARGEST_SIDES = {".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}  # px, as the formats and their libraries have it
 
 
 def open_pipeline(
@@ -38,7 +40,7 @@ def open_pipeline(
 
 def generate_grid(
     checkpoint: str,
-    prompts: list[str],
+    prompts: str | Sequence[str],
     num_inference_steps: int | None,
     guidance_scale: float | None,
     sampler: str | None,
@@ -49,24 +51,36 @@ def generate_grid(
     weights: str,
     autoencoder_weights: str | None,
     text_encoder_weights: str | None,
-    batch_size: int,
+    batch_size: Images,
     device: str,
     compile: bool,
     output: str,
 ) -> Path:
-    """Writes a grid of one picture a prompt, prompts below, and returns its path. Of how they are drawn, None is as the
-    run has it.
+    """Writes a grid of one picture a prompt, prompts below, and returns its path. One text is one prompt. Of how they
+    are drawn, None is as the run has it. What can be known before drawing is checked before.
 
     Raises CheckpointError for a checkpoint that is missing or does not fit, SettingsError without prompts or for a file
     that is no picture, ValueError for a sampler, interval or temperature that LatentDiffusion.generate refuses.
     """
     path = Path(output)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise SettingsError("""prompts is empty: give some, such as prompts='["a red circle"]'""")
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise SettingsError(f"output={output}: name a .png, .jpg or .webp file")
+    if path.is_dir():
+        raise SettingsError(f"output={output} is a folder: name a file in it")
     check_device(device)
     pipeline = open_pipeline(checkpoint, weights, autoencoder_weights, text_encoder_weights).to(device)
+    height, width = (side * pipeline.autoencoder.downscale for side in pipeline.latent_shape()[1:])
+    check_sheet(path, sheet_of(prompts, height, width).size)
+    if letters := not_shown(prompts):
+        console.print(
+            f"no font on this machine shows {letters[:40]}: below the pictures these are escapes. Install a font that "
+            "has them, such as Noto Sans CJK",
+            highlight=False,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
     if compile:
         compile_network(pipeline.dit, torch.device(device).type)
     with progress_bar("generating") as report:
@@ -82,11 +96,23 @@ def generate_grid(
             batch_size=batch_size,
             progress=lambda done, total: report(done, total, "network evaluations"),
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     prompt_grid(images, prompts).save(path)
     return path
 
 
+def check_sheet(path: Path, size: tuple[int, int]) -> None:
+    """Raises SettingsError where a sheet of this width and height, in pixels, is larger than the format of its file."""
+    most = LARGEST_SIDES.get(path.suffix.lower())
+    if most is not None and max(size) > most:
+        raise SettingsError(
+            f"output={path}: a sheet of all prompts has {size[0]} x {size[1]} px, and {path.suffix} ends at {most} px "
+            f"a side. Draw fewer or shorter prompts at once, or type output={path.with_suffix('.png')}"
+        )
+
+
 def generate_command(config: DictConfig) -> None:
     """Draws what the command line asks for, and says where it is."""
-    console.print(f"wrote {generate_grid(**trusted(config))}", highlight=False)
+    settings = trusted(config)
+    as_texts(settings, generate_grid)
+    check_arguments(generate_grid, settings, "")
+    console.print(f"wrote {generate_grid(**settings)}", highlight=False)

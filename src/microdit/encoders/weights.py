@@ -75,9 +75,9 @@ def weights_folder(
     ):
         lacking = _lacking(folder, files)
         if lacking:
-            found = "has no " + " and no ".join(lacking) if folder.is_dir() else "does not exist"
             raise FileNotFoundError(
-                f"{option}={weights}: the folder {folder} {found}. {_advice(None, advise or files, option)}"
+                f"{option}={weights}: {_found(folder, lacking)}. {_near(folder, files, option)}"
+                f"{_advice(None, advise or files, option)}"
             )
         return folder
 
@@ -123,6 +123,19 @@ def _download(repository: str, prefix: str, files: Sequence[Sequence[str]]) -> P
 def _lacking(folder: Path, files: Sequence[Sequence[str]]) -> list[str]:
     present = [any((folder / name).is_file() for name in alternatives) for alternatives in files]
     return [" or ".join(alternatives) for alternatives, there in zip(files, present, strict=True) if not there]
+
+
+def _found(folder: Path, lacking: Sequence[str]) -> str:
+    if folder.is_dir():
+        return f"the folder {folder} has no {' and no '.join(lacking)}"
+    return f"{folder} is a file, and a folder is wanted" if folder.exists() else f"the folder {folder} does not exist"
+
+
+def _near(folder: Path, files: Sequence[Sequence[str]], option: str) -> str:
+    """Which folder right below the given one has what is wanted, or whether the folder above a file has; "" if none."""
+    places = sorted(folder.iterdir()) if folder.is_dir() else [folder.parent]
+    there = next((place for place in places if place.is_dir() and not _lacking(place, files)), None)
+    return f"{there} has them: {option}={there}. " if there else ""
 
 
 def _advice(weights: str | None, files: Sequence[Sequence[str]], option: str) -> str:

@@ -17,7 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.multimodal.clip_score import CLIPScore
 
 from microdit.build import build
-from microdit.data.sources.captioned import CaptionedImage, Source
+from microdit.data.sources.captioned import CaptionedImage, Ignored, Source
 from microdit.data.sources.images import square_images
 from microdit.evaluation.clip import clip_model_and_processor
 from microdit.evaluation.discrepancy import discrepancy
@@ -49,7 +49,7 @@ class PhotoFrechet(Metric):
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)
         build(self.features, nn.Module, "features")
-        build(self.source, Source).shards()
+        check_count(self.source, max(self.count, self.reference_count or 0))
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`fid/NAME OF THE FEATURES`: lower is better; distances of different counts or features cannot be compared."""
@@ -94,7 +94,7 @@ class PhotoClipScore(Metric):
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)
         clip_model_and_processor(self.weights)
-        build(self.source, Source).shards()
+        check_count(self.source, self.count)
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`clip_score`: higher is better; scores of different CLIP models cannot be compared."""
@@ -105,6 +105,15 @@ class PhotoClipScore(Metric):
             metric.update(as_bytes(batch).to(subject.device), list(itertools.islice(prompts, len(batch))))
         grid = prompt_grid(shown, pictures.making.prompts[: len(shown)])
         return {"clip_score": float(metric.compute())}, grid
+
+
+def check_count(source: Mapping[str, Any], count: int) -> None:
+    """Raises PicturesError where a source is known to hold fewer pictures before any is read, or cannot be opened."""
+    opened = build(source, Source)
+    opened.shards()
+    known = opened.keys()
+    if known is not None and len(known) < count:
+        raise PicturesError(f"{dict(source)} holds {len(known)} pictures, not {count}: set count lower")
 
 
 def drawn(
@@ -121,7 +130,8 @@ def drawn(
 def captioned(source: Mapping[str, Any], count: int | None) -> Iterator[CaptionedImage]:
     """The first `count` captioned pictures of a source (None: all). Raises PicturesError at one that cannot be read."""
     opened = build(source, Source)
-    found = (item for shard in range(len(opened.shards())) for item in opened.read(shard))
+    read = (item for shard in range(len(opened.shards())) for item in opened.read(shard))
+    found = (item for item in read if not isinstance(item, Ignored))
     for item in itertools.islice(found, count):
         if not isinstance(item, CaptionedImage):
             raise PicturesError(f"{dict(source)}: {item.key}: {item.reason}. Remove it: all of a set must be judged")

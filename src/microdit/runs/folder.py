@@ -17,6 +17,7 @@ CONFIG_FILE = "config.yaml"  # all that the run was told, with its `choices`
 STAGES_FILE = "stages.yaml"  # of a chain of stages, whose runs are in folders below
 PIPELINE_FILE = "pipeline.json"  # what LatentDiffusion.load builds the network and encoders from
 RESULT_FILE = "result.json"  # one flat record, once the run has ended
+DATA_FILE = "data.json"  # which samples it trains and validates on
 METRICS_FILE = "metrics.csv"  # one row a logged step
 CHECKPOINTS, SAMPLES, EVALUATION, LOGS = "checkpoints", "samples", "evaluation", "logs"  # folders
 HISTORY_FILE = f"{EVALUATION}/history.jsonl"  # every evaluation after training, one a line

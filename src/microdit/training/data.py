@@ -3,21 +3,26 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import lightning as L
 
 from microdit.data.prepare.embedded import EmbeddedShapes, ensure_shapes
 from microdit.data.prepare.encoding import Encoders
 from microdit.data.prepare.plan import Recipe
+from microdit.data.shards.description import MismatchError
 from microdit.data.stream.batches import GlobalBatches, LatentLoader
 from microdit.data.stream.opening import open_mix
 from microdit.data.stream.stream import LatentStream
 from microdit.distributed.hardware import TrainerSettings, divide_batch
+from microdit.files import DamagedFileError, read_json, write_json
+from microdit.kinds import LARGEST_INTEGER, Limits, SettingsError, check_kind
 from microdit.pipeline import LatentDiffusion
 from microdit.progress import progress_bar
+from microdit.runs.folder import DATA_FILE
 from microdit.training.draws import TRAINING, VALIDATION, Samples
 from microdit.training.settings import ReadingSettings, TrainingSettings, bind
 
@@ -137,6 +142,43 @@ class LatentData(L.LightningDataModule):
             world_size=self.trainer.world_size,
         )
         return LatentLoader(self.validation_samples, batches, self.workers)
+
+
+class SamplesKept(TypedDict):
+    """What is kept of the samples of a source: how many, and a name for them and their order."""
+
+    samples: Annotated[int, Limits(0, LARGEST_INTEGER)]
+    fingerprint: str
+
+
+def keep_data(run: Path, streams: Mapping[str, LatentStream], resumed: bool) -> None:
+    """Keeps in a run's folder which samples it trains and validates on, or where it is resumed compares them.
+
+    MismatchError where a source by the same name holds others by now: the run would go on with other pictures, under
+    the name of those it began with. DamagedFileError for a file that is none.
+    """
+    now: dict[str, Any] = {
+        f"{split}/{source.name}": {"samples": source.samples, "fingerprint": source.reader.index.fingerprint()}
+        for split, stream in streams.items()
+        for source in stream.sources
+    }
+    path = run / DATA_FILE
+    if resumed and path.is_file():
+        cure = f"remove it if the data is the one that the run began with: {path}"
+        kept = read_json(path, cure)
+        try:
+            check_kind(kept, Mapping[str, SamplesKept], f"{path}:")
+        except SettingsError as error:
+            raise DamagedFileError(f"{error}; {cure}") from error
+        for name in now.keys() & kept.keys():
+            if now[name] != kept[name]:
+                raise MismatchError(
+                    f"the data of {name} is not the one that this run began with: {kept[name]['samples']:,} samples "
+                    f"then, {now[name]['samples']:,} now, and other bytes. Put that data back, start a new run from "
+                    f"its weights (init_from={run}), or if it is meant, remove {path} and resume again"
+                )
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(path, now)
 
 
 def reading_threads(reading: ReadingSettings, hardware: TrainerSettings) -> int:

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -39,7 +39,7 @@ from microdit.training.callbacks.samples import SampleGrids
 from microdit.training.callbacks.stopping import StopWhenAsked
 from microdit.training.callbacks.telemetry import Telemetry
 from microdit.training.callbacks.validation import Validation
-from microdit.training.data import LatentData, open_data
+from microdit.training.data import LatentData, keep_data, open_data
 from microdit.training.fitting import fitted, memory_held, memory_of_this_device
 from microdit.training.module import DenoisingTask
 from microdit.training.settings import TrainingSettings
@@ -68,6 +68,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     division = divide_batch(stage.global_batch_size, hardware)
     ask_for_what_comes_later(settings, pipeline, console)
     train_stream, validation_stream = open_data(settings, pipeline)
+    if is_rank_zero():
+        keep_data(run, {"train": train_stream, "validation": validation_stream}, resumed=checkpoint is not None)
     costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size)
     max_steps = costs.steps(hardware.max_steps, hardware.max_flops)
     optimizer_state = None
@@ -181,7 +183,8 @@ def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
     """The loggers of the run; in the end each Weights & Biases run is closed, or the next of a sweep would join it."""
     if any(str(logger.get("_target_")).endswith("WandbLogger") for logger in settings.loggers):
         refuse_settings_beside(Path.cwd())
-    chosen = [build(logger, Logger, save_dir=str(settings.output)) for logger in settings.loggers]
+    run = settings.output
+    chosen = [build(one, Logger, save_dir=str(run), **same_run(one, run)) for one in settings.loggers]
     if is_rank_zero():
         for logger in chosen:
             ask_for_login(logger)
@@ -192,6 +195,14 @@ def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
             import wandb
 
             wandb.finish()
+
+
+def same_run(logger: Mapping[str, Any], run: Path) -> dict[str, str]:
+    """What lets Weights & Biases go on with the curves of a resumed run: the id that it gave to its first part."""
+    if not str(logger.get("_target_")).endswith(".WandbLogger") or logger.get("version"):
+        return {}
+    parts = sorted((run / "wandb").glob("*run-*-*"))
+    return {"version": parts[0].name.rpartition("-")[2]} if parts else {}
 
 
 def ask_for_login(logger: Logger) -> None:

@@ -92,11 +92,11 @@ def test_tars_as_img2dataset_writes_them(tmp_path: Path) -> None:
     assert as_text(TarSource(str(tmp_path))) == [
         ("000", ["first words"]),
         ("a/b.c", ["x", "y"]),
-        ("nothing", "no picture beside the caption"),
         ("bare", "no caption"),
         ("bad", "no caption"),
+        ("nothing", "no picture beside the caption"),
     ]
-    reason = everything(TarSource(str(tmp_path)))[-1]
+    reason = everything(TarSource(str(tmp_path)))[-2]
     assert isinstance(reason, Unreadable)
     assert "the .json cannot be read" in reason.reason
 
@@ -181,14 +181,14 @@ def test_an_odd_row_is_named_and_the_others_are_read(
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("latin.csv", "image,caption\na.png,grün\n".encode("latin-1")),
-        ("quote.csv", b'image,caption\na.png,"never ended\n'),
+        ("wide.csv", "image,caption\na.png,words\n".encode("utf-16")),
+        ("twice.csv", b"image,caption,caption\na.png,words,other words\n"),
         ("text.parquet", b"no table"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} (is not UTF-8|cannot be read as a table)"):
+    with pytest.raises(ValueError, match=f"{name} cannot be read as a table"):
         TableSource(str(tmp_path / name)).shards()
 
 

@@ -190,3 +190,14 @@ def test_a_mix_of_nothing_says_so() -> None:
 def test_a_folder_without_samples_says_so(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
     with pytest.raises(DataMissingError, match="holds no samples"):
         opened(write_folder(tmp_path / "empty", [0]))
+
+
+def test_a_set_of_which_nothing_was_held_out_says_so_with_what_trains_on_it(
+    tmp_path: Path, write_folder: Callable[..., Path]
+) -> None:
+    trained = write_folder(tmp_path / "mine/train", [3])
+    with pytest.raises(DataMissingError, match=r"held_out=0, .*held_out=0\.05") as refused:
+        opened(tmp_path / "mine/validation")
+    said = str(refused.value).partition("'data_mix.validation=")[2].rpartition("'")[0]
+    assert said == f"[{{name: validation, folder: {trained}}}]"
+    assert len(opened(trained)) == 3

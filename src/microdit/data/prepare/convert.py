@@ -15,10 +15,10 @@ import numpy as np
 
 from microdit.data.prepare.encoding import Encoders, encode_captions, encode_images
 from microdit.data.prepare.plan import Recipe, keep_plan, latents_folder, share_of
-from microdit.data.prepare.report import ShardReport, Summary, finish, write_report
+from microdit.data.prepare.report import IGNORED, ShardReport, Summary, finish, renew, write_report
 from microdit.data.shards.index import index_shard, write_part
 from microdit.data.shards.tars import LatentSample, latent_fields, write_tar
-from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable
+from microdit.data.sources.captioned import CaptionedImage, Found, Ignored, Source
 from microdit.data.sources.images import BrokenImageError, FilteredImageError, square_images
 from microdit.files import claim, folder_within
 from microdit.progress import Report, silent
@@ -35,27 +35,26 @@ def prepare(
     shard_of: str = "1/1",
     progress: Report = silent,
     root: Path | None = None,
+    refresh: bool = False,
 ) -> Summary:
     """Write the latent shards of `source` below `split_folder`, ROOT/NAME/SPLIT, or this job's share of them; the job
-    that finds all of them there writes the index and the description. Returns what was written, filtered and broken, as
-    far as it is known.
+    that finds all of them there writes the index and the description. Returns what was written, filtered, broken and
+    ignored, as far as it is known. `refresh`: make anew what was made from files that have changed since, or are no
+    more.
 
     SettingsError where a link leads out of ROOT (`root`, if NAME is not that of one folder), ValueError where the
     autoencoder cannot take a resolution, FileNotFoundError where the source is empty, NoRoomError where the disk is
-    full (run it again), PlanChangedError where the folder was begun with other settings.
+    full (run it again), PlanChangedError where the folder was begun with other settings, or its files have changed and
+    it is not to be refreshed.
     """
-    downscale = encoders.autoencoder.downscale
-    uneven = [px for px in recipe.resolutions_px if px % downscale]
-    if uneven:
-        raise ValueError(
-            f"resolutions_px {uneven} must be multiples of {downscale}, by which the autoencoder "
-            f"{encoders.autoencoder_name} divides the sides of a picture"
-        )
+    check_resolutions(encoders, recipe)
     names = source.shards()
+    mine = share_of(len(names), shard_of)
     folder = latents_folder(split_folder, encoders, recipe.resolutions_px)
     folder_within(root or split_folder.parents[1], folder)
-    keep_plan(folder, source, encoders, recipe)
-    mine = share_of(len(names), shard_of)
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_plan(folder, source, encoders, recipe, refresh)
+    renew(folder, source, refresh)
     started, images = time.monotonic(), 0
     pool = ThreadPoolExecutor(recipe.decode_threads, "decode")
     try:
@@ -70,7 +69,17 @@ def prepare(
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C too, what has not begun is not waited for
     progress(len(mine), len(mine), f"{images} images")
-    return finish(folder, len(names), encoders, recipe, images, time.monotonic() - started)
+    return finish(folder, source, encoders, recipe, images, time.monotonic() - started)
+
+
+def check_resolutions(encoders: Encoders, recipe: Recipe) -> None:
+    """Raises ValueError where the autoencoder cannot take a resolution."""
+    downscale = encoders.autoencoder.downscale
+    if uneven := [px for px in recipe.resolutions_px if px % downscale]:
+        raise ValueError(
+            f"resolutions_px {uneven} must be multiples of {downscale}, by which the autoencoder "
+            f"{encoders.autoencoder_name} divides the sides of a picture"
+        )
 
 
 def prepare_shard(
@@ -86,7 +95,7 @@ def prepare_shard(
     with claim(target) as partial:
         if partial is None:
             return 0
-        outcome = ShardReport(source.shards()[number])
+        outcome = ShardReport(source.shards()[number], state=source.state(number))
         with partial.open("r+b") as file:
             rows = latent_rows(source, number, encoders, recipe, outcome, pool, report)
             outcome.written = write_tar(file, map(latent_fields, rows))
@@ -111,6 +120,8 @@ def latent_rows(
         for place, item, squares in batch:
             if isinstance(squares, dict) and isinstance(item, CaptionedImage):
                 sound.append((place, item, squares))
+            elif isinstance(item, Ignored):
+                outcome.rejects.append([item.key, IGNORED, item.reason])
             elif isinstance(squares, Exception):
                 outcome.reject(item.key, squares)
         yield from encode_batch(number, sound, source, encoders, recipe, outcome)
@@ -136,7 +147,7 @@ def encode_batch(
     texts = [caption for _, item, _ in sound for caption in item.captions]
     encoded = encode_captions(encoders, texts, recipe.caption_storage)
     for row, (place, item, _) in enumerate(sound):
-        captions, ends = zip(*islice(encoded, len(item.captions)), strict=True)
+        captions, ends, cut = zip(*islice(encoded, len(item.captions)), strict=True)
         arrays = [*(latents[side][row] for side in recipe.resolutions_px), *captions]
         if not all(np.isfinite(array).all() for array in arrays):
             outcome.reject(
@@ -152,6 +163,7 @@ def encode_batch(
             record["captions"] = list(item.captions)
         outcome.captions += len(captions)
         outcome.caption_positions += sum(ends)
+        outcome.captions_cut += sum(cut)
         # Keys are numbers: a dot or a folder in the source's key would mean something else in a WebDataset.
         yield LatentSample(
             f"{number:05d}{place:06d}", {side: latents[side][row] for side in recipe.resolutions_px}, captions, record
@@ -159,13 +171,13 @@ def encode_batch(
 
 
 def decoded(
-    items: Iterator[CaptionedImage | Unreadable], recipe: Recipe, pool: ThreadPoolExecutor
-) -> Iterator[list[tuple[int, CaptionedImage | Unreadable, Squares | Exception]]]:
+    items: Iterator[Found], recipe: Recipe, pool: ThreadPoolExecutor
+) -> Iterator[list[tuple[int, Found, Squares | Exception]]]:
     """Batches of (place in the shard, item, its squares or why there are none), each decoded while the one before is
     used; smaller ones where the files are large."""
 
-    def decode(item: CaptionedImage | Unreadable) -> Squares | Exception:
-        if isinstance(item, Unreadable):
+    def decode(item: Found) -> Squares | Exception:
+        if not isinstance(item, CaptionedImage):
             return BrokenImageError(item.reason)
         try:
             return square_images(item.image, recipe.resolutions_px, recipe.smallest_side)
@@ -173,7 +185,7 @@ def decoded(
             return error
 
     numbered = enumerate(items)
-    waiting: list[tuple[int, CaptionedImage | Unreadable, Future]] = []
+    waiting: list[tuple[int, Found, Future]] = []
     while True:
         coming, room = [], LARGEST_BATCH
         while room > 0 and len(coming) < recipe.batch_size and (found := next(numbered, None)):

@@ -40,6 +40,9 @@ class DrawnShards(TarSource):
     def shards(self) -> list[str]:
         return [Path(tar).name for tar in self.tars()]
 
+    def state(self, shard: int) -> str:
+        return ""
+
 
 class ShapesNotDrawnError(RuntimeError):
     """A process that drew shapes ended early; the message says how."""

@@ -1,5 +1,6 @@
 """From pictures and captions to the rows of a latent shard, with the encoders that the caller brings."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -66,14 +67,42 @@ def encode_images(encoders: Encoders, images: UInt8[np.ndarray, "n side side 3"]
 
 def encode_captions(
     encoders: Encoders, captions: Sequence[str], storage: CaptionStorage, batch_size: int = 256
-) -> Iterator[tuple[Float16[np.ndarray, "l d"], int]]:
-    """The embedding of each caption (all positions, or with "trimmed" those up to the end of the text), and how many
-    positions it takes up to the end of the text; `batch_size` of them in memory, however many there are."""
+) -> Iterator[tuple[Float16[np.ndarray, "l d"], int, bool]]:
+    """The embedding of each caption (all positions, or with "trimmed" those up to the end of the text), how many
+    positions it takes up to the end of the text, and whether some of it was cut; `batch_size` of them in memory,
+    however many there are."""
     for first in range(0, len(captions), batch_size):
-        tokens = encoders.text_encoder.tokenize(list(captions[first : first + batch_size]))
+        batch = list(captions[first : first + batch_size])
+        tokens = encoders.text_encoder.tokenize(batch)
         with torch.no_grad():
             embeddings = encoders.text_encoder.encode_tokens(tokens.to(encoders.device)).half().cpu().numpy()
         ends = encoders.text_encoder.lengths(tokens).tolist()
+        cut = are_cut(encoders.text_encoder, batch, tokens, ends)
         yield from (
-            (row[:end] if storage == "trimmed" else row, end) for row, end in zip(embeddings, ends, strict=True)
+            (row[:end] if storage == "trimmed" else row, end, short)
+            for row, end, short in zip(embeddings, ends, cut, strict=True)
         )
+
+
+LAST_WORD = re.compile(r"[^\W_]+[\W_]*\Z")
+LONGEST_WORD = 20  # characters; scripts without spaces have longer runs of letters, of which each is a token at least
+
+
+def are_cut(
+    encoder: CaptionEncoder, captions: Sequence[str], tokens: Int[Tensor, "n l"], ends: Sequence[int]
+) -> list[bool]:
+    """Whether each caption is longer than what was read of it: its tokens are the same without its last word."""
+    full = [number for number, end in enumerate(ends) if end >= encoder.length]
+    shorter = [without_last_word(captions[number]) for number in full]
+    cut = [False] * len(captions)
+    if full:
+        for number, row in zip(full, encoder.tokenize(shorter), strict=True):
+            cut[number] = bool((row == tokens[number]).all())
+    return cut
+
+
+def without_last_word(text: str) -> str:
+    last = LAST_WORD.search(text)
+    if last is None:
+        return ""
+    return text[: last.start()] if last.end() - last.start() <= LONGEST_WORD else text[:-1]

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 from microdit.data.prepare.encoding import CaptionStorage, Encoders
+from microdit.data.shards.description import DESCRIPTION_NAME
+from microdit.data.shards.index import INDEX_NAME, PARTS_FOLDER, part_path
+from microdit.data.shards.tars import tar_members
 from microdit.data.sources.captioned import Source
 from microdit.files import alone_in, read_json, write_whole
 from microdit.kinds import Images, Limits, SettingsError, check_arguments
 
 PLAN_NAME = "plan.json"
+OF_CONTENTS = {("source", "pictures"), ("source", "rows"), ("input_shards",)}  # in a plan, what a source's contents say
 LARGEST_REPORT = 1 << 30  # bytes; a plan names every input shard, and the report of one every picture left out
 
 
@@ -61,8 +65,9 @@ def share_of(shards: int, shard_of: str) -> range:
     return range(job - 1, shards, jobs)
 
 
-def keep_plan(folder: Path, source: Source, encoders: Encoders, recipe: Recipe) -> None:
-    """Write the plan into an empty folder, or check that it is the one there. PlanChangedError listing what differs."""
+def keep_plan(folder: Path, source: Source, encoders: Encoders, recipe: Recipe, refresh: bool = False) -> None:
+    """Write the plan into a folder without samples, or check that it is the one there. PlanChangedError listing what
+    differs, but where the source has other contents alone and it is to be refreshed."""
     plan = {
         "source": dict(source.identity),
         "input_shards": source.shards(),
@@ -77,21 +82,48 @@ def keep_plan(folder: Path, source: Source, encoders: Encoders, recipe: Recipe) 
     }
     path = folder / PLAN_NAME
     with alone_in(folder):
-        if not path.exists():
-            write_whole(path, json.dumps(plan, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        if path.exists() and not may_be_replaced(folder, plan, refresh):
             return
+        write_whole(path, json.dumps(plan, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def may_be_replaced(folder: Path, plan: dict[str, object], refresh: bool) -> bool:
+    """Whether another plan than the one in a folder takes its place: nothing was made by it yet, or it is the same but
+    for the contents of the source, and is to be refreshed. PlanChangedError as `keep_plan`."""
     cure = "give the data another name, or delete that folder to make it anew"
-    kept, now = flat(read_json(path, cure, LARGEST_REPORT)), flat(json.loads(json.dumps(plan)))
-    changed = [
-        f"{'.'.join(name)} was {brief(kept.get(name))}, is now {brief(now.get(name))}"
-        for name in dict.fromkeys([*now, *kept])
-        if kept.get(name) != now.get(name)
-    ]
-    if changed:
-        raise PlanChangedError(
-            f"{folder} was begun with other settings ({'; '.join(changed)}). Give the data another name, or delete "
-            "that folder to make it anew"
-        )
+    kept, now = flat(read_json(folder / PLAN_NAME, cure, LARGEST_REPORT)), flat(json.loads(json.dumps(plan)))
+    changed = [name for name in dict.fromkeys([*now, *kept]) if kept.get(name) != now.get(name)]
+    if not changed:
+        return False
+    tars = sorted(folder.glob("*.tar"))
+    if not any(next(tar_members(tar), None) for tar in tars):
+        remove_made(folder, tars)
+        return True
+    contents_alone = set(changed) <= OF_CONTENTS
+    if refresh and contents_alone:
+        return True
+    differences = "; ".join(
+        f"{'.'.join(name)} was {brief(kept.get(name))}, is now {brief(now.get(name))}" for name in changed
+    )
+    refreshed = "Make what changed anew with refresh=true, give" if contents_alone else "Give"
+    raise PlanChangedError(
+        f"{folder} was begun with other settings ({differences}). {refreshed} the data another name, or delete that "
+        "folder to make it anew"
+    )
+
+
+def remove_made(folder: Path, shards: Sequence[Path]) -> None:
+    """Remove output shards, after what tells of them."""
+    for name in (DESCRIPTION_NAME, INDEX_NAME):
+        (folder / name).unlink(missing_ok=True)
+    for shard in shards:
+        for path in (shard, part_path(shard), report_path(shard)):
+            path.unlink(missing_ok=True)
+
+
+def report_path(shard: Path) -> Path:
+    """Where the report of one output shard is kept."""
+    return shard.parent / PARTS_FOLDER / f"{shard.stem}.json"
 
 
 def flat(plan: dict[str, object]) -> dict[tuple[str, ...], object]:

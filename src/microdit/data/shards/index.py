@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ OWN_TYPES = {
     "keys": np.uint8,
     "key_ends": np.int64,
 }
+OF_ORDER = ("shard_rows", "keys", "key_ends")
 SHARD_NAME = re.compile(r"[^/\x00]*\.tar")  # of a file beside the index, and nowhere else
 MOST_FIELDS = 250  # of all samples: a hundred captions, and as many resolutions
 Columns = dict[str, np.ndarray]
@@ -307,6 +309,15 @@ class ShardIndex:
     def rows(self) -> int:
         """Samples in the folder."""
         return int(self.shard_rows.sum())
+
+    def fingerprint(self) -> str:
+        """A name for the samples and their order: another one as soon as a byte of them is another."""
+        state = blake2b(digest_size=16)
+        for name in sorted(self.columns):
+            if name in OF_ORDER or name.endswith("/checksum"):
+                state.update(name.encode())
+                state.update(np.ascontiguousarray(self.columns[name]).view(np.uint8).data)
+        return state.hexdigest()
 
     def key(self, row: int) -> str:
         """The key of a row."""

@@ -26,8 +26,20 @@ class Unreadable:
     reason: str
 
 
+@dataclass(frozen=True)
+class Ignored:
+    """What lies in the source, is none of its captioned pictures, and why: it is counted and listed, no more."""
+
+    key: str
+    reason: str
+
+
+Found = CaptionedImage | Unreadable | Ignored
+
+
 class Source(ABC):
-    """A source is divided into input shards; output shard i is made from input shard i alone."""
+    """A source is divided into input shards; output shard i is made from input shard i alone. All that lies in it is
+    told once, by `read` or by `beside`: what nobody looks at is counted too."""
 
     @property
     @abstractmethod
@@ -39,8 +51,21 @@ class Source(ABC):
         """The name of each input shard, in order. FileNotFoundError where there is nothing to read."""
 
     @abstractmethod
-    def read(self, shard: int) -> Iterator[CaptionedImage | Unreadable]:
+    def read(self, shard: int) -> Iterator[Found]:
         """Everything in one input shard, always in the same order. OSError where the shard itself cannot be read."""
+
+    def beside(self) -> Sequence[Unreadable | Ignored]:
+        """What lies where the input shards do and is in none of them."""
+        return ()
+
+    def keys(self) -> Sequence[str] | None:
+        """The keys of all that should become samples, where they are known before anything is read; else None."""
+        return None
+
+    def state(self, shard: int) -> str:
+        """A name for the files that an input shard is read from, as they are now: another one as soon as one of them
+        changes. "" where there is nothing to compare."""
+        return ""
 
 
 def check_shard_size(shard_size: int) -> None:
@@ -66,32 +91,66 @@ class NoCaptionError(ValueError):
     """Nothing beside a picture is a caption; the message says what is there instead."""
 
 
-def captions_beside(text: bytes | None, record: bytes | None, column: str) -> list[str]:
-    """The captions in the `.txt` and the `.json` beside a picture, None where there is no such file: those of the
-    `.json` where it holds several, else that of the `.txt`, else that of the `.json`.
+CAPTION_SUFFIX, CAPTION_COLUMN = ".txt", "caption"
+MOST_NAMED = 10  # names in a message
+
+
+def captions_beside(
+    text: bytes | None, record: bytes | None, column: str | None = None, suffix: str = CAPTION_SUFFIX
+) -> list[str]:
+    """The captions in the text file and the `.json` beside a picture, None where there is no such file: those of the
+    `.json` where it holds several, else that of the text, else that of the `.json`. With a `column`: those in that
+    column of the `.json`, and no other. `suffix`: of the text file, for messages.
 
     NoCaptionError where there are none: words that are not UTF-8 are none, because they would be trained as garbage.
     """
     found: dict[str, list[str]] = {}
     problems: list[str] = []
-    for suffix, content in ((".txt", text), (".json", record)):
+    for ending, content in ((suffix, text if column is None else None), (".json", record)):
         if content is None:
             continue
         try:
             words = content.decode("utf-8-sig")
-            found[suffix] = captions_in(" ".join(words.split()) if suffix == ".txt" else json.loads(words), column)
-            if not found[suffix]:
-                problems.append("the .txt is empty" if suffix == ".txt" else f"the .json holds no {column!r}")
+            if "\0" in words:
+                raise ValueError("it holds zero bytes, as UTF-16 and damaged files do; save it as UTF-8")
+            held = " ".join(words.split()) if content is text else json.loads(words)
+            found[ending] = captions_in(held, column or CAPTION_COLUMN)
+            if not found[ending]:
+                empty = f"the {ending} is empty"
+                problems.append(empty if content is text else f"the .json {lacking(held, column or CAPTION_COLUMN)}")
         except UnicodeDecodeError as error:
-            problems.append(f"the {suffix} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8")
+            problems.append(f"the {ending} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8")
         except (ValueError, RecursionError) as error:
-            problems.append(f"the {suffix} cannot be read: {error}")
+            problems.append(f"the {ending} cannot be read: {error}")
     if len(found.get(".json", [])) > 1:
         return found[".json"]
-    captions = found.get(".txt") or found.get(".json")
-    if not captions:
-        raise NoCaptionError(f"no caption: {'; '.join(problems) or 'there is neither a .txt nor a .json'}")
-    return captions
+    captions = found.get(suffix) or found.get(".json")
+    if captions:
+        return captions
+    if not problems and column is not None:
+        unread = "; the text file is not read, because source.caption_column says where the captions are"
+        problems.append(f"there is no .json with {column!r}{unread if text is not None else ''}")
+    raise NoCaptionError(f"no caption: {'; '.join(problems) or f'there is neither a {suffix} nor a .json'}")
+
+
+def lacking(record: object, column: str) -> str:
+    """Why there is no caption in a JSON value, with what is there instead."""
+    if not isinstance(record, Mapping):
+        return f"holds {in_brief(record)}, not {column!r} with a text"
+    held = next((record[name] for name in (column, f"{column}s") if name in record), None)
+    if held is not None:
+        return f"holds in {column!r} {in_brief(held)}, not a text"
+    names = [str(name) for name in record if name not in (column, f"{column}s")]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    others = ", ".join(name[: MOST_NAMED * 4] for name in names[:MOST_NAMED])
+    told = f", but {others}{more}; source.caption_column=KEY chooses another" if names else ""
+    return f"holds no {column!r}{told}"
+
+
+def in_brief(value: object) -> str:
+    """A value of a file, for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def captions_in(record: object, column: str = "caption") -> list[str]:

@@ -1,16 +1,42 @@
 """Keeping some pictures of a source back for validation, by their names alone."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 
-from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable
+from microdit.data.sources.captioned import Found, Ignored, Source, Unreadable
+from microdit.kinds import SettingsError
+
+
+def place_of(key: str) -> float:
+    """Where in [0, 1) the picture of this name lies, by its name alone."""
+    return int.from_bytes(blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little") / 2**64
 
 
 def is_held_out(key: str, share: float) -> bool:
     """Whether the picture of this name belongs to the `share` of all that is kept back."""
-    return (
-        int.from_bytes(blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little")
-        < share * 2**64
+    return place_of(key) < share
+
+
+def check_both_sides(source: Source, share: float) -> None:
+    """Raises SettingsError, with a share that will do, where the names of a source are known and this share of it would
+    leave one of the two sides without a picture."""
+    places = sorted(map(place_of, source.keys() or ()))
+    held = sum(place < share for place in places)
+    if not places or 0 < held < len(places):
+        return
+    if len(places) == 1:
+        raise SettingsError(
+            f"held_out={share}: there is a single picture, which cannot be on both sides. Add pictures, or prepare it "
+            "for training alone with held_out=0"
+        )
+    # In hundredths, where that separates them.
+    cut = math.floor(places[0] * 100 + 1) / 100
+    enough = cut if any(place >= cut for place in places) else (places[0] + places[1]) / 2
+    side = "none is kept for validation" if held == 0 else "none is left to train on"
+    raise SettingsError(
+        f"held_out={share}: of {len(places)} pictures {side} (their names decide). Type held_out={enough:g}, which "
+        f"keeps {sum(place < enough for place in places)} of them for validation, or held_out=0 for none"
     )
 
 
@@ -29,5 +55,15 @@ class PartOfSource(Source):
     def shards(self) -> list[str]:
         return self.source.shards()
 
-    def read(self, shard: int) -> Iterator[CaptionedImage | Unreadable]:
+    def read(self, shard: int) -> Iterator[Found]:
         return (item for item in self.source.read(shard) if is_held_out(item.key, self.share) == self.held_out)
+
+    def beside(self) -> Sequence[Unreadable | Ignored]:
+        return [item for item in self.source.beside() if is_held_out(item.key, self.share) == self.held_out]
+
+    def keys(self) -> Sequence[str] | None:
+        known = self.source.keys()
+        return known and [key for key in known if is_held_out(key, self.share) == self.held_out]
+
+    def state(self, shard: int) -> str:
+        return self.source.state(shard)

@@ -7,7 +7,7 @@ from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 # Pillow's own guard warns or stops by a limit of the whole process; `max_pixels` below takes its place.
 Image.MAX_IMAGE_PIXELS = None
@@ -16,6 +16,23 @@ MAX_PIXELS = 200_000_000
 WELL_KNOWN = "AVIF BMP DIB GIF HEIF JPEG JPEG2000 JXL MPO PCX PNG PPM QOI TGA TIFF WEBP"
 Image.init()
 FORMATS = [name for name in WELL_KNOWN.split() if name in Image.OPEN]  # that this Pillow, with its plugins, knows
+# By which pictures are found. Those that this Pillow does not decode are named too: they are listed, not passed over.
+UNDECODED = (
+    ".heic .heif .jxl .jxr .wdp .hdp .psd .psb .svg .svgz .exr .hdr .ico .icns .cur .sgi .eps .pdf .xcf .dds .fits "
+    ".hif .bpg .flif .emf .wmf .jng .mng .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .orf .rw2 .raf .pef .srw .mpo"
+)
+DECODED = (suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+SUFFIXES = frozenset((*DECODED, *UNDECODED.split()))
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 BAND_PIXELS = 1 << 20
 # Of memory while a picture is decoded, as it was measured, transparent ones included; the others take up to 10.
 BYTES_A_PIXEL = {"JPEG2000": 25, "WEBP": 17, "AVIF": 13, "HEIF": 13, "JXL": 13}
@@ -102,14 +119,27 @@ def rgb_image(
                 raise FilteredImageError(f"{width} x {height} px: a JPEG of {scans:,} scans, more than any needs")
             if enough_px is not None:
                 image.draft(None, (enough_px, enough_px))
-            ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image)
+            image.load()  # of some formats this alone turns the picture, or finds where its EXIF is
+            turn = turn_of(image)
+            rgb = to_rgb(image)
+            return rgb if turn is None else rgb.transpose(turn)
     except FilteredImageError:
         raise
     except UnidentifiedImageError as error:  # its own message holds an address in memory, another one in each run
         raise BrokenImageError("no picture of a format that is read here") from error
     except Exception as error:  # decoders raise whatever they like on damaged files, and none may stop the run
         raise BrokenImageError(f"{type(error).__name__}: {error}") from error
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What turns a picture upright, as its EXIF says; None where it says nothing that can be read: its pixels are
+    sound all the same. FilteredImageError where it says more than its bytes."""
+    try:
+        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except FilteredImageError:
+        raise
+    except Exception:  # what parses EXIF raises whatever it likes on what cameras and programs wrote there
+        return None
 
 
 def scans_of(data: bytes) -> int:

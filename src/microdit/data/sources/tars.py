@@ -1,10 +1,15 @@
 """WebDataset tars as img2dataset writes them: KEY.(jpg|png|webp|...) with KEY.txt or KEY.json, local or by URL."""
 
+import bz2
+import gzip
+import lzma
 import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,19 +18,42 @@ from braceexpand import braceexpand
 
 from microdit.data.shards.remote import RemoteFileError, check_protocol, is_remote, links_in, local_copy
 from microdit.data.shards.tars import TarError, TarMember, json_bytes, tar_members, write_tar
+from microdit.data.sources.below import hidden, lying_below, state_of
 from microdit.data.sources.captioned import (
+    CAPTION_SUFFIX,
     LARGEST_FILE,
     CaptionedImage,
+    Found,
+    Ignored,
     NoCaptionError,
     Source,
     Unreadable,
     captions_beside,
 )
+from microdit.data.sources.folder import (
+    TABLES,
+    by_bare_name,
+    caption_identity,
+    is_picture,
+    near_names,
+    no_picture,
+    not_part_of,
+)
+from microdit.files import room_for, size_of_file
 
-PART = re.compile(r"\.(jpg|jpeg|jfif|png|webp|gif|bmp|tif|tiff|avif|heic|heif|txt|json)$", re.IGNORECASE)
 MOST_TARS = 1_000_000
 RANGE = re.compile(r"\{(-?\d+|[a-zA-Z])\.\.(-?\d+|[a-zA-Z])")
-CAPTION_PARTS = ("txt", "json")
+# img2dataset's statistics lie beside each tar.
+BESIDE_A_TAR = re.compile(r"(_stats)?\.(json|parquet|idx|index)$")
+TAR_NAME = re.compile(r"(?P<stem>.*?)\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE | re.DOTALL)
+# What compressed files begin with, and what reads them.
+COMPRESSED: Mapping[bytes, Callable[..., BinaryIO]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}  # type: ignore[assignment]
+ZSTANDARD = b"\x28\xb5\x2f\xfd"
+MOST_TIMES, ALWAYS_ROOM, PIECE = 100, 1 << 26, 1 << 20  # of its size, or bytes, may a tar unpack to; bytes at a time
 
 
 def expand(location: str) -> list[str]:
@@ -50,16 +78,52 @@ def expand(location: str) -> list[str]:
         else:
             filesystem, path = fsspec.core.url_to_fs(one)
             if Path(path).is_dir():
-                found += [str(tar) for tar in sorted(Path(path).glob("*.tar"))]
+                found += [str(Path(path) / tar) for tar in tars_below(Path(path))[0]]
             else:
                 found += sorted(filesystem.glob(path)) if "*" in one else [path]
     missing = [tar for tar in found if not is_remote(tar) and not Path(tar).is_file()]
     if missing or not found:
         raise FileNotFoundError(
-            f"{missing[0] if missing else location}: there is no tar. Give a folder of .tar files, or their URLs, such "
-            'as source.path="https://HOST/{00000..00099}.tar"'
+            f"{missing[0] if missing else location}: there is no tar{instead_of_tars(location)}. Give a folder of .tar "
+            'files, or their URLs, such as source.path="https://HOST/{00000..00099}.tar"'
         )
     return found
+
+
+def tars_below(folder: Path) -> tuple[list[str], list[Unreadable | Ignored]]:
+    """The names of all tars below a folder, in order, and what else lies there."""
+    files, others = [], []
+    for name, ignored, unread in lying_below(folder):
+        if unread is not None:
+            others.append(Unreadable(name, unread))
+        elif ignored is not None:
+            others.append(Ignored(name, ignored))
+        else:
+            files.append(name)
+    tars = {name: found["stem"] for name in files if (found := TAR_NAME.match(name))}
+    stems = set(tars.values())
+    others += (
+        Ignored(name, "no tar, which source=webdataset reads")
+        for name in files
+        if name not in tars and BESIDE_A_TAR.sub("", name) not in stems
+    )
+    return sorted(tars, key=lambda name: Path(name).parts), others
+
+
+def instead_of_tars(location: str) -> str:
+    """What lies in a local folder without tars, with the source that reads it."""
+    if is_remote(location) or not Path(location).is_dir():
+        return ""
+    names = [item.key for item in tars_below(Path(location))[1] if isinstance(item, Ignored)]
+    ways = {
+        "source=folder": is_picture,
+        "source=table, which reads one such file": lambda name: name.lower().endswith(TABLES),
+        "no source: MDS shards, of MosaicML Streaming, are not read here": lambda name: name.lower().endswith(".mds"),
+    }
+    for way, fits in ways.items():
+        if there := next(filter(fits, names), None):
+            return f", but {there}, for which there is {way}"
+    return ""
 
 
 def listed(pattern: str) -> list[str]:
@@ -87,23 +151,28 @@ def listed(pattern: str) -> list[str]:
 
 
 class TarSource(Source):
-    """Captioned pictures in tars; every tar is one input shard.
+    """Captioned pictures in tars, also compressed ones; every tar is one input shard.
 
-    `path`: a folder of tars, a file, a pattern with {000..123} or *, a URL, or a list of these. `caption_column`: the
-    key of the caption in the `.json`, where there is no `.txt` (a list there holds several captions for one picture).
+    `path`: a folder of tars, however deep, a file, a pattern with {000..123} or *, a URL, or a list of these. Captions
+    are found as `FolderSource` finds them; `caption_column` and `caption_suffix` are as there.
     """
 
     def __init__(
-        self, path: str | Sequence[str], caption_column: str = "caption", download_folder: str | None = None
+        self,
+        path: str | Sequence[str],
+        caption_column: str | None = None,
+        download_folder: str | None = None,
+        caption_suffix: str = CAPTION_SUFFIX,
     ) -> None:
         self.locations = [path] if isinstance(path, str) else list(path)
-        self.caption_column = caption_column
+        self.caption_column, self.caption_suffix = caption_column, caption_suffix
         self.download_folder = Path(download_folder or tempfile.gettempdir())
         self._tars: list[str] | None = None
 
     @property
     def identity(self) -> Mapping[str, object]:
-        return {"kind": "webdataset", "path": self.locations, "caption_column": self.caption_column}
+        captions = caption_identity(self.caption_column, self.caption_suffix)
+        return {"kind": "webdataset", "path": self.locations, **captions}
 
     def shards(self) -> list[str]:
         return self.tars()
@@ -111,46 +180,132 @@ class TarSource(Source):
     def tars(self) -> list[str]:
         """The location of every tar. FileNotFoundError where one is missing, or a location means none."""
         if self._tars is None:
-            self._tars = [tar for location in self.locations for tar in expand(location)]
+            found = dict.fromkeys(tar for location in self.locations for tar in expand(location))
+            self._tars = [*found]  # those that several locations mean once
         return self._tars
 
-    def read(self, shard: int) -> Iterator[CaptionedImage | Unreadable]:
-        with local_copy(self.tars()[shard], self.download_folder) as path:
-            yield from pictures_in(path, self.tars()[shard], self.caption_column)
+    def beside(self) -> Sequence[Unreadable | Ignored]:
+        local = (Path(one).expanduser() for one in self.locations if not is_remote(one))
+        return [item for folder in local if folder.is_dir() for item in tars_below(folder)[1]]
+
+    def state(self, shard: int) -> str:
+        tar = self.tars()[shard]
+        return "" if is_remote(tar) else state_of([Path(tar.removeprefix("file://"))])
+
+    def read(self, shard: int) -> Iterator[Found]:
+        tar = self.tars()[shard]
+        with local_copy(tar, self.download_folder) as path:
+            try:
+                with unpacked(path, self.download_folder) as plain:
+                    yield from pictures_in(plain, tar, self.caption_column, self.caption_suffix)
+            except CompressedTarError as error:
+                yield Unreadable(Path(tar).name, str(error))
 
 
-def pictures_in(tar: Path, name: str, caption_column: str = "caption") -> Iterator[CaptionedImage | Unreadable]:
+class CompressedTarError(ValueError):
+    """A compressed tar cannot be unpacked; the message says why, and what to do."""
+
+
+@contextmanager
+def unpacked(tar: Path, folder: Path) -> Iterator[Path]:
+    """A tar without its compression for as long as the block runs, in a new folder in `folder`; one that has none, as
+    it is. CompressedTarError where it cannot be had, NoRoomError where the disk is full."""
+    with tar.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(ZSTANDARD):
+        raise CompressedTarError("it is compressed with zstd, which is not read here: unpack it first (zstd -d)")
+    opened = next((opener for magic, opener in COMPRESSED.items() if start.startswith(magic)), None)
+    if opened is None:
+        yield tar
+        return
+    room = max(ALWAYS_ROOM, MOST_TIMES * size_of_file(tar))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=folder) as mine:
+        plain = Path(mine) / "file"
+        with room_for(plain), plain.open("wb") as target, opened(tar, "rb") as source:
+            try:
+                while piece := source.read(PIECE):
+                    room -= len(piece)
+                    if room < 0:
+                        raise CompressedTarError(f"it is compressed, and unpacks to over {MOST_TIMES} times its size")
+                    target.write(piece)
+            except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                target.flush()  # what came before is read; the end that is lacking is told as that of any tar
+        yield plain
+
+
+def pictures_in(
+    tar: Path, name: str, caption_column: str | None = None, caption_suffix: str = CAPTION_SUFFIX
+) -> Iterator[Found]:
     """Everything in one local tar, `name` to those who read of it."""
-    samples: dict[str, dict[str, TarMember]] = {}
+    members: dict[str, TarMember] = {}
+    others: list[Unreadable | Ignored] = []
     damage = None
     try:
         for member in tar_members(tar):
-            if found := PART.search(member.name):
-                samples.setdefault(member.name[: found.start()], {})[found.group(1).lower()] = member
+            if why := hidden(member.name):
+                others.append(Ignored(member.name, why))
+                continue
+            if member.name in members:
+                others.append(Ignored(member.name, "another of this name comes later in the tar and is read instead"))
+            members[member.name] = member
     except TarError as error:
         damage = str(error).replace(str(tar), name)
+    pictures = [one for one in members if is_picture(one)]
+    near = by_bare_name(one for one in members if not is_picture(one))
+    first = {os.path.splitext(one)[0]: one for one in reversed(pictures)}
     with tar.open("rb") as file:
-        for key, parts in samples.items():
-            yield picture_of(key, parts, file.fileno(), caption_column)
+        for one in pictures:
+            stem = os.path.splitext(one)[0]
+            # Several pictures under a key have the same captions; the first is called by the key.
+            key = stem if first[stem] == one else one
+            parts = [part_of(members, stem, suffix) for suffix in (caption_suffix, ".json")]
+            item = picture_of(key, members[one], parts, file.fileno(), caption_column, caption_suffix)
+            if isinstance(item, Unreadable) and not any(parts):
+                expected = f"{stem}{caption_suffix}", f"{stem}.json"
+                told = near_names(one, near, expected)
+                item = Unreadable(key, f"{item.reason}; {told}") if told else item
+            yield item
+    yield from others
+    alone: dict[str, str] = {}
+    for one in not_part_of(members, pictures, caption_suffix):
+        stem, suffix = os.path.splitext(one)
+        if suffix.lower() in (CAPTION_SUFFIX, caption_suffix, ".json"):
+            alone.setdefault(stem, one)
+        else:
+            yield Ignored(one, no_picture(one))
+    yield from (Unreadable(stem, "no picture beside the caption") for stem in alone)
     if damage is not None:
         yield Unreadable(Path(name).name, f"damaged tar, what lies behind is lost: {damage}")
 
 
+def part_of(members: Mapping[str, TarMember], stem: str, suffix: str) -> TarMember | None:
+    """The file with this suffix, in small or in capital letters, beside a picture."""
+    for spelling in (suffix, suffix.upper()):
+        if found := members.get(f"{stem}{spelling}"):
+            return found
+    return None
+
+
 def picture_of(
-    key: str, parts: dict[str, TarMember], descriptor: int, caption_column: str
+    key: str,
+    picture: TarMember,
+    parts: Sequence[TarMember | None],
+    descriptor: int,
+    caption_column: str | None,
+    caption_suffix: str,
 ) -> CaptionedImage | Unreadable:
-    """One picture of an open tar, by the suffixes of its files."""
-    pictures = [member for part, member in parts.items() if part not in CAPTION_PARTS]
-    if not pictures:
-        return Unreadable(key, "no picture beside the caption")
-    if (largest := max(member.length for member in parts.values())) > LARGEST_FILE:
+    """One picture of an open tar, with the text and the `.json` beside it."""
+    if (largest := max(part.length for part in (picture, *parts) if part)) > LARGEST_FILE:
         return Unreadable(key, f"it has {largest:,} bytes, more than any picture")
-    text, record = (content(descriptor, parts[part]) if part in parts else None for part in CAPTION_PARTS)
+    text, record = (part and content(descriptor, part) for part in parts)
     try:
-        captions = captions_beside(text, record, caption_column)
+        captions = captions_beside(text, record, caption_column, caption_suffix)
     except NoCaptionError as error:
         return Unreadable(key, str(error))
-    return CaptionedImage(key, content(descriptor, pictures[0]), captions)
+    return CaptionedImage(key, content(descriptor, picture), captions)
 
 
 def content(descriptor: int, member: TarMember) -> bytes:

@@ -92,19 +92,26 @@ def find_latents(folder: Path, name: str, resolution_px: int, autoencoder: str, 
             text_encoder,
         ) and resolution_px in description.resolutions_px:
             return candidate
+    if not folder.exists() and (trained := folder.parent / "train").is_dir() and folder.name == "validation":
+        raise DataMissingError(
+            f"data_mix source {name}: there is no {folder}: {trained} was prepared with held_out=0, which keeps none "
+            "for validation, or not to its end. Prepare it with held_out=0.05 under another name, or validate on what "
+            f"is trained on: 'data_mix.validation=[{{name: {name}, folder: {trained}}}]'"
+        )
     command = (
         "python prepare.py source=shapes"
         if name.startswith("shapes")
         else f"python prepare.py source=folder source.path=YOUR_PICTURES name={name}"
     )
     command += f" autoencoder={autoencoder} text_encoder={text_encoder} resolutions_px=[{resolution_px}]"
+    few = "" if name.startswith("shapes") else " (held_out=0.2 keeps some for validation where there are few)"
     found = f"It has {', '.join(path.name for path in there)}. " if there else ""
     begun = [path.name for path in folder.glob("latents-*") if path not in there]
     found += f"{', '.join(begun)} is begun but not complete. " if begun else ""
     raise DataMissingError(
         f"data_mix source {name}: {folder} has no latents of {autoencoder} with captions of {text_encoder} at "
         f"{resolution_px} px. "
-        f"{found}Make them with: {command}"
+        f"{found}Make them with: {command}{few}"
     )
 
 

@@ -1,0 +1,94 @@
+"""What can be known of a sheet before anything is drawn is checked before."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from microdit.commands import generate as command
+from microdit.commands.generate import check_sheet, generate_grid
+from microdit.kinds import SettingsError, check_arguments
+from microdit.pipeline import LatentDiffusion, build_pipeline
+
+
+@pytest.fixture
+def given(pipeline_settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    pipeline = build_pipeline(pipeline_settings)
+    monkeypatch.setattr(command, "open_pipeline", lambda *_: pipeline)
+    unsaid = ("num_inference_steps", "guidance_scale", "sampler", "guidance_interval", "temperature", "precision")
+    return {
+        **dict.fromkeys(unsaid),
+        "checkpoint": "runs/one",
+        "prompts": ["a red circle"],
+        "seed": 0,
+        "weights": "ema",
+        "autoencoder_weights": None,
+        "text_encoder_weights": None,
+        "batch_size": 8,
+        "device": "cpu",
+        "compile": False,
+        "output": str(tmp_path / "out/sheet.png"),
+    }
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The prompts that were drawn."""
+    asked: list[list[str]] = []
+
+    def generate(pipeline: LatentDiffusion, prompts: list[str], **_: object) -> torch.Tensor:
+        asked.append(prompts)
+        return torch.zeros(len(prompts), 3, 16, 16)
+
+    monkeypatch.setattr(LatentDiffusion, "generate", generate)
+    return asked
+
+
+def test_one_text_is_one_prompt(given: dict, drawn: list) -> None:
+    assert generate_grid(**given | {"prompts": "a red circle"}).is_file()
+    assert drawn == [["a red circle"]]
+
+
+@pytest.mark.parametrize(
+    ("output", "prompts", "said"),
+    [
+        ("sheet.webp", ["word " * 40_000], r"sheet of all prompts has .* ends at 16383 px.*output=.*sheet\.png"),
+        ("sheet.jpg", ["word " * 200_000], r"ends at 65500 px"),
+        ("sheet.gif", ["a"], r"name a \.png, \.jpg or \.webp file"),
+        ("", ["a"], r"name a|is a folder"),
+        ("sheet.png", [], "prompts is empty"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_before_it_is_drawn(
+    given: dict, drawn: list, tmp_path: Path, output: str, prompts: list[str], said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        generate_grid(**given | {"output": str(tmp_path / output), "prompts": prompts})
+    assert drawn == []
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
+def test_usual_sheets_fit_every_format(suffix: str) -> None:
+    check_sheet(Path(f"a{suffix}"), (16_000, 16_000))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("prompts", [None, "a"], "prompts.* must be a text"),
+        ("prompts", None, "prompts must be a text or a list"),
+        ("prompts", [["a"]], "prompts.* must be a text"),
+        ("prompts", {"a": 1}, "prompts must be a text or a list"),
+        ("checkpoint", 7, "checkpoint must be a text, got 7"),
+        ("checkpoint", None, "checkpoint must be a text"),
+        ("output", None, "output must be a text"),
+        ("batch_size", 0, "batch_size must be a whole number from 1"),
+        ("seed", "x", "seed must be a whole number"),
+        ("compile", "x", "compile must be true or false"),
+        ("guidance_interval", "some", "guidance_interval must be"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(given: dict, name: str, value: Any, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        check_arguments(generate_grid, given | {name: value}, "")
