@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from microdit.data.sources import table
+from microdit.data.sources import rows as rows_of_a_file
 from microdit.data.sources.captioned import CaptionedImage
 from microdit.data.sources.table import TableSource
 from microdit.kinds import SettingsError
@@ -62,7 +62,7 @@ def test_where_quoting_is_none_they_stay_letters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [200_000, 60])
 def test_one_huge_cell_or_line_costs_its_own_row(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "LONGEST_LINE", 50 if size == 60 else 1 << 24)
+    monkeypatch.setattr(rows_of_a_file, "LONGEST_LINE", 50 if size == 60 else 1 << 24)
     for suffix, text in {
         ".csv": f'image,caption\n0.jpg,a\n1.jpg,"{"x" * size}"\n2.jpg,c\n',
         ".jsonl": "".join(
