@@ -200,7 +200,7 @@ def test_the_road_through_the_embedded_autoencoder_runs(run_settings, tmp_path):
     pipeline = LatentDiffusion.load(tmp_path / "run")
     assert (pipeline.dit.in_channels, pipeline.dit.input_size, pipeline.dit.patch_size) == (5, 8, 1)
     assert pipeline.generate(["a red circle"], seed=0).shape == (1, 3, 64, 64)
-    assert places_named(pipeline.settings, tmp_path / "run") == []  # nothing that is read comes from elsewhere
+    assert places_named(pipeline.settings, [tmp_path / "run"]) == []  # nothing that is read comes from elsewhere
 
 
 def test_training_lowers_the_validation_loss(run_settings, tmp_path):

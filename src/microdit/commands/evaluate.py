@@ -99,7 +99,7 @@ def evaluate_checkpoint(
     numbers: dict[str, float] = {}
     for which in weights:
         pipeline = LatentDiffusion.load(checkpoint, which).to(device)
-        tell_places(places_named(pipeline.settings, run), run / PIPELINE_FILE)
+        tell_places(places_named(pipeline.settings, [run]), run / PIPELINE_FILE)
         label = [*(["raw"] if which == "raw" else []), *([f"checkpoint={checkpoint.stem}"] if older else [])]
         subject = Subject(pipeline, run / EVALUATION, label, sampling, batch_size)
         console.print(f"{which} weights of {checkpoint}", highlight=False)

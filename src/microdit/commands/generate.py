@@ -32,7 +32,7 @@ def open_pipeline(
     if path.is_file() and not (path.parent.parent / PIPELINE_FILE).is_file():
         return LatentDiffusion.from_released(path, autoencoder_weights, text_encoder_weights)
     pipeline = LatentDiffusion.load(path, weights, autoencoder_weights, text_encoder_weights)
-    tell_places(places_named(pipeline.settings, run_of(path)), run_of(path) / PIPELINE_FILE)
+    tell_places(places_named(pipeline.settings, [run_of(path)]), run_of(path) / PIPELINE_FILE)
     return pipeline
 
 

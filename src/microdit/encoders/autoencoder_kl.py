@@ -12,7 +12,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from microdit.encoders.protocols import Autoencoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
-from microdit.kinds import Positive, Width
+from microdit.kinds import Positive, Weights, Width
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -32,7 +32,7 @@ class KLAutoencoder(Autoencoder):
 
     def __init__(
         self,
-        weights: str,
+        weights: Weights,
         channels: Width,
         scale: Positive,
         shift: float = 0.0,

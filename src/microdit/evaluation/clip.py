@@ -11,6 +11,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from microdit.encoders.open_clip_text import CHECKPOINT, CONFIG, check_config
 from microdit.encoders.weights import weights_folder
+from microdit.kinds import Weights
 
 
 class ClipModel(nn.Module):
@@ -50,7 +51,7 @@ class OpenClipFeatures(nn.Module):
     `weights`: "hf-hub:owner/name" or a local folder. `name` tells the results of different towers apart.
     """
 
-    def __init__(self, weights: str, name: str) -> None:
+    def __init__(self, weights: Weights, name: str) -> None:
         super().__init__()
         self.model, self.processor = clip_model_and_processor(weights)
         self.name = name

@@ -25,6 +25,7 @@ from microdit.evaluation.metric import Metric
 from microdit.evaluation.pictures import Pictures, PicturesError
 from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.grid import prompt_grid
+from microdit.kinds import Read, Weights
 from microdit.pipeline import LatentDiffusion
 
 SHOWN = 12
@@ -42,7 +43,7 @@ class PhotoFrechet(Metric):
     count: Count
     reference_count: Count | None
     features: Mapping[str, Any] | None
-    inception_weights: str | None
+    inception_weights: Read | None
     sampling: Sampling
 
     def ask(self, pipeline: LatentDiffusion) -> None:
@@ -84,7 +85,7 @@ class PhotoClipScore(Metric):
 
     source: Mapping[str, Any]
     count: Count
-    weights: str
+    weights: Weights
     sampling: Sampling
 
     def ask(self, pipeline: LatentDiffusion) -> None:

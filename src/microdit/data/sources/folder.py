@@ -12,6 +12,7 @@ from microdit.data.sources.captioned import (
     check_shard_size,
     content_of,
 )
+from microdit.kinds import Pictures
 
 # Those of telephones are named too, so that what cannot be decoded is listed and not passed over.
 PICTURES = frozenset(
@@ -26,7 +27,7 @@ class FolderSource(Source):
     there, see `captions_beside`.
     """
 
-    def __init__(self, path: str, caption_column: str = "caption", shard_size: int = 2_000) -> None:
+    def __init__(self, path: Pictures, caption_column: str = "caption", shard_size: int = 2_000) -> None:
         check_shard_size(shard_size)
         self.path, self.caption_column, self.shard_size = Path(path).expanduser(), caption_column, shard_size
         self._pictures: list[Path] | None = None

@@ -15,6 +15,7 @@ from microdit.data.sources.captioned import (
     content_of,
 )
 from microdit.files import is_refusal, size_of_file
+from microdit.kinds import Pictures
 
 LONGEST_LINE = 1 << 24  # characters; a hundred captions as long as any have fewer
 MOST_TIMES, ALWAYS_ROOM = 100, 1 << 26  # of its size, or bytes, may a table unpack to
@@ -136,10 +137,10 @@ class TableSource(Source):
 
     def __init__(
         self,
-        path: str,
+        path: Pictures,
         image_column: str = "image",
         caption_column: str = "caption",
-        image_folder: str | None = None,
+        image_folder: Pictures | None = None,
         shard_size: int = 2_000,
     ) -> None:
         check_shard_size(shard_size)

@@ -21,6 +21,7 @@ from microdit.data.sources.captioned import (
     Unreadable,
     captions_beside,
 )
+from microdit.kinds import Pictures
 
 PART = re.compile(r"\.(jpg|jpeg|jfif|png|webp|gif|bmp|tif|tiff|avif|heic|heif|txt|json)$", re.IGNORECASE)
 MOST_TARS = 1_000_000
@@ -94,7 +95,7 @@ class TarSource(Source):
     """
 
     def __init__(
-        self, path: str | Sequence[str], caption_column: str = "caption", download_folder: str | None = None
+        self, path: Pictures | Sequence[Pictures], caption_column: str = "caption", download_folder: str | None = None
     ) -> None:
         self.locations = [path] if isinstance(path, str) else list(path)
         self.caption_column = caption_column
