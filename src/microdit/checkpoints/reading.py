@@ -18,7 +18,16 @@ from microdit.checkpoints.sharded import METADATA_FILE, as_lightning_states, dam
 from microdit.files import DamagedFileError, characters_in, is_refusal, read_json, size_of_file
 from microdit.kinds import Limits, check_kind, shown
 from microdit.runs.differences import as_setting, differences, flat
-from microdit.runs.folder import CHECKPOINTS, CONFIG_FILE, SHARDED_MARK, checkpoint_step, checkpoints_of, read_config
+from microdit.runs.folder import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    SHARDED_MARK,
+    checkpoint_step,
+    checkpoints_of,
+    read_config,
+    refuse_link,
+    resolved,
+)
 from microdit.runs.older import with_todays_names
 
 MOST_TIMES = 4
@@ -102,9 +111,13 @@ def identity(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Raises CheckpointError when a byte is not what was written, which names the checkpoint and the one before it."""
+    """Raises CheckpointError when a byte is not what was written, which names the checkpoint and the one before it.
+    SettingsError for a run's own that is a link out of it: its weights are another's."""
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint {path}")
+    for own in (path.absolute(), path.absolute().parent):
+        if path.absolute().parent.name == CHECKPOINTS and own.is_symlink():
+            refuse_link(own, resolved(path.absolute().parents[1]))
     with told_as_unreadable(path):
         if path.is_dir():
             damaged = damaged_files(path)

@@ -40,6 +40,7 @@ from microdit.runs.folder import (
     checkpoints_of,
     is_checkpoint,
     read_config,
+    refuse_links,
     write_config,
 )
 from microdit.runs.record import RECORD_CURE, finished_record, write_record
@@ -89,6 +90,7 @@ def launch_unless_finished(
     Raises SettingsError where the folder holds a run with other settings, which is left as it is: its checkpoints
     would be gone on with under the wrong name. InUseError where another process trains there now.
     """
+    refuse_links(folder)
     with only_trainer(folder):
         if config["resume"] is not None or not (folder / CONFIG_FILE).is_file():
             return launch(config, choices, folder, console)
@@ -227,6 +229,7 @@ def run_chain(stages: Sequence[Stage], folder: Path, expected_mfu: float, consol
     A stage that has finished is not run again, and one that has begun goes on. Raises what a run raises; the chain
     then goes on with resume=FOLDER.
     """
+    refuse_links(folder)
     runs = [folder / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
     later = [s._replace(config={**s.config, "init_from": str(run)}) for s, run in zip(stages[1:], runs, strict=False)]
     stages = [stages[0], *later]
