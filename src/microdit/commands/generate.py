@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from microdit.commands.compose import trusted
 from microdit.commands.messages import check_device, console, tell_places
+from microdit.files import replacing
 from microdit.grid import prompt_grid
 from microdit.kernels.compile import compile_network
 from microdit.kinds import SettingsError
@@ -16,6 +17,8 @@ from microdit.pipeline import LatentDiffusion
 from microdit.pretrained import EMBEDDED
 from microdit.progress import progress_bar
 from microdit.runs.folder import PIPELINE_FILE, places_named, run_of
+
+KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # of pictures, by their files' names
 
 
 def open_pipeline(
@@ -63,7 +66,7 @@ def generate_grid(
     path = Path(output)
     if not prompts:
         raise SettingsError("""prompts is empty: give some, such as prompts='["a red circle"]'""")
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if path.suffix.lower() not in KINDS:
         raise SettingsError(f"output={output}: name a .png, .jpg or .webp file")
     check_device(device)
     pipeline = open_pipeline(checkpoint, weights, autoencoder_weights, text_encoder_weights).to(device)
@@ -83,7 +86,8 @@ def generate_grid(
             progress=lambda done, total: report(done, total, "network evaluations"),
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    prompt_grid(images, prompts).save(path)
+    with replacing(path, "wb") as file:
+        prompt_grid(images, prompts).save(file, KINDS[path.suffix.lower()])
     return path
 
 
