@@ -77,6 +77,15 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(run_settings, tmp_path):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_what_a_checkpoint_says_of_the_schedule_replaces_none_of_its_parts(run_settings, tmp_path):
+    quiet_train(run_settings("trainer.max_steps=4"))
+    path = checkpoints_of(tmp_path / "run")[-1]
+    content = torch.load(path, weights_only=True)
+    content["lr_schedulers"][0] |= {"get_lr": 1, "optimizer": 2, "base_lrs": "x"}
+    torch.save(content, path)
+    assert quiet_train(run_settings("trainer.max_steps=5"), path)["steps"] == 5
+
+
 @pytest.mark.parametrize(("interval", "validated"), [(3, [2, 5, 7]), (4, [3, 7]), (50, [7])])
 def test_a_run_ends_with_a_validation_whatever_the_interval(run_settings, logged, tmp_path, interval, validated):
     record = quiet_train(run_settings(f"trainer.validate_every_n_steps={interval}", output=tmp_path))

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, TypedDict
 
 import torch
@@ -31,6 +32,8 @@ from microdit.runs.folder import (
 from microdit.runs.older import with_todays_names
 
 MOST_TIMES = 4
+LIGHTNING = "pytorch-lightning_version"
+OF_LIGHTNING_2 = re.compile(r"[2-9](\.\d{1,9}){1,3}((a|b|rc|\.post|\.dev)\d{1,9})*(\+[\w.]+)?")
 SAMPLES_OF_A_STEP = ("seed", "resolution_stage.global_batch_size", "resolution_stage.resolution_px")
 KEPT = ("model", "variation", "moe", "masking", *SAMPLES_OF_A_STEP)
 
@@ -39,13 +42,19 @@ Progress = TypedDict("Progress", {"total": dict[str, int], "current": dict[str, 
 FitLoop = TypedDict("FitLoop", {"epoch_loop.batch_progress": Progress, "**": Any})
 Loops = TypedDict("Loops", {"fit_loop": FitLoop, "**": Any})
 Optimizer = TypedDict("Optimizer", {"state": dict[int, dict[str, Any]], "param_groups": list[Any], "**": Any})
-Rates = TypedDict("Rates", {"last_epoch": int, "lr_lambdas": list[Any], "**": Any})
+Rates = TypedDict("Rates", {"last_epoch": int, "lr_lambdas": list[NoneType], "**": Any})
+Told = TypedDict(
+    "Told",
+    {"seconds": Annotated[float, Limits(0, 1e12)], "replaced": Annotated[int, Limits(0, 10**15)], "**": Any},
+    total=False,
+)
+Callbacks = TypedDict("Callbacks", {"Telemetry": Told, "**": dict[str, Any]}, total=False)
 PLAIN: dict[str, Any] = {
-    **{"global_step": int, "loops": Loops, "callbacks": dict[str, dict[str, Any]], "metadata": dict[str, Any]},
+    **{"global_step": int, "loops": Loops, "callbacks": Callbacks, "metadata": dict[str, Any], LIGHTNING: str},
     **{"optimizer_states": Annotated[list[Optimizer], Limits(1, 1)], "optimizer_groups": list[dict[str, Any]]},
     **{"lr_schedulers": Annotated[list[Rates], Limits(1, 1)], "parameter_names": list[str]},
 }
-TO_GO_ON = ("global_step", "loops", "callbacks", "state_dict", "optimizer_states", "lr_schedulers", "parameter_names")
+TO_GO_ON = ["state_dict", *(name for name in PLAIN if name not in ("metadata", "optimizer_groups"))]
 
 
 class CheckpointError(RuntimeError):
@@ -77,6 +86,7 @@ def read_rest(path: Path, needed: Collection[str]) -> dict[str, Any]:
     `needed`."""
     with told_as_unreadable(path):
         rest = torch.load(path / SHARDED_MARK, map_location="cpu", weights_only=True)
+        check_tensors(rest)
         beside = {*needed, "parameter_names", "optimizer_groups"} - {"state_dict", "optimizer_states"}
         return plain_content(rest, path / SHARDED_MARK, beside)
 
@@ -156,6 +166,8 @@ def plain_content(content: Any, path: Path, needed: Collection[str]) -> dict[str
         raise ValueError(f"it holds no {', '.join(lacking)}")
     for name in PLAIN.keys() & content.keys():
         check_kind(content[name], PLAIN[name], name)
+    if LIGHTNING in content and not OF_LIGHTNING_2.fullmatch(content[LIGHTNING]):
+        raise ValueError(f"it is of Lightning {shown(content[LIGHTNING])}, and those of 2.0 and later are read")
     if "state_dict" in content:
         state = content["state_dict"]
         if not isinstance(state, dict) or not all(
