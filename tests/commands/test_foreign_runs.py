@@ -27,7 +27,7 @@ from microdit.data.stream.opening import DataMissingError
 from microdit.distributed.hardware import check_hardware
 from microdit.encoders.open_clip_text import OpenClipTextEncoder
 from microdit.encoders.protocols import Autoencoder, TextEncoder
-from microdit.evaluation.clip import OpenClipFeatures as Features
+from microdit.evaluation.frechet import Features
 from microdit.evaluation.metric import Metric
 from microdit.files import DamagedFileError, appending
 from microdit.kinds import alternatives, kinds_of

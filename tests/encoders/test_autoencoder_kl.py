@@ -55,6 +55,12 @@ def test_decoding_undoes_the_scaling_and_gives_images(folder):
     torch.testing.assert_close(decoded, expected)
 
 
+def test_latents_that_are_no_numbers_are_told_from_an_overflow(folder):
+    latents = torch.full((1, 2, 4, 4), torch.nan)
+    with pytest.raises(FloatingPointError, match=r"latents that are no finite numbers: .* another checkpoint"):
+        build(folder).decode(latents)
+
+
 def test_a_shift_is_taken_off_before_scaling_and_put_back_after(folder, tmp_path):
     shifted = tmp_path / "shifted"
     shifted.mkdir()

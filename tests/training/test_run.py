@@ -19,6 +19,7 @@ from microdit.distributed.ranks import PreemptedError
 from microdit.files import read_json
 from microdit.pipeline import LatentDiffusion
 from microdit.runs.folder import checkpoints_of, places_named
+from microdit.training.callbacks.loggers import MetricsFile
 from microdit.training.callbacks.samples import SampleGrids
 from microdit.training.callbacks.telemetry import Telemetry
 from microdit.training.module import NonFiniteLossError
@@ -262,6 +263,16 @@ def test_a_finished_run_that_is_resumed_keeps_what_it_had_found(run_settings, tm
     kept = [name for name in record if name.startswith(("train/", "validation/"))]
     assert {"train/loss", "train/images_per_second", "validation/loss"} <= set(kept)
     assert {name: again[name] for name in kept} == pytest.approx({name: record[name] for name in kept})
+
+
+def test_no_column_of_metrics_takes_the_place_of_what_a_run_says_of_itself(run_settings, tmp_path):
+    quiet_train(run_settings("trainer.max_steps=2"))
+    log = MetricsFile(tmp_path / "run" / "metrics.csv")
+    log.log_metrics({"status": 5.0, "steps": 7.0, "images": 1.0, "seconds": 2.0, "mine": 3.0}, step=1)
+    record = quiet_train(run_settings("trainer.max_steps=2"), latest_checkpoint(tmp_path / "run"))
+    assert (record["status"], record["steps"], record["images"]) == ("finished", 2, 8)
+    assert record["mine"] == 3.0
+    assert [*record][:2] == ["status", "steps"]
 
 
 def test_the_loss_on_the_terminal_is_that_of_the_whole_batch(run_settings, tmp_path):

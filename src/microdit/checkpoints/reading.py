@@ -32,6 +32,7 @@ from microdit.runs.folder import (
 from microdit.runs.older import with_todays_names
 
 MOST_TIMES = 4
+OF_WEIGHTS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 LIGHTNING = "pytorch-lightning_version"
 OF_LIGHTNING_2 = re.compile(r"[2-9](\.\d{1,9}){1,3}((a|b|rc|\.post|\.dev)\d{1,9})*(\+[\w.]+)?")
 SAMPLES_OF_A_STEP = ("seed", "resolution_stage.global_batch_size", "resolution_stage.resolution_px")
@@ -255,8 +256,9 @@ def network_weights(path: Path, weights: str) -> dict[str, Tensor]:
 
 
 def check_numbers(state: Mapping[str, Tensor], source: str) -> None:
-    """Raises CheckpointError for tensors that hold no floating-point numbers, as weights do."""
-    others = [f"{name} ({tensor.dtype})" for name, tensor in state.items() if not tensor.is_floating_point()]
+    """Raises CheckpointError for tensors that hold no floating-point numbers, as weights do, of a kind that becomes any
+    other."""
+    others = [f"{name} ({tensor.dtype})" for name, tensor in state.items() if tensor.dtype not in OF_WEIGHTS]
     if others:
         raise CheckpointError(
             f"{source} holds no weights in {', '.join(others[:5])}: weights are floating-point numbers"

@@ -19,7 +19,7 @@ errors = VisibleConsole(stderr=True, soft_wrap=True, highlight=False, markup=Fal
 
 DEBUG = "MICRODIT_DEBUG"
 # Mistakes whose message is all there is to say, as a rule; anything else keeps its traceback.
-TOLD_PLAINLY = (OSError, ValueError)
+TOLD_PLAINLY = (OSError, ValueError, FloatingPointError)
 failed_jobs: list[str] = []
 
 

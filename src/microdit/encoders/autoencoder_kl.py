@@ -64,6 +64,11 @@ class KLAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "n c h2 w2"]) -> Float[Tensor, "n 3 h w"]:
+        if not latents.isfinite().all():
+            raise FloatingPointError(
+                f"{self.weights} was given latents that are no finite numbers: the network's weights are damaged or "
+                "its training diverged. Draw with another checkpoint, or with a temperature near 1"
+            )
         model: Any = self.load()
         z = latents.to(self.frozen.device, torch.float32) / self.scale + self.shift
         with torch.autocast(self.frozen.device.type, enabled=False):

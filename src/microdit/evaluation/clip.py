@@ -11,6 +11,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from microdit.encoders.open_clip_text import CHECKPOINT, CONFIG, check_config
 from microdit.encoders.weights import weights_folder
+from microdit.evaluation.frechet import Features
 from microdit.kinds import Weights
 
 
@@ -45,7 +46,7 @@ class ClipProcessor:
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
-class OpenClipFeatures(nn.Module):
+class OpenClipFeatures(Features):
     """The image tower of a CLIP model as the feature network of a Frechet distance; read when it is made.
 
     `weights`: "hf-hub:owner/name" or a local folder. `name` tells the results of different towers apart.

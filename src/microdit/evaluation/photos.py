@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.multimodal.clip_score import CLIPScore
 
@@ -20,7 +20,7 @@ from microdit.build import SettingsError, build
 from microdit.data.sources.captioned import CaptionedImage, Source
 from microdit.data.sources.images import square_images
 from microdit.evaluation.clip import clip_model_and_processor
-from microdit.evaluation.frechet import as_bytes, frechet_distances
+from microdit.evaluation.frechet import Features, as_bytes, frechet_distances
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.pictures import Pictures, PicturesError
 from microdit.evaluation.subject import Count, Sampling, Subject
@@ -35,8 +35,9 @@ SHOWN = 12
 class PhotoFrechet(Metric):
     """FID: pictures of the first `count` captions of `source` against its first `reference_count` pictures (None: all).
 
-    `source`: settings of a microdit.data.sources class. `features`: settings of a feature network of another kind
-    (see `OpenClipFeatures`); None: Inception, from torch-fidelity's weights, or those in the file `inception_weights`.
+    `source`: settings of a microdit.data.sources class. `features`: settings of a feature network of another kind (a
+    `Features`, such as `OpenClipFeatures`); None: Inception, from torch-fidelity's weights, or those in the file
+    `inception_weights`.
     """
 
     source: Mapping[str, Any]
@@ -63,7 +64,7 @@ class PhotoFrechet(Metric):
     def metric(self) -> FrechetInceptionDistance:
         """torchmetrics' distance. Raises SettingsError when Inception is asked for and torch-fidelity is missing."""
         if self.features is not None:
-            return FrechetInceptionDistance(build(self.features, nn.Module), reset_real_features=False)
+            return FrechetInceptionDistance(build(self.features, Features), reset_real_features=False)
         if find_spec("torch_fidelity") is None:
             raise SettingsError(
                 "FID by Inception needs torch-fidelity: pip install 'microdit[fid]'. Its weights are downloaded on "

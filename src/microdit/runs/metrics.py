@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from microdit.files import CHECKSUM, DamagedFileError, size_of_file
+from microdit.kinds import shown
 
 STEP = re.compile(r"[0-9]{1,15}")
 CURE = "remove that line: the numbers of its step are lost, and the run goes on"
@@ -59,6 +60,15 @@ def is_whole(path: Path) -> bool:
         return file.read() == b"\n"
 
 
+def is_number(value: str) -> bool:
+    """Whether a cell holds a number; an empty one has none to hold."""
+    try:
+        float(value or 0)
+    except ValueError:
+        return False
+    return True
+
+
 def damage(row: dict[str, Any], columns: list[str]) -> str | None:
     """What is wrong with a row; None where it is as it was written. Those of older versions have no checksum."""
     if None in row or None in row.values():
@@ -68,6 +78,8 @@ def damage(row: dict[str, Any], columns: list[str]) -> str | None:
     told = row.get(CHECKSUM)
     if told is None and any(value.startswith(f"{CHECKSUM} ") for value in row.values()):
         return "the names in its first line are others"
+    if others := [name for name, value in row.items() if name != CHECKSUM and not is_number(value)]:
+        return f"{others[0]} is {shown(row[others[0]])}, which is no number"
     bare = {name: value for name, value in row.items() if name != CHECKSUM}
     if told is not None and told != with_checksum(bare)[CHECKSUM]:
         return "its checksum is another"

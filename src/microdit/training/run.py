@@ -130,7 +130,6 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         "steps": trainer.global_step,
         "images": trainer.global_step * stage.global_batch_size,
         "seconds": round(telemetry.seconds, 2),
-        **telemetry.latest,
         **cost,
         "total_flops": costs.after(trainer.global_step, max_steps),
         "dollars": round(telemetry.dollars, 4),
@@ -140,6 +139,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         "commit": commit(),
         **{f"choice/{group}": choice for group, choice in settings.choices.items()},
     }
+    record = record | telemetry.latest | record  # whatever a column of metrics.csv is called
     if is_rank_zero():
         assert trained is not None
         record |= evaluate(pipeline.with_network(trained).to(trainer.strategy.root_device), settings, console)

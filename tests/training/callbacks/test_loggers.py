@@ -4,6 +4,7 @@ import resource
 
 import pytest
 
+from microdit.files import DamagedFileError
 from microdit.runs.metrics import read_rows
 from microdit.training.callbacks.loggers import MetricsFile, PatientTensorBoard
 
@@ -75,3 +76,11 @@ def test_tensorboard_puts_nothing_into_names(tmp_path, monkeypatch, name):
     assert (
         PatientTensorBoard(str(tmp_path), name="a", version=3, sub_dir=name).log_dir == f"{tmp_path}/a/version_3/{name}"
     )
+
+
+def test_a_value_that_is_no_number_is_told_with_its_line(tmp_path):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    log.log_metrics({"train/loss": 1.5, "train/seconds": float("nan")}, step=0)
+    log.log_metrics({"train/loss": 1.5, "train/seconds": "abc"}, step=1)
+    with pytest.raises(DamagedFileError, match=r"metrics\.csv, line 3, .*train/seconds is 'abc', which is no number"):
+        MetricsFile(log.path)
