@@ -20,10 +20,11 @@ def with_checksum(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, CHECKSUM: f"{CHECKSUM} {zlib.crc32(told.encode()):08x}"}
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path, numbers_alone: bool = False) -> list[dict[str, str]]:
     """The rows of a metrics.csv, without their checksums. A last row that a kill cut short is left out.
 
-    Raises DamagedFileError, with the line, for any other row that is not as it was written.
+    Raises DamagedFileError, with the line, for any other row that is not as it was written, and with `numbers_alone`
+    for one that holds anything else.
     """
     size_of_file(path)
     try:
@@ -35,7 +36,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise DamagedFileError(f"{path} is damaged ({error}); move it away: the run begins another") from error
     rows, cut_short = [], not is_whole(path)
     for number, row in lines:
-        reason = damage(row, columns)
+        reason = damage(row, columns, numbers_alone)
         if reason is None:
             rows.append({name: value for name, value in row.items() if name != CHECKSUM})
         elif number < lines[-1][0] or not cut_short:
@@ -69,7 +70,7 @@ def is_number(value: str) -> bool:
     return True
 
 
-def damage(row: dict[str, Any], columns: list[str]) -> str | None:
+def damage(row: dict[str, Any], columns: list[str], numbers_alone: bool) -> str | None:
     """What is wrong with a row; None where it is as it was written. Those of older versions have no checksum."""
     if None in row or None in row.values():
         return f"it does not have the {len(columns)} values of the first line"
@@ -78,7 +79,8 @@ def damage(row: dict[str, Any], columns: list[str]) -> str | None:
     told = row.get(CHECKSUM)
     if told is None and any(value.startswith(f"{CHECKSUM} ") for value in row.values()):
         return "the names in its first line are others"
-    if others := [name for name, value in row.items() if name != CHECKSUM and not is_number(value)]:
+    others = [name for name, value in row.items() if name != CHECKSUM and not is_number(value)]
+    if numbers_alone and others:
         return f"{others[0]} is {shown(row[others[0]])}, which is no number"
     bare = {name: value for name, value in row.items() if name != CHECKSUM}
     if told is not None and told != with_checksum(bare)[CHECKSUM]:
