@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -153,6 +154,22 @@ def test_random_weights_are_never_used_for_missing_ones(folder, tmp_path):
     save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 weights, decoder\.conv_out\.weight"):
         build(tmp_path).load()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"block_out_channels": [16384] * 3}, r"a network of [\d,]+ numbers, and its weights have [\d,]+ bytes"),
+        ({"layers_per_block": 10**9}, r"layers_per_block must be a whole number from 1 to 100"),
+        ({"block_out_channels": [8] * 10**4}, r"block_out_channels must be .*, 1 to 32 of them"),
+    ],
+)
+def test_a_config_of_a_larger_network_than_its_weights_is_refused_before_it_is_made(folder, tmp_path, changes, told):
+    shutil.copytree(folder, tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "changed" / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ValueError, match=told):
+        build(tmp_path / "changed").load()
 
 
 def test_image_sides_must_divide(folder):

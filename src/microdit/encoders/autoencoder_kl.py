@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
 import torch
 from jaxtyping import Float
@@ -12,11 +12,21 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from microdit.encoders.protocols import Autoencoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
-from microdit.kinds import Positive, Weights, Width
+from microdit.files import read_json, size_of_file
+from microdit.kinds import Limits, Positive, Weights, Width, check_kind
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+Config = TypedDict(
+    "Config",
+    {
+        "block_out_channels": Annotated[list[Width], Limits(1, 32)],
+        "layers_per_block": Annotated[int, Limits(1, 100)],
+        "**": Any,
+    },
+    total=False,
+)
 FILES = [["config.json"], ["diffusion_pytorch_model.safetensors"]]
 
 
@@ -98,10 +108,15 @@ def read_autoencoder_kl(weights: str, channels: int, scale: float, shift: float,
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     try:
+        check_kind(config := read_json(folder / FILES[0][0], "download it again"), Config, f"{folder / FILES[0][0]}:")
+        with torch.device("meta"):
+            numbers = sum(each.numel() for each in cast("Any", AutoencoderKL).from_config(config).parameters())
+        if numbers > (there := size_of_file(folder / FILES[1][0])):
+            raise ValueError(f"it describes a network of {numbers:,} numbers, and its weights have {there:,} bytes")
         loaded: Any = AutoencoderKL.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, SafetensorError) as error:
         raise ValueError(f"autoencoder.weights={weights}: diffusers cannot read {folder} ({error})") from error
     model, report = loaded
     # Where the file lacks a weight, diffusers keeps the random one and says so only in its log.
