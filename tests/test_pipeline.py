@@ -107,6 +107,14 @@ def test_no_prompts_make_no_pictures(pipeline):
     assert pipeline.generate([], seed=2, **STEPS).shape == (0, 3, 8, 8)
 
 
+def test_pictures_that_no_machine_has_room_for_are_refused_before_they_are_drawn(pipeline, monkeypatch):
+    with pytest.raises(SettingsError, match=r"1 pictures at once take [\d,]+ GB.*lower batch_size"):
+        pipeline.generate(["a ring"], image_size=(8 << 20, 8 << 20))
+    monkeypatch.setattr("os.sysconf", lambda name: 8)
+    with pytest.raises(SettingsError, match=r"10 pictures at once take"):
+        next(pipeline.growing(["a ring"] * 10, seed=0))
+
+
 def test_a_batch_of_no_pictures_is_refused(pipeline):
     with pytest.raises(ValueError, match="1 or more, got 0"):
         pipeline.generate(PROMPTS, batch_size=0, **STEPS)

@@ -7,11 +7,24 @@ checked against signatures before anything is built, so that a misspelt key neve
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
-from microdit.kinds import SettingsError, check_arguments, shown, told_with
+from microdit.kinds import (
+    OTHERS,
+    ArgumentsOf,
+    Place,
+    SettingsError,
+    Weights,
+    alternatives,
+    below,
+    check_arguments,
+    is_described,
+    kinds_of,
+    shown,
+    told_with,
+)
 
 Built = TypeVar("Built")
 
@@ -24,6 +37,8 @@ TRUSTED = {OUR_PACKAGE, *filter(None, os.environ.get(TRUST_VARIABLE, "").split("
 # Of other packages: single classes, and a module with nothing but optimizers in it, which is loaded already.
 KNOWN_CLASSES = {"lightning.pytorch.loggers.WandbLogger"}
 KNOWN_MODULES = {"torch.optim"}
+# What a class of another package does with a text is not known: it may read what the text names.
+UNDECLARED = Weights | Sequence[Weights] | Mapping[str, Weights]
 
 
 def trust(*packages: str) -> None:
@@ -91,3 +106,34 @@ def build(settings: Mapping[str, Any], expected: type[Built], where: str = "", /
     """Builds what `settings` describe, with `extra` arguments. Raises SettingsError as `checked` does."""
     with told_with(where):
         return checked(settings, expected, where, extra)(**extra)
+
+
+def places_in(value: Any, *kinds: Any, where: str = "") -> Iterator[tuple[str, str, Place]]:
+    """Every text in settings that says what is read, with its key and its `Place`: as the annotations of the classes
+    say that `_target_` names, and `kinds`, of any of which the settings are. SettingsError for a class that settings
+    may not name."""
+    if isinstance(value, str):
+        marks = (mark for kind in kinds for one in alternatives(kind) for mark in getattr(one, "__metadata__", ()))
+        yield from ((where, value, mark) for mark in {mark: 0 for mark in marks if isinstance(mark, Place)})
+    elif isinstance(value, Mapping | list | tuple):
+        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            inner_kinds = [inside for kind in (None, *kinds) for inside in kinds_below(value, kind, str(name))]
+            yield from places_in(inner, *inner_kinds, where=below(where, name))
+
+
+def kinds_below(value: Any, kind: Any, name: str) -> Iterator[Any]:
+    """The annotations of what lies under a name in settings of a kind; None: in settings that name their class."""
+    if kind is None and isinstance(value, Mapping) and "_target_" in value and name != "_target_":
+        found = locate(value["_target_"], object)
+        if value["_target_"].partition(".")[0] not in (OUR_PACKAGE, "torch", "lightning"):
+            yield UNDECLARED
+        yield from (declared for known, (declared, _) in kinds_of(found).items() if known in (name, OTHERS))
+    for one in alternatives(kind):
+        functions = [one] if is_described(one) else []
+        if get_origin(one) is Annotated:
+            functions = [mark.function for mark in one.__metadata__ if isinstance(mark, ArgumentsOf)]
+            yield from kinds_below(value, one.__origin__, name)
+        elif not functions:
+            yield from get_args(one)[-1:]  # of a list or of settings by name
+        for function in functions:
+            yield from (declared for known, (declared, _) in kinds_of(function).items() if known in (name, OTHERS))

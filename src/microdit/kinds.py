@@ -74,6 +74,19 @@ class ArgumentsOf(NamedTuple):
     function: Callable[..., Any]
 
 
+class Place(NamedTuple):
+    """In an annotation: a text that says what is read, by an address or a path. `on_hub`: also by the name of a
+    repository on a hub. `copied`: words of it are written into a run."""
+
+    on_hub: bool = False
+    copied: bool = False
+
+
+Read = Annotated[str, Place()]
+Weights = Annotated[str, Place(on_hub=True)]
+Pictures = Annotated[str, Place(copied=True)]
+
+
 # What can be meant, more than ten times over.
 Steps = Annotated[int, Limits(1, 10**9)]
 Images = Annotated[int, Limits(1, 10**6)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -45,6 +47,7 @@ OF_THE_RUN = ("input_size", "pos_interp_scale")
 PRECISIONS = ("fp32", "bf16")
 Precision = Annotated[str, OneOf(PRECISIONS)]
 WEIGHTS_FILE = "weights.safetensors"
+BYTES_A_NUMBER = 64  # of latents, that drawing holds: noise, captioned and not, the sampler's states in float64
 PIPELINE_CURE = "train.py resume=THE_RUN writes a run's anew, LatentDiffusion.save a saved folder's"
 
 
@@ -151,6 +154,7 @@ class LatentDiffusion(nn.Module):
             tokenized_prompts = self.text_encoder.tokenize([prompt] if isinstance(prompt, str) else list(prompt or ()))
         count = len(tokenized_prompts)
         shape = self.latent_shape(image_size)
+        check_room(min(batch_size, count), shape)
         seed = secrets.randbits(62) if seed is None else seed
         batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
         evaluations = len(batches) * SAMPLERS[sampling.sampler].evaluations(sampling.num_inference_steps)
@@ -182,6 +186,7 @@ class LatentDiffusion(nn.Module):
         sampling = self.sampling.told(otherwise)
         self.load_encoders()
         shape = self.latent_shape()
+        check_room(len(prompts), shape)
         noise = torch.stack([start_noise(seed, i, shape) for i in range(len(prompts))]).to(self.device)
         captions = self.text_encoder.encode(list(prompts)).to(self.device)
         steps = self.steps(noise, captions, sampling, self.device.type == "cuda", lambda: None)
@@ -336,6 +341,17 @@ def create_latent_diffusion(
         raise SettingsError(f"there is no size '{size}'; choose from {', '.join(SIZES)}")
     inputs = {"input_size": latent_res, "in_channels": in_channels, "pos_interp_scale": pos_interp_scale}
     return build_pipeline(pipeline_settings({**SIZES[size], **inputs}, autoencoder_weights, text_encoder_weights))
+
+
+def check_room(pictures: int, shape: tuple[int, ...]) -> None:
+    """Raises SettingsError where this machine has no room to draw so many pictures, whose latents have this shape, at
+    once: a small network can describe large ones."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if (needed := BYTES_A_NUMBER * pictures * math.prod(shape)) > memory:
+        raise SettingsError(
+            f"{pictures} pictures at once take {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}: lower "
+            "batch_size, or draw smaller ones"
+        )
 
 
 def start_noise(seed: int, index: int, shape: tuple[int, ...]) -> Float[Tensor, "c h w"]:

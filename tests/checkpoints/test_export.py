@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from microdit.checkpoints.export import export_weights, read_weights, write_weights
 from microdit.checkpoints.reading import CheckpointError, load_weights, network_weights
 from microdit.checkpoints.released import read_released
+from microdit.kinds import SettingsError
 
 
 def checkpoint(run):
@@ -32,6 +33,19 @@ def test_the_average_or_the_raw_weights_are_written_with_released_names(tmp_path
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert export_weights(path, output=tmp_path / "new" / "a.safetensors").is_file()
+
+
+@pytest.mark.parametrize("linked", ["checkpoints", "checkpoints/step_0000012.ckpt"])
+def test_no_weights_from_elsewhere_are_written_into_a_run_through_its_links(tmp_path, linked):
+    own, theirs = checkpoint(tmp_path / "own"), tmp_path / "theirs"
+    (theirs / linked).parent.mkdir(parents=True)
+    (theirs / linked).symlink_to(tmp_path / "own" / linked)
+    for run in (theirs, theirs / "checkpoints" / own.name):
+        with pytest.raises(SettingsError, match=r"is a link to .*own"):
+            export_weights(run)
+    assert sorted(path.suffix for path in theirs.rglob("*.safetensors")) == []
+    (tmp_path / "link.ckpt").symlink_to(own)  # which somebody names who knows what it is
+    assert network_weights(tmp_path / "link.ckpt", "raw").keys() == {"a", "b"}
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -201,3 +201,33 @@ def test_what_a_resumed_run_may_change_keeps_its_checkpoints(tmp_path):
     assert read_checkpoint(path)["metadata"]["step"] == 20
     (tmp_path / "config.yaml").write_text("damaged: [")  # told by whoever needs it: the weights can still be had
     assert read_checkpoint(path)["metadata"]["step"] == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("callbacks", {"Telemetry": {"seconds": "x"}}, r"callbacks\.Telemetry\.seconds must be a number"),
+        ("callbacks", {"Telemetry": {"seconds": 1e300}}, r"seconds must be a number"),
+        ("callbacks", {"Telemetry": {"replaced": [1]}}, r"callbacks\.Telemetry\.replaced must be a whole number"),
+        ("callbacks", {"Telemetry": {"replaced": 10**30}}, r"replaced must be a whole number"),
+        ("pytorch-lightning_version", 5, "pytorch-lightning_version must be a text"),
+        ("pytorch-lightning_version", "0.0.1", r"of Lightning '0\.0\.1'"),
+        ("pytorch-lightning_version", "2.x", r"of Lightning '2\.x'"),
+    ],
+)
+def test_plain_values_that_no_run_goes_on_from_are_told_with_their_place(tmp_path, name, value, told):
+    path = saved(tmp_path / "step_20.ckpt", network__a=1.0)
+    torch.save({**torch.load(path), name: value}, path)
+    with pytest.raises(CheckpointError, match=rf"step_20\.ckpt cannot be read .*{told}"):
+        read_checkpoint(path)
+
+
+def test_plain_values_as_they_are_written_are_read(tmp_path):
+    path = saved(tmp_path / "step_20.ckpt", network__a=1.0)
+    schedule = {"last_epoch": 1, "lr_lambdas": [None], "base_lrs": [0.1]}
+    callbacks = {"Telemetry": {"seconds": 1.5, "replaced": 0}, "Another": {"a": [1]}}
+    versions = ("2.0.0", "2.6.5.post0", "2.7.0rc1", "3.0.0.dev20260101+abc")
+    for version in versions:
+        content = {"callbacks": callbacks, "lr_schedulers": [schedule], "pytorch-lightning_version": version}
+        torch.save({**torch.load(path), **content}, path)
+        assert read_checkpoint(path).items() >= content.items()

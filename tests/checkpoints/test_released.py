@@ -337,3 +337,11 @@ def test_parameters_with_anything_more_to_them_are_not_read(tmp_path):
     torch.save({"a": weight}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="_rebuild_parameter_with_state, and tensors alone"):
         read_released(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("name", [name for name in ("float4_e2m1fn_x2", "float8_e8m0fnu") if hasattr(torch, name)])
+def test_numbers_that_no_network_is_trained_in_are_refused(network, tmp_path, name):
+    state = network.state_dict() | {"pos_embed": torch.zeros(1, 4, dtype=torch.uint8).view(getattr(torch, name))}
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=rf"a\.safetensors holds no weights in pos_embed \(torch\.{name}\)"):
+        read_released(tmp_path / "a.safetensors")

@@ -10,7 +10,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from microdit.checkpoints.reading import CheckpointError, checkpoint_metadata, network_weights, read_checkpoint
+from microdit.checkpoints.reading import (
+    CheckpointError,
+    checkpoint_metadata,
+    network_weights,
+    read_checkpoint,
+    read_rest,
+)
 from microdit.checkpoints.sharded import METADATA_FILE, checksum, read_into, read_tensors, write_closing_files
 from microdit.files import write_json
 from microdit.runs.folder import SHARDED_MARK, is_checkpoint
@@ -223,3 +229,12 @@ def test_nothing_in_the_rest_runs(tmp_path):
     with pytest.raises(CheckpointError):
         read_checkpoint(path)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_tensor_of_the_rest_that_is_larger_than_its_file_is_refused(tmp_path):
+    path = written(tmp_path)
+    huge = torch.zeros(1).expand(1 << 31)
+    write_closing_files(path, {**REST, "callbacks": {"Telemetry": {"replaced": huge}}}, {"step": 7})
+    for read in (read_checkpoint, lambda path: read_rest(path, [])):
+        with pytest.raises(CheckpointError, match=r"a tensor of shape \[2147483648\] has 4 bytes"):
+            read(path)

@@ -19,24 +19,35 @@ from rich.console import Console
 from microdit.build import SettingsError, locate, trust
 from microdit.checkpoints.reading import CheckpointError, read_checkpoint
 from microdit.checkpoints.released import read_released
-from microdit.commands.compose import as_text, changed_values
+from microdit.commands.compose import as_text, changed_values, read_elsewhere
 from microdit.commands.train import check_it_fits
 from microdit.data.prepare.embedded import EmbeddedShapes
+from microdit.data.sources.captioned import Source
 from microdit.data.stream.opening import DataMissingError
 from microdit.distributed.hardware import check_hardware
 from microdit.encoders.open_clip_text import OpenClipTextEncoder
+from microdit.encoders.protocols import Autoencoder, TextEncoder
+from microdit.evaluation.frechet import Features
 from microdit.evaluation.metric import Metric
 from microdit.files import DamagedFileError, appending, claim
+from microdit.kinds import alternatives, kinds_of
 from microdit.pipeline import LatentDiffusion, build_pipeline
 from microdit.reports.report import report
 from microdit.runs.folder import places_named, read_config, refuse_links
 from microdit.runs.record import add_to_record
 from microdit.training.data import open_data
 from microdit.training.run import network_settings
-from microdit.training.settings import bind
+from microdit.training.settings import Configuration, bind
 
 NOW = OmegaConf.create({"trainer": {"max_steps": 1, "max_flops": None}, "reading": {"cache_folder": "/home/me/cache"}})
 WANDB = {"_target_": "lightning.pytorch.loggers.WandbLogger", "project": "theirs", "offline": False}
+
+
+TAR = "microdit.data.sources.tars.TarSource"
+
+
+def metric(source: dict) -> dict:
+    return {"_target_": "microdit.evaluation.photos.PhotoFrechet", "source": source, "inception_weights": None}
 
 
 def resumed(saved: dict, *overrides: str) -> dict:
@@ -63,6 +74,7 @@ def test_nothing_in_a_saved_setting_is_resolved(text):
         {"id": "mine"},
         {"name": "../../elsewhere"},
         {"project": "/elsewhere"},
+        {"version": "k3x9abcd"},  # an older run of the user's, which would be joined and renamed
     ],
 )
 def test_where_a_run_logs_is_not_for_its_file(setting):
@@ -74,6 +86,10 @@ def test_what_is_typed_is_meant():
     assert resumed({"logger": {"wandb": WANDB}})["logger"] == {"wandb": WANDB}
     mine = resumed({"logger": {"wandb": WANDB | {"entity": "mine"}}}, "logger.wandb.entity=mine")
     assert mine["logger"]["wandb"]["entity"] == "mine"
+    own = WANDB | {"version": "k3x9abcd"}
+    assert resumed({"logger": {"wandb": own}}, "logger.wandb.version=k3x9abcd")["logger"] == {"wandb": own}
+    board = {"_target_": "microdit.training.callbacks.loggers.PatientTensorBoard", "version": "tensorboard"}
+    assert resumed({"logger": {"tensorboard": board}})  # a folder in the run
     with pytest.raises(SettingsError, match=r"reading\.cache_folder=/theirs"):
         resumed({"reading": {"cache_folder": "/theirs"}})
     assert resumed({"reading": {"cache_folder": "/home/me/cache"}})  # as this command line has it
@@ -101,38 +117,134 @@ def test_settings_of_weights_and_biases_in_a_run_are_refused(tmp_path):
         refuse_links(tmp_path)
 
 
-def test_what_lies_elsewhere_is_named(tmp_path):
+ENCODER = {"_target_": "microdit.encoders.open_clip_text.OpenClipTextEncoder"}
+
+
+def texts_named(settings: dict, *folders: Path) -> list[str]:
+    return [text for _, text, _ in places_named(settings, folders, Configuration)]
+
+
+def test_what_lies_elsewhere_is_named_by_its_key(tmp_path):
     settings = {
-        "autoencoder": {"weights": "owner/name"},
-        "metrics": [{"path": "https://host/a.tar"}, {"path": str(tmp_path / "inside")}, {"path": "beside"}],
+        "autoencoder": {"_target_": "microdit.encoders.autoencoder_kl.KLAutoencoder", "weights": "owner/name"},
+        "text_encoder": {**ENCODER, "weights": str(tmp_path / "inside")},
+        "metrics": {"fid": metric({"_target_": TAR, "path": ["https://host/a.tar", f"{tmp_path}/{{000..123}}.tar"]})},
+        "data_mix": {"sources": [{"name": "a", "folder": "beside"}], "validation": []},
+        "init_from": "../another",
         "paths": {"data_root": "data"},
     }
-    told = ["autoencoder.weights=owner/name", "metrics.0.path=https://host/a.tar", "paths.data_root=data"]
-    assert places_named(settings, tmp_path) == told
+    assert [f"{key}={text}" for key, text, _ in places_named(settings, [tmp_path], Configuration)] == [
+        "autoencoder.weights=owner/name",
+        "metrics.fid.source.path.0=https://host/a.tar",
+        "data_mix.sources.0.folder=beside",
+        "init_from=../another",
+        "paths.data_root=data",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    "weights", ["owner/name", "owner/name/vae", "hf-hub:owner/name", "https://host/a", "file:///a"]
+)
+def test_addresses_and_names_on_a_hub_are_elsewhere_wherever_one_stands(tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name" / "vae").mkdir(parents=True)
+    assert texts_named({"text_encoder": {**ENCODER, "weights": weights}}, tmp_path, Path("/")) == [weights]
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
     [
-        ({"data_mix": {"sources": [{"folder": "other/private"}]}}, ["data_mix.sources.0.folder=other/private"]),
-        (
-            {"metrics": {"geneval": {"detector_weights": "a/b", "clip_weights": "c/d", "prompts_file": None}}},
-            ["metrics.geneval.detector_weights=a/b", "metrics.geneval.clip_weights=c/d"],
-        ),
-        ({"prompts_file": "prompts.jsonl"}, ["prompts_file=prompts.jsonl"]),
-        ({"a": "RUN/../vae"}, ["a=RUN/../vae"]),
-        ({"a": "data/../../../etc"}, ["a=data/../../../etc"]),
-        ({"weights": "RUN/away"}, ["weights=RUN/away"]),
-        ({"weights": "RUN/a/../vae", "folder": "RUN/data"}, []),
-        ({"weights": "embedded:detector", "name": "a..b"}, []),
+        ("{http://host/a,http://host/b}.tar", True),
+        ("{http,https}:{/,/}/host/a.tar", True),
+        ("{imgs,../private}/a.tar", True),
+        ("imgs/{000..123}.tar", False),
+        ("imgs/*.tar", False),
+        ("away/a.tar", True),
+        ("imgs/../../a.tar", True),
+        ("~/photos", True),
+        ("a\0b", True),
+        ("\ud800", True),
+        ("", False),
     ],
 )
-def test_what_leads_elsewhere_in_the_end_is_named(tmp_path, settings, named):
+def test_where_a_path_leads_in_the_end_is_what_counts(tmp_path, monkeypatch, path, named):
     run = tmp_path / "run"
     run.mkdir()
     (run / "away").symlink_to(tmp_path)
-    told = json.loads(json.dumps(settings).replace("RUN", str(run)))
-    assert places_named(told, run) == [each.replace("RUN", str(run)) for each in named]
+    monkeypatch.chdir(run)
+    assert texts_named({"metrics": {"fid": metric({"_target_": TAR, "path": path})}}, run) == [path] * named
+
+
+@pytest.mark.parametrize("weights", ["local-dir:vae", "./vae", "vae", "embedded:shapes"])
+def test_what_is_in_the_run_or_comes_with_the_package_is_not_elsewhere(tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(tmp_path)
+    assert texts_named({"text_encoder": {**ENCODER, "weights": weights}}, tmp_path) == []
+
+
+def test_what_a_class_of_another_package_may_read_is_named(monkeypatch):
+    theirs = {"_target_": "anything.Reader", "secret": "theirs", "more": ["a", {"b": "c"}], "count": 1}
+    monkeypatch.setattr("microdit.build.TRUSTED", {"microdit", "anything"})
+    assert texts_named({"text_encoder": theirs}) == ["theirs", "a"]
+
+
+@pytest.mark.parametrize("contract", [Autoencoder, TextEncoder, Source, Metric, Features])
+def test_every_text_that_a_class_of_ours_takes_is_declared_a_place_or_known_to_be_none(contract):
+    no_places = {"caption_column", "image_column", "caption_suffix", "delimiter", "name", "domain", "split"}
+    no_places |= {"download_folder"}
+    classes = [contract, *(below for each in contract.__subclasses__() for below in (each, *each.__subclasses__()))]
+    texts = {
+        (each.__qualname__, name)
+        for each in classes
+        if each.__module__.startswith("microdit.")
+        for name, (kind, _) in kinds_of(each).items()
+        for one in alternatives(kind)
+        if (one is str or one is Path) and name not in no_places
+    }
+    assert texts <= {("DrawnShards", "folder")}  # which no settings can make
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"_target_": "microdit.data.sources.table.TableSource", "path": "passwords.csv"},
+        {"_target_": "microdit.data.sources.table.TableSource", "path": "RUN/a.csv", "image_folder": "photos"},
+        {"_target_": "microdit.data.sources.folder.FolderSource", "path": "photos"},
+        {"_target_": "microdit.data.sources.tars.TarSource", "path": ["RUN/a.tar", "https://host/a.tar"]},
+    ],
+)
+def test_no_words_of_a_users_files_are_written_into_a_run_because_its_file_says_so(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    source = json.loads(json.dumps(source).replace("RUN", "runs/theirs"))
+    for root in ({}, {"paths": {"data_root": "/"}}, {"paths": {"data_root": "."}}):
+        with pytest.raises(SettingsError, match=r"says metrics\.fid\.source\..* are read where you name them"):
+            resumed({"metrics": {"fid": metric(source)}, **root})
+
+
+def test_pictures_to_judge_by_are_read_from_the_run_the_data_root_and_where_they_are_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    now = OmegaConf.merge(NOW, {"paths": {"data_root": "data"}})
+
+    def resume(path, root, *overrides):
+        saved = {"metrics": {"fid": metric({"_target_": TAR, "path": path})}, "paths": {"data_root": root}}
+        saved |= {"logger": {}, "trainer": {"max_steps": 1, "max_flops": None}, "choices": {}}
+        return changed_values(saved, [*overrides, "resume=runs/theirs"], now, Path("runs/theirs"))[0]
+
+    assert resume("data/coco_2014_validation", "data")
+    assert resume("runs/theirs/pictures", "data")
+    assert resume("private", "data", "metrics.fid.source.path=photos")["metrics"]["fid"]["source"]["path"] == "photos"
+    assert resume("/big/coco", "elsewhere", "paths.data_root=/big")
+    with pytest.raises(SettingsError, match="are read where you name them"):
+        resume("/big/coco", "/big")
+
+
+def test_a_resumed_run_names_nothing_in_the_data_root_that_is_this_command_lines_own(tmp_path):
+    def told(makes_shapes):
+        mix = {"sources": [{"name": "a", "folder": "data/a"}, {"name": "b", "folder": "https://a/b"}], "validation": []}
+        config = {"data_mix": mix, "paths": {"data_root": "data", "makes_shapes": makes_shapes}, "logger": {}}
+        return [text for _, text, _ in read_elsewhere(config, tmp_path)]
+
+    assert told(makes_shapes=True) == ["https://a/b"]
+    assert told(makes_shapes=False) == ["data/a", "https://a/b", "data"]
 
 
 def test_a_pipeline_names_nothing_that_nobody_trusts(tmp_path, monkeypatch):

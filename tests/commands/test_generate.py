@@ -1,10 +1,12 @@
 """What can be known of a sheet before anything is drawn is checked before."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from microdit.commands import generate as command
 from microdit.commands.generate import check_sheet, generate_grid
@@ -92,3 +94,27 @@ def test_usual_sheets_fit_every_format(suffix: str) -> None:
 def test_a_setting_of_another_kind_is_named(given: dict, name: str, value: Any, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         check_arguments(generate_grid, given | {name: value}, "")
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline_settings, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    build_pipeline(pipeline_settings).save(folder)
+    return folder
+
+
+def drawn_to(checkpoint: Path, output: Path, **changes) -> Path:
+    usual = dict.fromkeys(inspect.signature(generate_grid).parameters)
+    told = {"prompts": ["a ring"], "num_inference_steps": 2, "weights": "ema", "batch_size": 1, "device": "cpu"}
+    return generate_grid(**{**usual, **told, "checkpoint": str(checkpoint), "output": str(output), **changes})
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.webp", "WEBP")])
+def test_a_picture_is_of_the_kind_that_its_name_says_and_takes_the_place_of_a_link(saved, tmp_path, name, kind):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / name).symlink_to("victim")
+    (tmp_path / f".{name}.partial").symlink_to("victim")
+    with Image.open(drawn_to(saved, tmp_path / name)) as picture:
+        assert picture.format == kind
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "victim"])

@@ -50,6 +50,18 @@ def test_a_mistake_is_one_sentence_that_names_the_way_to_its_traceback(capsys, m
     assert "Traceback" not in said
 
 
+def test_numbers_that_are_none_are_a_mistake_and_other_arithmetic_is_not(capsys):
+    def overflown() -> None:
+        raise FloatingPointError("embedded:shapes gave non-finite images")
+
+    def divided() -> None:
+        print(1 // 0)
+
+    assert told(overflown, capsys).startswith("error: embedded:shapes gave non-finite images")
+    with pytest.raises(ZeroDivisionError):
+        run_told(divided)
+
+
 def test_with_microdit_debug_the_traceback_of_any_mistake_is_shown(capsys, monkeypatch):
     def full() -> None:
         raise OSError(28, "No space left on device")

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from microdit.build import SettingsError
-from microdit.commands.train import launch_unless_finished
+from microdit.commands.compose import Stage
+from microdit.commands.train import launch_unless_finished, run_chain, sent_to
 from microdit.files import read_json, write_json
 from microdit.runs.folder import checkpoints_of
 
@@ -90,3 +91,23 @@ def test_a_job_without_a_checkpoint_may_start_with_other_settings(finished, conf
 def test_a_run_that_is_resumed_by_name_goes_on_with_more_steps(finished, config):
     told({**changed(config, "trainer", max_steps=5), "resume": str(finished)}, finished)
     assert json.loads((finished / "result.json").read_text())["steps"] == 5
+
+
+def test_the_projects_that_a_resumed_run_is_sent_to_are_named():
+    wandb = {"_target_": "lightning.pytorch.loggers.WandbLogger", "project": "theirs"}
+    loggers = {"a": wandb, "b": {**wandb, "offline": True}, "c": {"_target_": "microdit.x.Board", "project": "x"}}
+    assert [f"{key}={text}" for key, text, _ in sent_to({"logger": loggers})] == ["logger.a.project=theirs"]
+
+
+def test_a_folder_with_a_link_out_of_it_is_not_trained_in_however_it_is_named(config, tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "theirs"
+    outside.mkdir()
+    folder.mkdir()
+    for name in ("checkpoints", "samples"):
+        (folder / name).symlink_to(outside)
+        with pytest.raises(SettingsError, match=f"{name} is a link to .*outside"):
+            told(config, folder)
+        with pytest.raises(SettingsError, match=f"{name} is a link to .*outside"):
+            run_chain([Stage("one", config, CHOICES)], folder, 0.2, Console(quiet=True))
+        (folder / name).unlink()
+    assert list(outside.iterdir()) == []

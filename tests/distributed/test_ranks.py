@@ -1,12 +1,22 @@
 """What is said of ranks that ended, and what to do next."""
 
+import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from microdit.build import SettingsError
-from microdit.distributed.ranks import PreemptedError, leave_word, meeting_place, who_was_killed, words_of
+from microdit.distributed.ranks import (
+    PreemptedError,
+    leave_word,
+    meeting_place,
+    python_of_a_rank,
+    who_was_killed,
+    words_of,
+)
 from microdit.runs.folder import to_resume
 
 
@@ -86,3 +96,23 @@ def test_several_machines_without_a_word_which_this_is_are_refused(monkeypatch):
     monkeypatch.delenv("SLURM_NODEID", raising=False)
     with pytest.raises(SettingsError, match="on several machines start with torchrun or SLURM"):
         meeting_place(SimpleNamespace(nodes=2))
+
+
+def test_a_rank_loads_nothing_that_lies_in_the_folder_it_is_started_in(tmp_path, monkeypatch):
+    for name in ("microdit", "ctypes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("open('loaded', 'w').close()")
+    monkeypatch.setattr(sys, "path", ["", *sys.path])  # as of a launcher that was started with -m or -c
+    arguments, environment = python_of_a_rank()
+    command = [sys.executable, *arguments, tmp_path, "1"]  # of another launcher, so that it ends at once
+    ended = subprocess.run(command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert not (tmp_path / "loaded").exists()
+
+
+def test_a_rank_finds_the_packages_that_its_launcher_finds(tmp_path, monkeypatch):
+    (tmp_path / "beside_train.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    _, environment = python_of_a_rank()
+    command = [sys.executable, "-P", "-c", "import beside_train"]
+    subprocess.run(command, cwd="/", env={**os.environ, **environment}, check=True)

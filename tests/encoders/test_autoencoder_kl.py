@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -53,6 +54,12 @@ def test_decoding_undoes_the_scaling_and_gives_images(folder):
     decoded = build(folder).decode(latents)
     assert decoded.shape == (2, 3, 16, 16)
     torch.testing.assert_close(decoded, expected)
+
+
+def test_latents_that_are_no_numbers_are_told_from_an_overflow(folder):
+    latents = torch.full((1, 2, 4, 4), torch.nan)
+    with pytest.raises(FloatingPointError, match=r"latents that are no finite numbers: .* another checkpoint"):
+        build(folder).decode(latents)
 
 
 def test_a_shift_is_taken_off_before_scaling_and_put_back_after(folder, tmp_path):
@@ -149,6 +156,22 @@ def test_random_weights_are_never_used_for_missing_ones(folder, tmp_path):
         build(tmp_path).load()
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"block_out_channels": [16384] * 3}, r"a network of [\d,]+ numbers, and its weights have [\d,]+ bytes"),
+        ({"layers_per_block": 10**9}, r"layers_per_block must be a whole number from 1 to 100"),
+        ({"block_out_channels": [8] * 10**4}, r"block_out_channels must be .*, 1 to 32 of them"),
+    ],
+)
+def test_a_config_of_a_larger_network_than_its_weights_is_refused_before_it_is_made(folder, tmp_path, changes, told):
+    shutil.copytree(folder, tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "changed" / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ValueError, match=told):
+        build(tmp_path / "changed").load()
+
+
 def test_image_sides_must_divide(folder):
     with pytest.raises(ValueError, match="multiples of 4, got 16 x 18"):
         build(folder).encode(torch.rand(1, 3, 16, 18))
@@ -156,4 +179,4 @@ def test_image_sides_must_divide(folder):
 
 def test_an_overflow_stops_with_a_sentence(folder):
     with pytest.raises(FloatingPointError, match=r"autoencoder\.dtype=bfloat16"):
-        build(folder).decode(torch.full((1, 2, 4, 4), float("nan")))
+        build(folder).decode(torch.full((1, 2, 4, 4), 3e38))

@@ -128,6 +128,13 @@ def test_a_picture_that_cannot_be_read_is_not_skipped(photographs, towers, pipel
         clip_score(source, towers).evaluate(Subject(pipeline, tmp_path))
 
 
+@pytest.mark.parametrize("other", ["shapes.features.ShapesFeatures", "clip.ClipModel", "frechet.Features"])
+def test_features_without_a_name_are_refused_before_anything_is_drawn(photographs, pipeline, other):
+    metric = frechet(photographs, {"_target_": f"microdit.evaluation.{other}"})
+    with pytest.raises(SettingsError, match="does not make a Features"):
+        metric.ask(pipeline)
+
+
 def test_pictures_become_bytes_by_rounding():
     every = torch.arange(256).float() / 255
     assert torch.equal(

@@ -31,3 +31,10 @@ def replaced(settings: dict, place: tuple, value: Any) -> dict:
     else:
         inner[place[-1]] = copy.deepcopy(value)
     return changed
+
+
+class Reader:
+    """A class of a package that is trusted, which says of none of its arguments that it is a place."""
+
+    def __init__(self, secret, more, count):
+        raise AssertionError("made although it is only looked at")

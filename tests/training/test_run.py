@@ -19,6 +19,7 @@ from microdit.distributed.ranks import PreemptedError
 from microdit.files import read_json
 from microdit.pipeline import LatentDiffusion
 from microdit.runs.folder import checkpoints_of, places_named
+from microdit.training.callbacks.loggers import MetricsFile
 from microdit.training.callbacks.samples import SampleGrids
 from microdit.training.callbacks.telemetry import Telemetry
 from microdit.training.module import NonFiniteLossError
@@ -75,6 +76,15 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(run_settings, tmp_path):
     for weights in ("raw", "ema"):
         a, b = (network_weights(checkpoints_of(tmp_path / n)[-1], weights) for n in ("whole", "cut"))
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_what_a_checkpoint_says_of_the_schedule_replaces_none_of_its_parts(run_settings, tmp_path):
+    quiet_train(run_settings("trainer.max_steps=4"))
+    path = checkpoints_of(tmp_path / "run")[-1]
+    content = torch.load(path, weights_only=True)
+    content["lr_schedulers"][0] |= {"get_lr": 1, "optimizer": 2, "base_lrs": "x"}
+    torch.save(content, path)
+    assert quiet_train(run_settings("trainer.max_steps=5"), path)["steps"] == 5
 
 
 @pytest.mark.parametrize(("interval", "validated"), [(3, [2, 5, 7]), (4, [3, 7]), (50, [7])])
@@ -200,7 +210,7 @@ def test_the_road_through_the_embedded_autoencoder_runs(run_settings, tmp_path):
     pipeline = LatentDiffusion.load(tmp_path / "run")
     assert (pipeline.dit.in_channels, pipeline.dit.input_size, pipeline.dit.patch_size) == (5, 8, 1)
     assert pipeline.generate(["a red circle"], seed=0).shape == (1, 3, 64, 64)
-    assert places_named(pipeline.settings, tmp_path / "run") == []  # nothing that is read comes from elsewhere
+    assert places_named(pipeline.settings, [tmp_path / "run"]) == []  # nothing that is read comes from elsewhere
 
 
 def test_training_lowers_the_validation_loss(run_settings, tmp_path):
@@ -255,22 +265,44 @@ def test_a_finished_run_that_is_resumed_keeps_what_it_had_found(run_settings, tm
     assert {name: again[name] for name in kept} == pytest.approx({name: record[name] for name in kept})
 
 
+def test_no_column_of_metrics_takes_the_place_of_what_a_run_says_of_itself(run_settings, tmp_path):
+    quiet_train(run_settings("trainer.max_steps=2"))
+    log = MetricsFile(tmp_path / "run" / "metrics.csv")
+    log.log_metrics({"status": 5.0, "steps": 7.0, "images": 1.0, "seconds": 2.0, "mine": 3.0}, step=1)
+    record = quiet_train(run_settings("trainer.max_steps=2"), latest_checkpoint(tmp_path / "run"))
+    assert (record["status"], record["steps"], record["images"]) == ("finished", 2, 8)
+    assert record["mine"] == 3.0
+    assert [*record][:2] == ["status", "steps"]
+
+
 def test_the_loss_on_the_terminal_is_that_of_the_whole_batch(run_settings, tmp_path):
     console = Console(file=(tmp_path / "said.txt").open("w"), record=True, width=200)
     record = train(run_settings("trainer.device_batch_size=1", output=tmp_path / "run"), console)
     assert f"step 8/8  loss {record['train/loss']:.4f} " in console.export_text()
 
 
-@pytest.mark.parametrize(
-    ("logger", "expected"),
-    [
-        ({"_target_": "lightning.pytorch.loggers.WandbLogger"}, {"version": "abc12345"}),
-        ({"_target_": "lightning.pytorch.loggers.WandbLogger", "version": "mine"}, {}),
-        ({"_target_": "lightning.pytorch.loggers.CSVLogger"}, {}),
-    ],
-)
-def test_a_resumed_run_goes_on_with_the_curves_of_its_first_part(tmp_path, logger, expected):
+WANDB = {"_target_": "lightning.pytorch.loggers.WandbLogger"}
+
+
+def begun(run: Path, day: int) -> str:
+    """The id of a run of Weights & Biases that is begun for a folder, and kept there as its logger keeps it."""
+    name = same_run(WANDB, run)["version"]
+    (run / "wandb" / f"offline-run-2026010{day}_000000-{name}").mkdir(parents=True)
+    return name
+
+
+def test_a_resumed_run_goes_on_with_the_curves_of_its_first_part(tmp_path):
+    first = begun(tmp_path / "run", 1)
+    assert begun(tmp_path / "run", 2) == first
+    assert begun(tmp_path / "another", 1) != first
+
+
+def test_no_folder_of_somebody_else_says_which_of_ones_own_runs_is_joined(tmp_path):
+    for name in ("abc12345", begun(tmp_path / "theirs", 1)):
+        (tmp_path / "run" / "wandb" / f"run-20260101_000000-{name}").mkdir(parents=True)
+        assert same_run(WANDB, tmp_path / "run")["version"] != name
+
+
+@pytest.mark.parametrize("logger", [{**WANDB, "version": "mine"}, {"_target_": "lightning.pytorch.loggers.CSVLogger"}])
+def test_a_run_that_is_named_and_other_loggers_are_left_alone(tmp_path, logger):
     assert same_run(logger, tmp_path) == {}
-    for part in ("offline-run-20260101_000000-abc12345", "offline-run-20260102_000000-def67890"):
-        (tmp_path / "wandb" / part).mkdir(parents=True)
-    assert same_run(logger, tmp_path) == expected

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, TypedDict
 
 import torch
@@ -18,10 +19,22 @@ from microdit.checkpoints.sharded import METADATA_FILE, as_lightning_states, dam
 from microdit.files import DamagedFileError, characters_in, is_refusal, read_json, size_of_file
 from microdit.kinds import Limits, check_kind, shown
 from microdit.runs.differences import as_setting, differences, flat
-from microdit.runs.folder import CHECKPOINTS, CONFIG_FILE, SHARDED_MARK, checkpoint_step, checkpoints_of, read_config
+from microdit.runs.folder import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    SHARDED_MARK,
+    checkpoint_step,
+    checkpoints_of,
+    read_config,
+    refuse_link,
+    resolved,
+)
 from microdit.runs.older import with_todays_names
 
 MOST_TIMES = 4
+OF_WEIGHTS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+LIGHTNING = "pytorch-lightning_version"
+OF_LIGHTNING_2 = re.compile(r"[2-9](\.\d{1,9}){1,3}((a|b|rc|\.post|\.dev)\d{1,9})*(\+[\w.]+)?")
 SAMPLES_OF_A_STEP = ("seed", "resolution_stage.global_batch_size", "resolution_stage.resolution_px")
 KEPT = ("model", "variation", "moe", "masking", *SAMPLES_OF_A_STEP)
 
@@ -30,13 +43,19 @@ Progress = TypedDict("Progress", {"total": dict[str, int], "current": dict[str, 
 FitLoop = TypedDict("FitLoop", {"epoch_loop.batch_progress": Progress, "**": Any})
 Loops = TypedDict("Loops", {"fit_loop": FitLoop, "**": Any})
 Optimizer = TypedDict("Optimizer", {"state": dict[int, dict[str, Any]], "param_groups": list[Any], "**": Any})
-Rates = TypedDict("Rates", {"last_epoch": int, "lr_lambdas": list[Any], "**": Any})
+Rates = TypedDict("Rates", {"last_epoch": int, "lr_lambdas": list[NoneType], "**": Any})
+Told = TypedDict(
+    "Told",
+    {"seconds": Annotated[float, Limits(0, 1e12)], "replaced": Annotated[int, Limits(0, 10**15)], "**": Any},
+    total=False,
+)
+Callbacks = TypedDict("Callbacks", {"Telemetry": Told, "**": dict[str, Any]}, total=False)
 PLAIN: dict[str, Any] = {
-    **{"global_step": int, "loops": Loops, "callbacks": dict[str, dict[str, Any]], "metadata": dict[str, Any]},
+    **{"global_step": int, "loops": Loops, "callbacks": Callbacks, "metadata": dict[str, Any], LIGHTNING: str},
     **{"optimizer_states": Annotated[list[Optimizer], Limits(1, 1)], "optimizer_groups": list[dict[str, Any]]},
     **{"lr_schedulers": Annotated[list[Rates], Limits(1, 1)], "parameter_names": list[str]},
 }
-TO_GO_ON = ("global_step", "loops", "callbacks", "state_dict", "optimizer_states", "lr_schedulers", "parameter_names")
+TO_GO_ON = ["state_dict", *(name for name in PLAIN if name not in ("metadata", "optimizer_groups"))]
 
 
 class CheckpointError(RuntimeError):
@@ -68,6 +87,7 @@ def read_rest(path: Path, needed: Collection[str]) -> dict[str, Any]:
     `needed`."""
     with told_as_unreadable(path):
         rest = torch.load(path / SHARDED_MARK, map_location="cpu", weights_only=True)
+        check_tensors(rest)
         beside = {*needed, "parameter_names", "optimizer_groups"} - {"state_dict", "optimizer_states"}
         return plain_content(rest, path / SHARDED_MARK, beside)
 
@@ -102,9 +122,13 @@ def identity(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Raises CheckpointError when a byte is not what was written, which names the checkpoint and the one before it."""
+    """Raises CheckpointError when a byte is not what was written, which names the checkpoint and the one before it.
+    SettingsError for a run's own that is a link out of it: its weights are another's."""
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint {path}")
+    for own in (path.absolute(), path.absolute().parent):
+        if path.absolute().parent.name == CHECKPOINTS and own.is_symlink():
+            refuse_link(own, resolved(path.absolute().parents[1]))
     with told_as_unreadable(path):
         if path.is_dir():
             damaged = damaged_files(path)
@@ -143,6 +167,8 @@ def plain_content(content: Any, path: Path, needed: Collection[str]) -> dict[str
         raise ValueError(f"it holds no {', '.join(lacking)}")
     for name in PLAIN.keys() & content.keys():
         check_kind(content[name], PLAIN[name], name)
+    if LIGHTNING in content and not OF_LIGHTNING_2.fullmatch(content[LIGHTNING]):
+        raise ValueError(f"it is of Lightning {shown(content[LIGHTNING])}, and those of 2.0 and later are read")
     if "state_dict" in content:
         state = content["state_dict"]
         if not isinstance(state, dict) or not all(
@@ -230,8 +256,9 @@ def network_weights(path: Path, weights: str) -> dict[str, Tensor]:
 
 
 def check_numbers(state: Mapping[str, Tensor], source: str) -> None:
-    """Raises CheckpointError for tensors that hold no floating-point numbers, as weights do."""
-    others = [f"{name} ({tensor.dtype})" for name, tensor in state.items() if not tensor.is_floating_point()]
+    """Raises CheckpointError for tensors that hold no floating-point numbers, as weights do, of a kind that becomes any
+    other."""
+    others = [f"{name} ({tensor.dtype})" for name, tensor in state.items() if tensor.dtype not in OF_WEIGHTS]
     if others:
         raise CheckpointError(
             f"{source} holds no weights in {', '.join(others[:5])}: weights are floating-point numbers"

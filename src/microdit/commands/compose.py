@@ -27,6 +27,7 @@ from microdit.files import InUseError, new_folder, read_yaml
 from microdit.kinds import (
     ArgumentsOf,
     Limits,
+    Place,
     SettingsError,
     check_arguments,
     check_kind,
@@ -41,6 +42,7 @@ from microdit.runs.folder import (
     RESULT_FILE,
     STAGES_FILE,
     WANDB_FOLDERS,
+    places_named,
     read_config,
     refuse_links,
     resolved,
@@ -226,7 +228,22 @@ def changed_values(
     refuse_destinations(changed, typed, now, where)
     if isinstance(changed.get("paths"), dict):
         changed["paths"]["makes_shapes"] = may_make_shapes(changed, typed, now)
+    for key, text, place in read_elsewhere(changed, where):
+        if place.copied and not is_typed(key, typed):
+            raise SettingsError(
+                f"{where / CONFIG_FILE} says {key}={text}. Captions of pictures are written into the run, so those "
+                f"that lie neither in it nor in your paths.data_root are read where you name them: {key}={text}"
+            )
     return changed, chosen
+
+
+def read_elsewhere(config: Mapping[str, Any], run: Path) -> list[tuple[str, str, Place]]:
+    """What a resumed run reads that lies neither in its folder nor in a data root that is this command line's own."""
+    from microdit.training.settings import Configuration  # Lightning, which other commands do without
+
+    paths = config.get("paths", {})
+    own_root = [Path(paths["data_root"])] if paths.get("makes_shapes") else []
+    return places_named({**config, "logger": {}, "resume": None}, [run, *own_root], Configuration)
 
 
 def as_text(value: Any) -> Any:
@@ -243,25 +260,28 @@ def refuse_destinations(config: Mapping[str, Any], typed: set[str], now: DictCon
     """Raises SettingsError where a run's file alone says where something is sent, as whom, or where it is kept: that is
     for the command line and the environment, which hold the user's secrets. `typed` are the keys of the command line.
     """
-
-    def meant(key: str) -> bool:
-        return any(key == one or key.startswith(f"{one}.") for one in typed)
-
     for name, value in flat(config["logger"]):
         key, setting = f"logger.{name}", name.rpartition(".")[2]
         # Loggers make folders of names, and put variables of the environment into them.
-        by_wandb = config["logger"][name.partition(".")[0]].get("_target_") == WANDB
-        taken = not by_wandb and value in WANDB_FOLDERS
+        target = config["logger"][name.partition(".")[0]].get("_target_")
+        taken = target != WANDB and value in WANDB_FOLDERS
         leads_away = isinstance(value, str) and setting in NAMES and (taken or not NAME_ALONE.fullmatch(value))
-        if not meant(key) and (setting not in LOGGER_SETTINGS or leads_away or name.count(".") > DEEPEST_SETTING):
+        # A folder to ours, to others an earlier run of the user's that this one would be written into.
+        joins = setting == "version" and value is not None and not str(target).startswith("microdit.")
+        refused = setting not in LOGGER_SETTINGS or leads_away or joins or name.count(".") > DEEPEST_SETTING
+        if refused and not is_typed(key, typed):
             raise SettingsError(
                 f"{where / CONFIG_FILE} says {key}={value}. {NOT_BY_FILE}: {key}={value}, or logger=csv"
             )
     for key, value in flat(config):
-        if key.rpartition(".")[2] not in KEPT_FOLDERS or value is None or meant(key):
+        if key.rpartition(".")[2] not in KEPT_FOLDERS or value is None or is_typed(key, typed):
             continue
         if value != OmegaConf.select(now, key):
             raise SettingsError(f"{where / CONFIG_FILE} says {key}={value}. {NOT_BY_FILE}: {key}={value}")
+
+
+def is_typed(key: str, typed: set[str]) -> bool:
+    return any(key == one or key.startswith(f"{one}.") for one in typed)
 
 
 def may_make_shapes(config: Mapping[str, Any], typed: set[str], now: DictConfig) -> bool:

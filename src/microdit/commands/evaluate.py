@@ -113,7 +113,7 @@ def evaluate_checkpoint(
     points: list[Point] = []
     for which in weights:
         pipeline = LatentDiffusion.load(checkpoint, which).to(device)
-        tell_places(places_named(pipeline.settings, run), run / PIPELINE_FILE)
+        tell_places(places_named(pipeline.settings, [run]), run / PIPELINE_FILE)
         label = [*(["raw"] if which == "raw" else []), *([f"checkpoint={checkpoint.stem}"] if older else [])]
         recorder = Recorder(run, {"checkpoint": str(checkpoint), "weights": which}, settings, console)
         for number, each in enumerate(samplings):

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from microdit.commands.compose import as_texts, trusted
 from microdit.commands.messages import check_device, console, tell_places
+from microdit.files import replacing
 from microdit.grid import not_shown, prompt_grid, sheet_of
 from microdit.kernels.compile import compile_network
 from microdit.kinds import Images, SettingsError, check_arguments
@@ -18,6 +19,7 @@ from microdit.progress import progress_bar
 from microdit.runs.folder import PIPELINE_FILE, places_named, run_of
 
 LARGEST_SIDES = {".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}  # px, as the formats and their libraries have it
+KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # of pictures, by their files' names
 
 
 def open_pipeline(
@@ -34,7 +36,7 @@ def open_pipeline(
     if path.is_file() and not (path.parent.parent / PIPELINE_FILE).is_file():
         return LatentDiffusion.from_released(path, autoencoder_weights, text_encoder_weights)
     pipeline = LatentDiffusion.load(path, weights, autoencoder_weights, text_encoder_weights)
-    tell_places(places_named(pipeline.settings, run_of(path)), run_of(path) / PIPELINE_FILE)
+    tell_places(places_named(pipeline.settings, [run_of(path)]), run_of(path) / PIPELINE_FILE)
     return pipeline
 
 
@@ -66,7 +68,7 @@ def generate_grid(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise SettingsError("""prompts is empty: give some, such as prompts='["a red circle"]'""")
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if path.suffix.lower() not in KINDS:
         raise SettingsError(f"output={output}: name a .png, .jpg or .webp file")
     if path.is_dir():
         raise SettingsError(f"output={output} is a folder: name a file in it")
@@ -96,7 +98,8 @@ def generate_grid(
             batch_size=batch_size,
             progress=lambda done, total: report(done, total, "network evaluations"),
         )
-    prompt_grid(images, prompts).save(path)
+    with replacing(path, "wb") as file:
+        prompt_grid(images, prompts).save(file, KINDS[path.suffix.lower()])
     return path
 
 

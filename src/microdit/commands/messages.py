@@ -5,12 +5,12 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.text import Text
 
-from microdit.kinds import SettingsError
+from microdit.kinds import Place, SettingsError
 from microdit.progress import VisibleConsole, VisibleRecord
 
 # What is printed holds paths and other people's words: nothing in it is markup.
@@ -19,7 +19,7 @@ errors = VisibleConsole(stderr=True, soft_wrap=True, highlight=False, markup=Fal
 
 DEBUG = "MICRODIT_DEBUG"
 # Mistakes whose message is all there is to say, as a rule; anything else keeps its traceback.
-TOLD_PLAINLY = (OSError, ValueError)
+TOLD_PLAINLY = (OSError, ValueError, FloatingPointError)
 failed_jobs: list[str] = []
 
 
@@ -61,10 +61,10 @@ def run_told(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def tell_places(places: Sequence[str], file: Path) -> None:
+def tell_places(places: Iterable[tuple[str, str, Place]], file: Path) -> None:
     """Names what is about to be read because a run's file says so: the file may come from somebody else."""
-    if places:
-        console.print(f"as {file} says: {', '.join(places)}", highlight=False)
+    if told := list(dict.fromkeys(f"{key}={text}" for key, text, _ in places)):
+        console.print(f"as {file} says: {', '.join(told)}", highlight=False)
 
 
 def check_device(device: str) -> None:

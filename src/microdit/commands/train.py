@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from microdit.commands.compose import (
+    WANDB,
     Stage,
     check_saved,
     composed,
     composed_stages,
     is_chain,
     output_folder,
+    read_elsewhere,
     told_in_a_sweep,
 )
 from microdit.commands.messages import console, tell_places
@@ -27,7 +29,7 @@ from microdit.cost.peak import matmul_flops_per_second
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank, is_rank_zero, peak_dtype
 from microdit.distributed.ranks import REQUEUE_CODE, PreemptedError, run_ranks
 from microdit.files import only_writer, read_json, write_yaml
-from microdit.kinds import SettingsError, told_with
+from microdit.kinds import Place, SettingsError, told_with
 from microdit.runs.differences import differences, settings_of
 from microdit.runs.folder import (
     CHECKPOINTS,
@@ -37,8 +39,8 @@ from microdit.runs.folder import (
     checkpoint_step,
     checkpoints_of,
     is_checkpoint,
-    places_named,
     read_config,
+    refuse_links,
     write_config,
 )
 from microdit.runs.record import RECORD_CURE, finished_record, write_record
@@ -67,18 +69,16 @@ def tell_what_is_read(config: DictConfig, told: Sequence[dict[str, Any]], file: 
     """Of a resumed run: what its file says is read from elsewhere, before it is."""
     if config.resume is not None and is_rank_zero():
         folder = output_folder()
-        found = [
-            place
-            for settings in told
-            for place in places_named({**settings, "logger": {}, "resume": None}, folder)
-            if not lies_below(place.partition("=")[2], settings["paths"]["data_root"])
-        ]
-        tell_places(list(dict.fromkeys(found)), folder / file)
+        places = [place for settings in told for place in (*read_elsewhere(settings, folder), *sent_to(settings))]
+        tell_places(places, folder / file)
 
 
-def lies_below(path: str, folder: str) -> bool:
-    """Whether a path is inside a folder, which is named by itself."""
-    return Path(folder).resolve() in Path(path).resolve().parents
+def sent_to(config: Mapping[str, Any]) -> list[tuple[str, str, Place]]:
+    """The projects of Weights & Biases that a run's numbers and pictures are sent to."""
+    online = {
+        name: one for name, one in config["logger"].items() if one["_target_"] == WANDB and not one.get("offline")
+    }
+    return [(f"logger.{name}.project", one["project"], Place()) for name, one in online.items() if one.get("project")]
 
 
 def launch_unless_finished(
@@ -90,6 +90,7 @@ def launch_unless_finished(
     Raises SettingsError where the folder holds a run with other settings, which is left as it is: its checkpoints
     would be gone on with under the wrong name. InUseError where another process trains there now.
     """
+    refuse_links(folder)
     with only_trainer(folder):
         if config["resume"] is not None or not (folder / CONFIG_FILE).is_file():
             return launch(config, choices, folder, console)
@@ -228,6 +229,7 @@ def run_chain(stages: Sequence[Stage], folder: Path, expected_mfu: float, consol
     A stage that has finished is not run again, and one that has begun goes on. Raises what a run raises; the chain
     then goes on with resume=FOLDER.
     """
+    refuse_links(folder)
     runs = [folder / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
     later = [s._replace(config={**s.config, "init_from": str(run)}) for s, run in zip(stages[1:], runs, strict=False)]
     stages = [stages[0], *later]

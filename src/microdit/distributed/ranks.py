@@ -62,12 +62,14 @@ def run_ranks(folder: Path, hardware: TrainerSettings, checkpoint: Path | None, 
     rendezvous, logs = meeting_place(hardware), folder / LOGS
     logs.mkdir(parents=True, exist_ok=True)
     first = int(rendezvous.get("rank", 0)) * hardware.devices
+    python, environment = python_of_a_rank()
+    os.environ.update(environment)
     agent = LocalElasticAgent(
         WorkerSpec(
             role="rank",
             local_world_size=hardware.devices,
             entrypoint=sys.executable,
-            args=("-m", "microdit.training.rank", folder, os.getpid(), *([] if checkpoint is None else [checkpoint])),
+            args=(*python, folder, os.getpid(), *([] if checkpoint is None else [checkpoint])),
             rdzv_handler=get_rendezvous_handler(rendezvous),
             max_restarts=0,
             monitor_interval=SECONDS_BETWEEN_LOOKS,
@@ -104,6 +106,12 @@ def run_ranks(folder: Path, hardware: TrainerSettings, checkpoint: Path | None, 
     if codes or words:
         stopped = f"stopped before the first step; go on with resume={to_resume(folder)}"
         raise PreemptedError(words[0]["error"] if words else stopped, asked[0] if asked else None)
+
+
+def python_of_a_rank() -> tuple[list[str], dict[str, str]]:
+    """What Python is told to become a rank: arguments, and its environment. It finds the modules that this process
+    finds, and none in the folder that it is started in, which may be a run of somebody else's."""
+    return ["-P", "-m", "microdit.training.rank"], {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def meeting_place(hardware: TrainerSettings) -> RendezvousParameters:

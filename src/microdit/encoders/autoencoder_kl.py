@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
 import torch
 from jaxtyping import Float
@@ -12,11 +12,21 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from microdit.encoders.protocols import Autoencoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
-from microdit.kinds import Positive, Width
+from microdit.files import read_json, size_of_file
+from microdit.kinds import Limits, Positive, Weights, Width, check_kind
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+Config = TypedDict(
+    "Config",
+    {
+        "block_out_channels": Annotated[list[Width], Limits(1, 32)],
+        "layers_per_block": Annotated[int, Limits(1, 100)],
+        "**": Any,
+    },
+    total=False,
+)
 FILES = [["config.json"], ["diffusion_pytorch_model.safetensors"]]
 
 
@@ -32,7 +42,7 @@ class KLAutoencoder(Autoencoder):
 
     def __init__(
         self,
-        weights: str,
+        weights: Weights,
         channels: Width,
         scale: Positive,
         shift: float = 0.0,
@@ -64,6 +74,11 @@ class KLAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "n c h2 w2"]) -> Float[Tensor, "n 3 h w"]:
+        if not latents.isfinite().all():
+            raise FloatingPointError(
+                f"{self.weights} was given latents that are no finite numbers: the network's weights are damaged or "
+                "its training diverged. Draw with another checkpoint, or with a temperature near 1"
+            )
         model: Any = self.load()
         z = latents.to(self.frozen.device, torch.float32) / self.scale + self.shift
         with torch.autocast(self.frozen.device.type, enabled=False):
@@ -93,10 +108,15 @@ def read_autoencoder_kl(weights: str, channels: int, scale: float, shift: float,
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     try:
+        check_kind(config := read_json(folder / FILES[0][0], "download it again"), Config, f"{folder / FILES[0][0]}:")
+        with torch.device("meta"):
+            numbers = sum(each.numel() for each in cast("Any", AutoencoderKL).from_config(config).parameters())
+        if numbers > (there := size_of_file(folder / FILES[1][0])):
+            raise ValueError(f"it describes a network of {numbers:,} numbers, and its weights have {there:,} bytes")
         loaded: Any = AutoencoderKL.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, SafetensorError) as error:
         raise ValueError(f"autoencoder.weights={weights}: diffusers cannot read {folder} ({error})") from error
     model, report = loaded
     # Where the file lacks a weight, diffusers keeps the random one and says so only in its log.

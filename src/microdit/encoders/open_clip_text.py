@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from microdit.encoders.protocols import TextEncoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
 from microdit.files import read_json
-from microdit.kinds import Width
+from microdit.kinds import Weights, Width
 
 CONFIG = ["open_clip_config.json"]
 CHECKPOINT = ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"]
@@ -45,7 +45,7 @@ class OpenClipTextEncoder(TextEncoder):
     weights: str
     tokenizer: Any
 
-    def __init__(self, weights: str, channels: Width = 1024, length: Width = 77, dtype: DType = "float32") -> None:
+    def __init__(self, weights: Weights, channels: Width = 1024, length: Width = 77, dtype: DType = "float32") -> None:
         super().__init__()
         self.weights, self.channels, self.length = weights, channels, length
         self.frozen = FrozenModule(partial(read_text_tower, weights, channels, length), dtype)

@@ -11,6 +11,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from microdit.encoders.open_clip_text import CHECKPOINT, CONFIG, check_config
 from microdit.encoders.weights import weights_folder
+from microdit.evaluation.frechet import Features
+from microdit.kinds import Weights
 
 
 class ClipModel(nn.Module):
@@ -44,13 +46,13 @@ class ClipProcessor:
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
-class OpenClipFeatures(nn.Module):
+class OpenClipFeatures(Features):
     """The image tower of a CLIP model as the feature network of a Frechet distance; read when it is made.
 
     `weights`: "hf-hub:owner/name" or a local folder. `name` tells the results of different towers apart.
     """
 
-    def __init__(self, weights: str, name: str) -> None:
+    def __init__(self, weights: Weights, name: str) -> None:
         super().__init__()
         self.model, self.processor = clip_model_and_processor(weights, "features.weights")
         self.name = name

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from microdit.build import SettingsError
+from microdit.evaluation.frechet import Features
 from microdit.evaluation.networks import read_network
+from microdit.kinds import Read, Weights
 
 Resize = Callable[[UInt8[Tensor, "n 3 h w"], int], Float[Tensor, "n 3 side side"]]
 
@@ -37,7 +39,7 @@ def bilinear(pictures: UInt8[Tensor, "n 3 h w"], side: int) -> Float[Tensor, "n 
 RESIZES: dict[str, Resize] = {"clean": clean, "torchmetrics": bilinear}
 
 
-class InceptionFeatures(nn.Module):
+class InceptionFeatures(Features):
     """The last layer but one of FID's Inception, at 299 px. `resize`: as clean-fid or as torchmetrics has it, which
     give different distances. `weights`: a local copy of torch-fidelity's file; None: it downloads it on first use.
 
@@ -51,7 +53,7 @@ class InceptionFeatures(nn.Module):
         *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
     )
 
-    def __init__(self, resize: Literal["clean", "torchmetrics"], weights: str | None) -> None:
+    def __init__(self, resize: Literal["clean", "torchmetrics"], weights: Read | None) -> None:
         super().__init__()
         if find_spec("torch_fidelity") is None:
             raise SettingsError(
@@ -71,14 +73,14 @@ class InceptionFeatures(nn.Module):
         return x.flatten(1)
 
 
-class DinoFeatures(nn.Module):
+class DinoFeatures(Features):
     """The class token of a DINOv2 of transformers, at 224 px, as dgm-eval takes it (Stein et al. 2023); read when it is
     made. `weights`: a folder or "owner/name" on the hub. Raises as `read_network`."""
 
     SIDE_PX = 224
     MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, of values in 0..255
 
-    def __init__(self, weights: str, name: str) -> None:
+    def __init__(self, weights: Weights, name: str) -> None:
         super().__init__()
         self.network: Any = read_network("Dinov2Model", "dinov2", weights, "features.weights")
         self.name, self.num_features = name, int(self.network.config.hidden_size)

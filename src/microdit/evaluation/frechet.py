@@ -1,11 +1,24 @@
 """Frechet distance between two sets of pictures, by whichever network makes the features."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
+
+
+class Features(nn.Module, ABC):
+    """A feature network that settings may choose. `name` tells distances by different ones apart; `num_features` is
+    what torchmetrics looks for."""
+
+    name: str
+    num_features: int
+
+    @abstractmethod
+    def forward(self, pictures: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Features of pictures in 0..255."""
 
 
 def frechet_distances(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.multimodal.clip_score import CLIPScore
 
@@ -21,11 +21,12 @@ from microdit.data.sources.captioned import CaptionedImage, Ignored, Source
 from microdit.data.sources.images import square_images
 from microdit.evaluation.clip import clip_model_and_processor
 from microdit.evaluation.discrepancy import discrepancy
-from microdit.evaluation.frechet import as_bytes, frechet_distances
+from microdit.evaluation.frechet import Features, as_bytes, frechet_distances
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.pictures import Pictures, PicturesError
 from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.grid import prompt_grid
+from microdit.kinds import Weights
 from microdit.pipeline import LatentDiffusion
 
 SHOWN = 12
@@ -37,7 +38,7 @@ class PhotoFrechet(Metric):
     (None: all). `source`: settings of a microdit.data.sources class.
 
     `features`: settings of the feature network: `InceptionFeatures` (FID), `OpenClipFeatures` (CLIP-FID),
-    `DinoFeatures` (FDD), or one of your own.
+    `DinoFeatures` (FDD), or another `Features`.
     """
 
     source: Mapping[str, Any]
@@ -48,13 +49,13 @@ class PhotoFrechet(Metric):
 
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)
-        build(self.features, nn.Module, "features")
+        build(self.features, Features, "features")
         check_count(self.source, max(self.count, self.reference_count or 0))
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`fid/NAME OF THE FEATURES`: lower is better; distances of different counts or features cannot be compared."""
         # First: what is missing should not be found out after hours of drawing.
-        features: Any = build(self.features, nn.Module, "features")
+        features: Any = build(self.features, Features, "features")
         metric = FrechetInceptionDistance(features, reset_real_features=False)
         pictures, shown = drawn(subject, self.source, self.count, self.sampling)
         true = centre_squares(captioned(self.source, self.reference_count), shown.shape[-1])
@@ -68,7 +69,7 @@ class PhotoDiscrepancy(PhotoFrechet):
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`cmmd/NAME OF THE FEATURES`: lower is better, 0 for the same distribution, up to sampling."""
-        features: Any = build(self.features, nn.Module, "features").to(subject.device).eval()
+        features: Any = build(self.features, Features, "features").to(subject.device).eval()
         pictures, shown = drawn(subject, self.source, self.count, self.sampling)
         true = centre_squares(captioned(self.source, self.reference_count), shown.shape[-1])
         ours, theirs = (
@@ -88,7 +89,7 @@ class PhotoClipScore(Metric):
 
     source: Mapping[str, Any]
     count: Count
-    weights: str
+    weights: Weights
     sampling: Sampling
 
     def ask(self, pipeline: LatentDiffusion) -> None:

@@ -5,12 +5,14 @@ Each name stands here and nowhere else; training, resuming, reports, evaluation 
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from microdit.build import places_in
 from microdit.files import read_yaml, write_yaml
-from microdit.kinds import SettingsError, told_with
+from microdit.kinds import Place, SettingsError, told_with
+from microdit.pretrained import EMBEDDED
 from microdit.runs.older import todays_config
 
 CONFIG_FILE = "config.yaml"  # all that the run was told, with its `choices`
@@ -24,11 +26,9 @@ HISTORY_FILE = f"{EVALUATION}/history.jsonl"  # every evaluation after training,
 JUDGED_PICTURES = f"{EVALUATION}/skills.tar"  # drawn for compositional accuracy
 
 CONFIG_CURE = "put a copy in its place, or start a new run from this one's weights: init_from=THE_RUN"
-PLACES = (
-    *("weights", "data_root", "init_from", "detector_weights", "clip_weights", "prompts_file"),
-    "folder",
-)
-ELSEWHERE = re.compile(r"/|~|(.*/)?\.\.(/|$)|[\w.+-]+://|hf-hub:|local-dir:", re.DOTALL)
+LOCAL = "local-dir:"
+NAMES_A_PATH = ("/", ".", "~", LOCAL)  # whatever else weights are called that has a slash in it may be on a hub
+NUMBERS = re.compile(r"\{\w+\.\.\w+\}")  # as in {000..123}.tar, names of files beside each other
 WANDB_FOLDERS = ("wandb", ".wandb")
 SHARDED_MARK = "meta.pt"  # the file in a checkpoint that is a folder, by which it is known
 STEP_IN_NAME = re.compile(r"step_(\d+)")
@@ -120,23 +120,27 @@ def run_to_resume(resume: str, output_root: str) -> Path:
     return to_resume(max(begun, key=lambda run: (run / CONFIG_FILE).stat().st_mtime))
 
 
-def places_named(settings: Any, run: Path, above: str = "") -> list[str]:
-    """What a run's file says is to be read or kept elsewhere, as "autoencoder.weights=/somewhere": data, weights,
-    folders and addresses that are not in the run's own folder."""
-    if isinstance(settings, Mapping):
-        parts = [(str(name), inner) for name, inner in settings.items()]
-    elif isinstance(settings, list):
-        parts = [(str(number), inner) for number, inner in enumerate(settings)]
-    else:
-        name = above.rpartition(".")[2]
-        text = settings if isinstance(settings, str) else ""
-        ours = name == "weights" and text.startswith("embedded:")
-        is_place = not ours and (name in PLACES or ELSEWHERE.match(text) is not None)
-        if not is_place or settings is None:
-            return []
-        inside = "\0" not in text and bool(text) and resolved(text).is_relative_to(resolved(run))
-        return [] if inside else [f"{above}={settings}"]
-    return [found for name, inner in parts for found in places_named(inner, run, f"{above}.{name}".lstrip("."))]
+def places_named(settings: Any, folders: Iterable[Path], *kinds: Any) -> list[tuple[str, str, Place]]:
+    """What a run's file says is to be read that is not in one of these folders, such as the run's own: data, weights,
+    folders and addresses. Each as key, text and kind of place; `kinds` as in `places_in`."""
+    inside = [resolved(folder) for folder in folders]
+    return [found for found in places_in(settings, *kinds) if not lies_in(found[1], found[2].on_hub, inside)]
+
+
+def lies_in(text: str, on_hub: bool, folders: Iterable[Path]) -> bool:
+    """Whether a text names what is in one of these folders, or comes with this package. First it is looked at as text:
+    an address, or the name of a repository, is none wherever this process runs."""
+    if on_hub and text.startswith(EMBEDDED):
+        return True
+    bare = NUMBERS.sub("0", text.removeprefix(LOCAL) if on_hub else text)
+    may_be_on_hub = on_hub and "/" in text and not text.startswith(NAMES_A_PATH)
+    if may_be_on_hub or any(mark in bare for mark in ("://", "::", "{")) or text.startswith("hf-hub:"):
+        return False
+    try:
+        leads_to = resolved(bare), resolved(os.path.expanduser(bare))
+    except ValueError:  # no path has a NUL, or half a character
+        return False
+    return all(any(path.is_relative_to(folder) for folder in folders) for path in leads_to)
 
 
 def resolved(path: str | Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from microdit.files import CHECKSUM, DamagedFileError, size_of_file
+from microdit.kinds import shown
 
 STEP = re.compile(r"[0-9]{1,15}")
 MOST_ROWS = 1_000_000  # each tenth of ten million steps
@@ -20,10 +21,11 @@ def with_checksum(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, CHECKSUM: f"{CHECKSUM} {zlib.crc32(told.encode()):08x}"}
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path, numbers_alone: bool = False) -> list[dict[str, str]]:
     """The rows of a metrics.csv, without their checksums. A last row that a kill cut short is left out.
 
-    Raises DamagedFileError, with the line, for any other row that is not as it was written.
+    Raises DamagedFileError, with the line, for any other row that is not as it was written, and with `numbers_alone`
+    for one that holds anything else.
     """
     size_of_file(path)
     rows: list[dict[str, str]] = []
@@ -34,7 +36,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             for row in reader:
                 if told is not None:
                     raise DamagedFileError(told)
-                reason = damage(row, list(reader.fieldnames or []))
+                reason = damage(row, list(reader.fieldnames or []), numbers_alone)
                 if reason is None:
                     row.pop(CHECKSUM, None)
                     rows.append(row)
@@ -66,7 +68,16 @@ def is_whole(path: Path) -> bool:
         return file.read() == b"\n"
 
 
-def damage(row: dict[str, Any], columns: list[str]) -> str | None:
+def is_number(value: str) -> bool:
+    """Whether a cell holds a number; an empty one has none to hold."""
+    try:
+        float(value or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def damage(row: dict[str, Any], columns: list[str], numbers_alone: bool) -> str | None:
     """What is wrong with a row; None where it is as it was written. Those of older versions have no checksum."""
     if None in row or None in row.values():
         return f"it does not have the {len(columns)} values of the first line"
@@ -77,6 +88,9 @@ def damage(row: dict[str, Any], columns: list[str]) -> str | None:
     told = row.get(CHECKSUM)
     if told is None and any(value.startswith(f"{CHECKSUM} ") for value in row.values()):
         return "the names in its first line are others"
+    others = [name for name, value in row.items() if name != CHECKSUM and not is_number(value)]
+    if numbers_alone and others:
+        return f"{others[0]} is {shown(row[others[0]])}, which is no number"
     bare = {name: value for name, value in row.items() if name != CHECKSUM}
     if told is not None and told != with_checksum(bare)[CHECKSUM]:
         return "its checksum is another"

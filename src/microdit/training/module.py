@@ -200,6 +200,9 @@ class DenoisingTask(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         count_micro_batches(checkpoint, self.trainer.accumulate_grad_batches)
+        # Torch makes whatever else is in there a part of the schedule, methods included.
+        kept = ("last_epoch", "lr_lambdas")
+        checkpoint["lr_schedulers"] = [{name: one[name] for name in kept} for one in checkpoint["lr_schedulers"]]
 
 
 def count_micro_batches(checkpoint: dict[str, Any], micro_batches: int) -> None:

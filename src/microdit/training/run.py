@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import shutil
 import subprocess
 import warnings
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,6 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         "steps": trainer.global_step,
         "images": trainer.global_step * stage.global_batch_size,
         "seconds": round(telemetry.seconds, 2),
-        **telemetry.latest,
         **cost,
         "total_flops": costs.after(trainer.global_step, max_steps),
         "dollars": round(telemetry.dollars, 4),
@@ -142,6 +143,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         "commit": commit(),
         **{f"choice/{group}": choice for group, choice in settings.choices.items()},
     }
+    record = record | telemetry.latest | record  # whatever a column of metrics.csv is called
     if is_rank_zero():
         assert trained is not None
         record |= evaluate(pipeline.with_network(trained).to(trainer.strategy.root_device), settings, console)
@@ -198,11 +200,17 @@ def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
 
 
 def same_run(logger: Mapping[str, Any], run: Path) -> dict[str, str]:
-    """What lets Weights & Biases go on with the curves of a resumed run: the id that it gave to its first part."""
+    """What lets Weights & Biases go on with the curves of a resumed run: the id of its first part, which is kept in the
+    names of W&B's folders, where it was made for this very folder. Another's run names none of yours."""
     if not str(logger.get("_target_")).endswith(".WandbLogger") or logger.get("version"):
         return {}
-    parts = sorted((run / "wandb").glob("*run-*-*"))
-    return {"version": parts[0].name.rpartition("-")[2]} if parts else {}
+
+    def of_this_folder(start: str) -> str:
+        return start + blake2b(f"{start} {run.resolve()}".encode(), digest_size=6).hexdigest()
+
+    kept = [part.name.rpartition("-")[2] for part in sorted((run / "wandb").glob("*run-*-*"))]
+    own = [name for name in kept if name == of_this_folder(name[:8])]
+    return {"version": own[0] if own else of_this_folder(secrets.token_hex(4))}
 
 
 def ask_for_login(logger: Logger) -> None:

@@ -12,7 +12,18 @@ from microdit.data.shards.corruption import OnCorrupt
 from microdit.distributed.hardware import TrainerSettings
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.evaluation.metric import Metric
-from microdit.kinds import ArgumentsOf, Images, Limits, Positive, Seed, SettingsError, Share, Steps, check_arguments
+from microdit.kinds import (
+    ArgumentsOf,
+    Images,
+    Limits,
+    Positive,
+    Read,
+    Seed,
+    SettingsError,
+    Share,
+    Steps,
+    check_arguments,
+)
 from microdit.masking.ratio import MaskRatio
 from microdit.masking.token_path import TokenPath
 from microdit.objectives.objective import Objective
@@ -52,7 +63,7 @@ class MixSource:
     """What `open_mix` reads of a source, and its kind."""
 
     name: str
-    folder: str
+    folder: Read
     weight: Positive | Literal["size"] = "size"
     kind: str | None = None
 
@@ -162,7 +173,7 @@ def bind(kind: type[Settings], plain: Mapping[str, Any], where: str) -> Settings
 class Paths:
     """Where things are; see `conf/config.yaml`."""
 
-    data_root: str
+    data_root: Read
     output_root: str = "runs"
     makes_shapes: bool = True
 
@@ -188,7 +199,7 @@ class Configuration:
     objective: Group
     autoencoder: Group
     text_encoder: Group
-    data_mix: Group
+    data_mix: Annotated[Group, ArgumentsOf(DataMixSettings)]
     reading: Group
     resolution_stage: Group
     optimizer: Group
@@ -201,7 +212,7 @@ class Configuration:
     paths: Annotated[Group, ArgumentsOf(Paths)]
     sampling: Group = field(default_factory=dict)
     variation: Group = field(default_factory=dict)
-    init_from: str | None = None
+    init_from: Read | None = None
     init_weights: Literal["ema", "raw"] = "ema"
     init_optimizer: bool = False
     resume: str | None = None

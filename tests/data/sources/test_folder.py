@@ -8,6 +8,8 @@ import pytest
 
 from microdit.data.sources.captioned import CaptionedImage, Found, Ignored, Unreadable
 from microdit.data.sources.folder import FolderSource
+from microdit.data.sources.tars import TarSource
+from microdit.kinds import SettingsError
 
 
 def made(root: Path, files: dict[str, str]) -> Path:
@@ -149,3 +151,10 @@ def test_the_state_of_a_shard_follows_its_pictures_and_captions_alone(tmp_path: 
     after = [FolderSource(str(tmp_path), shard_size=1).state(shard) for shard in (0, 1)]
     assert before[0] == after[0]
     assert before[1] != after[1]
+
+
+@pytest.mark.parametrize("suffix", ["", "/../../secret", "x/y.txt"])
+@pytest.mark.parametrize("source", [FolderSource, TarSource])
+def test_captions_lie_beside_their_pictures_and_nowhere_else(source: type, suffix: str) -> None:
+    with pytest.raises(SettingsError, match=r"source\.caption_suffix is how captions' files end"):
+        source("photos", caption_suffix=suffix)

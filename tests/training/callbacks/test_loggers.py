@@ -123,3 +123,11 @@ def test_ones_own_workspace_of_weights_and_biases_is_welcome(tmp_path, monkeypat
     written(tmp_path, "wandb", "[default]\nentity = me\nproject = mine\nbase_url = https://ours.org\n")
     monkeypatch.setenv("WANDB_BASE_URL", "https://ours.org")
     refuse_settings_beside(tmp_path)
+
+
+def test_a_value_that_is_no_number_is_told_with_its_line(tmp_path):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    log.log_metrics({"train/loss": 1.5, "train/seconds": float("nan")}, step=0)
+    log.log_metrics({"train/loss": 1.5, "train/seconds": "abc"}, step=1)
+    with pytest.raises(DamagedFileError, match=r"metrics\.csv, line 3, .*train/seconds is 'abc', which is no number"):
+        MetricsFile(log.path)

@@ -1,12 +1,14 @@
 """What every source of captioned pictures answers: which input shards it has, and what is in each."""
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from microdit.files import size_of_file
+from microdit.kinds import SettingsError
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ def check_shard_size(shard_size: int) -> None:
     """ValueError where a source cannot be divided into input shards of this many pictures."""
     if shard_size < 1:
         raise ValueError(f"source.shard_size must be at least 1, got {shard_size}")
+
+
+def check_caption_suffix(suffix: str) -> None:
+    """SettingsError for what is no end of a file's name."""
+    if not suffix or "/" in suffix or os.sep in suffix:
+        raise SettingsError(f"source.caption_suffix is how captions' files end, such as .caption, got {suffix!r}")
 
 
 MOST_CAPTIONS = 100  # of one picture: all of them are encoded and kept

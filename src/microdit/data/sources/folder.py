@@ -17,10 +17,12 @@ from microdit.data.sources.captioned import (
     Source,
     Unreadable,
     captions_beside,
+    check_caption_suffix,
     check_shard_size,
     content_of,
 )
 from microdit.data.sources.images import SUFFIXES
+from microdit.kinds import Pictures
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json")
 LISTINGS_KEPT = 64  # of folders with pictures without captions
@@ -35,12 +37,13 @@ class FolderSource(Source):
 
     def __init__(
         self,
-        path: str,
+        path: Pictures,
         caption_column: str | None = None,
         shard_size: int = 2_000,
         caption_suffix: str = CAPTION_SUFFIX,
     ) -> None:
         check_shard_size(shard_size)
+        check_caption_suffix(caption_suffix)
         self.path, self.caption_column, self.shard_size = Path(path).expanduser(), caption_column, shard_size
         self.caption_suffix = caption_suffix
         self._found: tuple[list[Path], list[Unreadable | Ignored]] | None = None

@@ -29,6 +29,7 @@ from microdit.data.sources.captioned import (
     Source,
     Unreadable,
     captions_beside,
+    check_caption_suffix,
 )
 from microdit.data.sources.folder import (
     TABLES,
@@ -40,6 +41,7 @@ from microdit.data.sources.folder import (
     not_part_of,
 )
 from microdit.files import room_for, size_of_file
+from microdit.kinds import Pictures
 
 MOST_TARS = 1_000_000
 RANGE = re.compile(r"\{(-?\d+|[a-zA-Z])\.\.(-?\d+|[a-zA-Z])")
@@ -159,11 +161,12 @@ class TarSource(Source):
 
     def __init__(
         self,
-        path: str | Sequence[str],
+        path: Pictures | Sequence[Pictures],
         caption_column: str | None = None,
         download_folder: str | None = None,
         caption_suffix: str = CAPTION_SUFFIX,
     ) -> None:
+        check_caption_suffix(caption_suffix)
         self.locations = [path] if isinstance(path, str) else list(path)
         self.caption_column, self.caption_suffix = caption_column, caption_suffix
         self.download_folder = Path(download_folder or tempfile.gettempdir())

@@ -16,7 +16,7 @@ from microdit.evaluation.geneval.verdicts import Verdict, boxes_of, judged, scor
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.grid import prompt_grid
-from microdit.kinds import Limits
+from microdit.kinds import Limits, Place, Weights
 from microdit.pipeline import LatentDiffusion
 
 OPTION = "metrics.geneval"
@@ -33,11 +33,11 @@ class GenEval(Metric):
     open_clip, a folder or a name on the Hugging Face hub.
     """
 
-    prompts_file: str | None
+    prompts_file: Annotated[str, Place(copied=True)] | None
     prompts_per_tag: Count | None
     pictures_per_prompt: Annotated[int, Limits(1, 1000)]
-    detector_weights: str
-    clip_weights: str
+    detector_weights: Weights
+    clip_weights: Weights
     sampling: Sampling
 
     def ask(self, pipeline: LatentDiffusion) -> None:

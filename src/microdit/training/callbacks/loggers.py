@@ -60,7 +60,7 @@ class MetricsFile(Logger):
         self.rows: list[dict[str, Any]] = []
         self.incomplete = False
         if path.exists():
-            self.rows, self.incomplete = read_rows(path), not is_whole(path)
+            self.rows, self.incomplete = read_rows(path, numbers_alone=True), not is_whole(path)
             self.columns = list(self.rows[-1]) if self.rows else self.columns
 
     @property
