@@ -5,6 +5,7 @@ import dataclasses
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
