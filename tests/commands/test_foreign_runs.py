@@ -82,6 +82,17 @@ def test_what_is_typed_is_meant():
         resumed({"metrics": {"fid": {"source": {"download_folder": "/theirs"}}}})
 
 
+def test_whom_a_judge_asks_with_the_users_key_is_not_for_a_runs_file():
+    judge = {"weights": "theirs", "address": "https://theirs/v1"}
+    saved, key = {"metrics": {"preference": {"judge": judge}}}, "metrics.preference.judge.address"
+    with pytest.raises(SettingsError, match=rf"config\.yaml says {key}=https://theirs/v1\. .*no run's file may say"):
+        resumed(saved)
+    with pytest.raises(SettingsError, match=key):
+        resumed(saved, "metrics.preference.judge.weights=mine")
+    assert resumed(saved, f"{key}=https://mine/v1")["metrics"]["preference"]["judge"]["address"] == "https://mine/v1"
+    assert resumed({"metrics": {"preference": {"judge": {**judge, "address": None}}}})
+
+
 def test_a_link_that_leads_out_of_a_run_is_refused_and_one_inside_is_not(tmp_path):
     run = tmp_path / "run"
     (run / "wandb" / "run-1").mkdir(parents=True)
@@ -120,6 +131,11 @@ def test_what_lies_elsewhere_is_named(tmp_path):
             ["metrics.geneval.detector_weights=a/b", "metrics.geneval.clip_weights=c/d"],
         ),
         ({"prompts_file": "prompts.jsonl"}, ["prompts_file=prompts.jsonl"]),
+        (
+            {"dpg": {"prompts_folder": "a", "questions_file": "b", "judge": {"weights": "c", "address": None}}},
+            ["dpg.prompts_folder=a", "dpg.questions_file=b", "dpg.judge.weights=c"],
+        ),
+        ({"preference": {"against": "other/evaluation"}}, ["preference.against=other/evaluation"]),
         ({"a": "RUN/../vae"}, ["a=RUN/../vae"]),
         ({"a": "data/../../../etc"}, ["a=data/../../../etc"]),
         ({"weights": "RUN/away"}, ["weights=RUN/away"]),
