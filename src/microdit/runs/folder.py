@@ -25,7 +25,7 @@ JUDGED_PICTURES = f"{EVALUATION}/skills.tar"  # drawn for compositional accuracy
 CONFIG_CURE = "put a copy in its place, or start a new run from this one's weights: init_from=THE_RUN"
 PLACES = (
     *("weights", "data_root", "init_from", "detector_weights", "clip_weights", "prompts_file", "folder"),
-    *("prompts_folder", "questions_file", "against", "address"),
+    *("prompts_folder", "questions_file", "against", "address", "processor"),
 )
 ELSEWHERE = re.compile(r"/|~|(.*/)?\.\.(/|$)|[\w.+-]+://|hf-hub:|local-dir:", re.DOTALL)
 WANDB_FOLDERS = ("wandb", ".wandb")

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from microdit.files import DamagedFileError, small_text
 from microdit.kinds import SettingsError
 
@@ -65,6 +67,19 @@ def read_prompts(path: Path, option: str, per_category: int | None = None) -> li
         if per_category is None or before[prompt.category] <= per_category:
             taken.append(prompt)
     return taken
+
+
+def of_categories(name: str, prompts: Sequence[Prompt], values: Sequence[float | None]) -> dict[str, float]:
+    """The mean of each category that has any value, as `NAME/CATEGORY`."""
+    found: dict[str, list[float]] = {}
+    for prompt, value in zip(prompts, values, strict=True):
+        if prompt.category and value is not None:
+            found.setdefault(f"{name}/{prompt.category}", []).append(value)
+    return {each: mean(of_it) for each, of_it in found.items()}
+
+
+def mean(values: Sequence[float | None]) -> float:
+    return float(np.mean([value for value in values if value is not None]))
 
 
 def read_dpg(folder: Path, questions: Path, option: str) -> list[Asked]:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from microdit.evaluation.journal import as_lines
 from microdit.evaluation.judging.answers import answered, check_first, unanswered
 from microdit.evaluation.judging.judges import JudgeSettings, check_judge, read_judge
-from microdit.evaluation.judging.prompts import Prompt, read_prompts
+from microdit.evaluation.judging.prompts import Prompt, mean, of_categories, read_prompts
 from microdit.evaluation.judging.questions import REFUSED, YES_OR_NO, Answer, JudgeError, Question
 from microdit.evaluation.judging.sets import PictureSet, name_of, pictures_of, sheet, some
 from microdit.evaluation.metric import Metric
@@ -96,16 +95,3 @@ def unread(answers: Sequence[Answer], yes: Sequence[float | None]) -> dict[str, 
     """How many answers are refusals, and how many could otherwise not be read."""
     refused = unanswered(answers, YES_OR_NO)["refused"]
     return {"refused": refused, "unreadable": sum(one is None for one in yes) - refused}
-
-
-def of_categories(name: str, prompts: Sequence[Prompt], values: Sequence[float | None]) -> dict[str, float]:
-    """The mean of each category that has any value, as `NAME/CATEGORY`."""
-    found: dict[str, list[float]] = {}
-    for prompt, value in zip(prompts, values, strict=True):
-        if prompt.category and value is not None:
-            found.setdefault(f"{name}/{prompt.category}", []).append(value)
-    return {each: mean(of_it) for each, of_it in found.items()}
-
-
-def mean(values: Sequence[float | None]) -> float:
-    return float(np.mean([value for value in values if value is not None]))
