@@ -124,3 +124,14 @@ def test_a_model_that_cannot_be_asked_is_told(tmp_path):
     folder = write_small_judge(tmp_path / "judge", template=None)
     with pytest.raises(SettingsError, match="no template of a chat"):
         read_judge({"weights": str(folder), "address": None}, OPTION, CPU)
+
+
+def test_a_model_is_asked_in_the_precision_it_is_kept_in(judge_weights, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    folder = Path(shutil.copytree(judge_weights, tmp_path / "half"))
+    AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    half, whole = (LocalModel(str(weights), OPTION, CPU) for weights in (folder, judge_weights))
+    assert (half.network.dtype, whole.network.dtype) == (torch.bfloat16, torch.float32)
+    told = [probabilities_of(each(question(0)), YES_OR_NO) for each in (half, whole)]
+    assert told[0] == pytest.approx(told[1], abs=0.02)
