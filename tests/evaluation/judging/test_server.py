@@ -74,6 +74,21 @@ def test_what_a_server_says_of_the_key_is_not_repeated(monkeypatch):
         assert ask(there.address, 1).text == "yes [key]"
 
 
+@pytest.mark.parametrize("key", ["sk-1\nX-Other: 2", "sk 1", "schl\u00fcssel", "sk-1\x00"])
+def test_a_key_that_is_none_is_told_without_its_letters(key, monkeypatch):
+    monkeypatch.setattr(server.os, "environ", {server.KEY_VARIABLE: key})
+    with pytest.raises(SettingsError, match="MICRODIT_JUDGE_KEY holds no key") as told:
+        ask("http://127.0.0.1:9/v1", 1)
+    assert key not in str(told.value)
+
+
+def test_the_end_of_a_line_after_a_key_is_not_part_of_it(monkeypatch):
+    monkeypatch.setenv(server.KEY_VARIABLE, f"{KEY}\n")
+    with served(lambda request: says("yes")) as there:
+        ask(there.address, 1)
+    assert there.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+
+
 def given_up(response: Response, told: str) -> list:
     """The requests before a JudgeError that tells this."""
     with served(lambda request: response) as there, pytest.raises(JudgeError, match=told):

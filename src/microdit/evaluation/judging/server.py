@@ -86,13 +86,15 @@ class BusyError(Exception):
 
 
 class ChatServer:
-    """Replies of the model called `model` at `address`. SettingsError for what is no address; `option`: where it is
-    set."""
+    """Replies of the model called `model` at `address`. SettingsError for what is no address, or a key that is none;
+    `option`: where the address is set."""
 
     def __init__(self, address: str, model: str, option: str):
         check_address(address, option)
         self.url, self.model, self.option = f"{address.rstrip('/')}/chat/completions", model, option
-        self.key = os.environ.get(KEY_VARIABLE, "")
+        self.key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not self.key.isascii() or not self.key.isprintable() or " " in self.key:
+            raise SettingsError(f"{KEY_VARIABLE} holds no key: there are letters in it that no key has")
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         # No redirect is followed: a key is for the address that was typed.
         self.client = httpx.Client(headers=headers, timeout=SILENCE_S, follow_redirects=False)
@@ -129,7 +131,7 @@ class ChatServer:
         try:
             status, headers, body = self.sent(content)
         except httpx.HTTPError as error:
-            raise BusyError(f"{type(error).__name__}: {error}") from error
+            raise BusyError(self.without_key(f"{type(error).__name__}: {error}")) from error
         told = self.without_key(body.decode("utf-8", errors="replace"))
         if status in BUSY or status >= 500:
             raise BusyError(f"status {status}: {in_short(told)}", wait_told(headers.get("retry-after")))
