@@ -66,6 +66,7 @@ INSIDE = {  # rooms within a room
     "kernels.gpu": set(),
     "evaluation.shapes": {"evaluation"},
     "evaluation.geneval": {"evaluation"},
+    "evaluation.judging": {"evaluation", "evaluation.geneval"},
     "training.callbacks": {"training"},
 }
 HYDRA = ("hydra", "omegaconf")

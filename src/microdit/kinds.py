@@ -84,7 +84,7 @@ class Place(NamedTuple):
 
 Read = Annotated[str, Place()]
 Weights = Annotated[str, Place(on_hub=True)]
-Pictures = Annotated[str, Place(copied=True)]
+Copied = Annotated[str, Place(copied=True)]
 
 
 # What can be meant, more than ten times over.

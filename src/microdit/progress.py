@@ -50,6 +50,11 @@ def silent(done: float, total: float, doing: str) -> None:
     """Report nothing."""
 
 
+def say(text: str) -> None:
+    """Prints a line on standard error, above a bar that is shown there."""
+    VisibleConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(text)
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[Report]:
     """A bar on standard error for as long as the block runs; gives the function that moves it: (done, total, what is

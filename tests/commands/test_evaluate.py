@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from chat_server import sees_what_is_bright, served, shades_elsewhere
 from judging import bright_dogs, pictures_of_dogs
 from PIL import Image
 from rich.console import Console
@@ -316,6 +317,36 @@ def test_pictures_made_elsewhere_are_judged_and_have_a_record_of_their_own(elsew
     assert len((elsewhere / "evaluation/geneval/results.jsonl").read_text().splitlines()) == 4
     assert measured(None, elsewhere, GENEVAL) == numbers
     assert len(judged) == 4
+
+
+def vqa_score(tmp_path: Path, address: str) -> dict:
+    (tmp_path / "prompts.txt").write_text("a grey square\n")
+    judge = {"weights": "a-judge", "address": address}
+    given = {"prompts_file": str(tmp_path / "prompts.txt"), "prompts_per_category": None, "judge": judge}
+    target = "microdit.evaluation.judging.vqa_score.VqaScore"
+    return {"vqa_score": {"_target_": target, **given, "sampling": {"num_inference_steps": 2, "seed": 0}}}
+
+
+def test_a_judge_at_an_address_judges_a_run_and_where_it_is_reached_is_no_difference(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MICRODIT_JUDGE_KEY", "sk-secret-1234")
+    with served(sees_what_is_bright) as there:
+        numbers = measured(run, metrics=vqa_score(tmp_path, there.address))
+    assert {"vqa_score", "vqa_score/pictures"} <= numbers.keys()
+    assert there.requests[-1].headers["Authorization"] == "Bearer sk-secret-1234"
+    with served(sees_what_is_bright) as elsewhere:
+        assert measured(run, metrics=vqa_score(tmp_path, elsewhere.address)) == numbers
+    assert not elsewhere.requests
+    kept = [path for path in run.rglob("*") if path.is_file()]
+    assert run / "evaluation/history.jsonl" in kept
+    assert not any(b"sk-secret-1234" in path.read_bytes() for path in kept)
+
+
+def test_a_judge_judges_pictures_made_elsewhere_by_the_prompts_beside_them(tmp_path):
+    folder = shades_elsewhere(tmp_path / "elsewhere", ["a grey square"], [[204]])
+    with served(sees_what_is_bright) as there:
+        numbers = measured(None, folder, vqa_score(tmp_path, there.address))
+    assert numbers["vqa_score"] == pytest.approx(0.8)
+    assert record(folder).items() >= numbers.items()
 
 
 def test_other_metrics_do_not_judge_pictures_made_elsewhere(elsewhere):

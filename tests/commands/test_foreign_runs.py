@@ -28,6 +28,7 @@ from microdit.distributed.hardware import check_hardware
 from microdit.encoders.open_clip_text import OpenClipTextEncoder
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.evaluation.frechet import Features
+from microdit.evaluation.judging.learned import Scorer
 from microdit.evaluation.metric import Metric
 from microdit.files import DamagedFileError, appending, claim
 from microdit.kinds import alternatives, kinds_of
@@ -96,6 +97,17 @@ def test_what_is_typed_is_meant():
     assert resumed({"reading": {"cache_folder": "/theirs"}}, "reading.cache_folder=/theirs")
     with pytest.raises(SettingsError, match="download_folder"):
         resumed({"metrics": {"fid": {"source": {"download_folder": "/theirs"}}}})
+
+
+def test_whom_a_judge_asks_with_the_users_key_is_not_for_a_runs_file():
+    judge = {"weights": "theirs", "address": "https://theirs/v1"}
+    saved, key = {"metrics": {"preference": {"judge": judge}}}, "metrics.preference.judge.address"
+    with pytest.raises(SettingsError, match=rf"config\.yaml says {key}=https://theirs/v1\. .*no run's file may say"):
+        resumed(saved)
+    with pytest.raises(SettingsError, match=key):
+        resumed(saved, "metrics.preference.judge.weights=mine")
+    assert resumed(saved, f"{key}=https://mine/v1")["metrics"]["preference"]["judge"]["address"] == "https://mine/v1"
+    assert resumed({"metrics": {"preference": {"judge": {**judge, "address": None}}}})
 
 
 def test_a_link_that_leads_out_of_a_run_is_refused_and_one_inside_is_not(tmp_path):
@@ -187,10 +199,10 @@ def test_what_a_class_of_another_package_may_read_is_named(monkeypatch):
     assert texts_named({"text_encoder": theirs}) == ["theirs", "a"]
 
 
-@pytest.mark.parametrize("contract", [Autoencoder, TextEncoder, Source, Metric, Features])
+@pytest.mark.parametrize("contract", [Autoencoder, TextEncoder, Source, Metric, Features, Scorer])
 def test_every_text_that_a_class_of_ours_takes_is_declared_a_place_or_known_to_be_none(contract):
     no_places = {"caption_column", "image_column", "caption_suffix", "delimiter", "name", "domain", "split"}
-    no_places |= {"download_folder"}
+    no_places |= {"download_folder", "architecture"}
     classes = [contract, *(below for each in contract.__subclasses__() for below in (each, *each.__subclasses__()))]
     texts = {
         (each.__qualname__, name)

@@ -64,6 +64,7 @@ WANDB = "lightning.pytorch.loggers.WandbLogger"
 NAME_ALONE = re.compile(r"(?!.*\.\.)[^/\\$~%]*")
 DEEPEST_SETTING = 1  # dots in logger.NAME.SETTING, below which nothing is looked at
 KEPT_FOLDERS = ("cache_folder", "download_folder")
+ADDRESSES = ("address",)  # of a judge, whom pictures and the user's key are sent to
 NOT_BY_FILE = "Where things are sent or kept, and as whom, no run's file may say; if it is meant, type it"
 NETWORK_GROUPS = ("model", "variation", "moe", "masking", "autoencoder", "text_encoder")
 # Bundles, of which a later one has the last word whatever the order they are typed in: what is compared (experiment)
@@ -274,7 +275,7 @@ def refuse_destinations(config: Mapping[str, Any], typed: set[str], now: DictCon
                 f"{where / CONFIG_FILE} says {key}={value}. {NOT_BY_FILE}: {key}={value}, or logger=csv"
             )
     for key, value in flat(config):
-        if key.rpartition(".")[2] not in KEPT_FOLDERS or value is None or is_typed(key, typed):
+        if key.rpartition(".")[2] not in (*KEPT_FOLDERS, *ADDRESSES) or value is None or is_typed(key, typed):
             continue
         if value != OmegaConf.select(now, key):
             raise SettingsError(f"{where / CONFIG_FILE} says {key}={value}. {NOT_BY_FILE}: {key}={value}")

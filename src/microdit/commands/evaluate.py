@@ -169,12 +169,12 @@ def evaluate_kept(
 
 def unusual_settings(run: Path, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """What of each metric's settings is not as the run was measured before, as "name=value": numbers of other settings
-    are other numbers, and must not replace these."""
+    are other numbers, and must not replace these. Where a judge is reached is no such difference."""
     unusual = {}
     for metric, now in settings.items():
         usual = usual_settings(run, metric)
         if usual is not None:
-            was = dict(flat(usual))
+            was = {name: value for name, value in flat(usual) if name.rpartition(".")[2] != "address"}
             unusual[metric] = differing({name: value for name, value in flat(now) if name in was}, was)
     return unusual
 

@@ -1,6 +1,8 @@
 """Networks of transformers that judge pictures, read from a folder or from the Hugging Face hub."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -10,7 +12,52 @@ from microdit.build import SettingsError
 from microdit.encoders.weights import weights_folder
 from microdit.files import read_json
 
-CONFIG, WEIGHTS = ["config.json"], ["model.safetensors", "pytorch_model.bin"]
+CONFIG, INDEX = ["config.json"], "model.safetensors.index.json"
+WEIGHTS = ["model.safetensors", INDEX, "pytorch_model.bin"]
+PART = re.compile(r"[\w.-]{1,100}\.safetensors")
+LARGEST_INDEX = 1 << 26  # bytes
+
+
+def need_transformers(weights: str, option: str) -> None:
+    """Raises SettingsError where transformers is missing."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            f"{option} is a network of transformers, which is missing ({error}): pip install 'microdit[judges]'. Its "
+            f"weights are then downloaded from the Hugging Face hub ({weights}) on first use, or read from a folder, "
+            f"{option}=FOLDER"
+        ) from error
+
+
+def network_folder(
+    model_types: Collection[str],
+    weights: str,
+    option: str,
+    backbone: str | None = None,
+    beside: Sequence[Sequence[str]] = (),
+) -> Path:
+    """The folder of a network of transformers that is one of `model_types`, over that `backbone`, with what has to lie
+    `beside` its weights: each entry lists alternatives. Raises as `read_network`, but no weights are read."""
+    need_transformers(weights, option)
+    folder = weights_folder(weights, [CONFIG, WEIGHTS, *beside], option)
+    if not (folder / WEIGHTS[0]).is_file() and (folder / INDEX).is_file():
+        cure = "download it again"
+        parts = read_json(folder / INDEX, cure, LARGEST_INDEX).get("weight_map")
+        names = sorted(set(map(str, parts.values()))) if isinstance(parts, Mapping) else []
+        if not names or not all(map(PART.fullmatch, names)):
+            raise SettingsError(f"{option}={weights}: {folder / INDEX} names no files of weights; {cure}")
+        weights_folder(weights, [[name] for name in names], option)
+    config = read_json(folder / CONFIG[0], "download it again")
+    within = config.get("backbone_config")
+    inside = within.get("model_type") if isinstance(within, Mapping) else None
+    # Others could be looked up by a name in the file, and be a program from elsewhere.
+    of_these = config.get("model_type") in model_types and (backbone is None or inside == backbone)
+    if not of_these or config.get("backbone") or config.get("auto_map") or (backbone is None and within):
+        one = next(iter(model_types)) if len(model_types) == 1 else "model that takes pictures and text"
+        meant = one if backbone is None else f"{one} over {backbone}"
+        raise SettingsError(f"{option}={weights}: {folder / CONFIG[0]} is not that of a {meant}")
+    return folder
 
 
 def read_network(kind: str, model_type: str, weights: str, option: str, backbone: str | None = None) -> Any:
@@ -20,31 +67,24 @@ def read_network(kind: str, model_type: str, weights: str, option: str, backbone
     SettingsError where transformers is missing, or the files are another network's or cannot be read;
     FileNotFoundError where they cannot be had, with which, from where, and how to point to a folder.
     """
-    try:
-        import transformers
-        from transformers.utils.logging import disable_progress_bar
-    except ImportError as error:
-        raise SettingsError(
-            f"{option} is a network of transformers, which is missing ({error}): pip install 'microdit[judges]'. Its "
-            f"weights are then downloaded from the Hugging Face hub ({weights}) on first use, or read from a folder, "
-            f"{option}=FOLDER"
-        ) from error
-    folder = weights_folder(weights, [CONFIG, WEIGHTS], option)
-    config = read_json(folder / CONFIG[0], "download it again")
-    within = config.get("backbone_config")
-    found = config.get("model_type"), within.get("model_type") if isinstance(within, Mapping) else None
-    # Others could be looked up by a name in the file, and be a program from elsewhere.
-    if found != (model_type, backbone) or config.get("backbone") or config.get("auto_map"):
-        meant = model_type if backbone is None else f"{model_type} over {backbone}"
-        raise SettingsError(f"{option}={weights}: {folder / CONFIG[0]} is not that of a {meant}")
+    folder = network_folder([model_type], weights, option, backbone)
+    return network_in(folder, kind, weights, option).float()
+
+
+def network_in(folder: Path, kind: str, weights: str, option: str, **settings: Any) -> Any:
+    """The network of transformers' class `kind` in a folder, frozen, on the CPU; `settings` are for `from_pretrained`.
+    SettingsError for files that cannot be read."""
+    import transformers
+    from transformers.utils.logging import disable_progress_bar
+
     disable_progress_bar()
     try:
         read: Any = getattr(transformers, kind).from_pretrained
-        network, told = read(folder, local_files_only=True, output_loading_info=True)
+        network, told = read(folder, local_files_only=True, output_loading_info=True, **settings)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError) as error:
         raise SettingsError(f"{option}={weights}: transformers cannot read {folder} ({error})") from error
     if missing := sorted(name for name in told["missing_keys"] if not name.startswith("criterion.")):
         raise SettingsError(  # transformers would draw them at random
             f"{option}={weights}: {folder} lacks {len(missing)} of the network's weights, such as {missing[0]}"
         )
-    return network.float().eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)

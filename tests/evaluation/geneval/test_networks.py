@@ -232,7 +232,10 @@ def without_a_weight(folder: Path) -> None:
     ("damage", "says"),
     [
         (shutil.rmtree, "does not exist. Set metrics.geneval.detector_weights=FOLDER to a folder with config.json and"),
-        (lambda folder: without(folder, "model.safetensors"), "has no model.safetensors or pytorch_model.bin"),
+        (
+            lambda folder: without(folder, "model.safetensors"),
+            "has no model.safetensors or model.safetensors.index.json or pytorch_model.bin",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is damaged"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "transformers cannot read"),
         (changed(model_type="detr"), "is not that of a mask2former over swin"),

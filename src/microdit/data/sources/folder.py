@@ -22,7 +22,7 @@ from microdit.data.sources.captioned import (
     content_of,
 )
 from microdit.data.sources.images import SUFFIXES
-from microdit.kinds import Pictures
+from microdit.kinds import Copied
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json")
 LISTINGS_KEPT = 64  # of folders with pictures without captions
@@ -37,7 +37,7 @@ class FolderSource(Source):
 
     def __init__(
         self,
-        path: Pictures,
+        path: Copied,
         caption_column: str | None = None,
         shard_size: int = 2_000,
         caption_suffix: str = CAPTION_SUFFIX,

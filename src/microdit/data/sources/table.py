@@ -22,7 +22,7 @@ from microdit.data.sources.captioned import (
 from microdit.data.sources.images import SUFFIXES as PICTURES
 from microdit.data.sources.rows import SURROGATE, Quoting, Row, Separated, json_lines, parquet
 from microdit.files import is_refusal, size_of_file
-from microdit.kinds import Pictures, SettingsError
+from microdit.kinds import Copied, SettingsError
 
 LONGEST_NAME = 40  # characters, that a column's name has and a caption may pass
 LONGEST_LIST = 1 << 20  # characters of a list of captions in a cell
@@ -45,10 +45,10 @@ class TableSource(Source):
 
     def __init__(
         self,
-        path: Pictures,
+        path: Copied,
         image_column: str = "image",
         caption_column: str = "caption",
-        image_folder: Pictures | None = None,
+        image_folder: Copied | None = None,
         shard_size: int = 2_000,
         columns: Sequence[str] | None = None,
         delimiter: str | None = None,

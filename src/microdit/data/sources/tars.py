@@ -41,7 +41,7 @@ from microdit.data.sources.folder import (
     not_part_of,
 )
 from microdit.files import room_for, size_of_file
-from microdit.kinds import Pictures
+from microdit.kinds import Copied
 
 MOST_TARS = 1_000_000
 RANGE = re.compile(r"\{(-?\d+|[a-zA-Z])\.\.(-?\d+|[a-zA-Z])")
@@ -161,7 +161,7 @@ class TarSource(Source):
 
     def __init__(
         self,
-        path: Pictures | Sequence[Pictures],
+        path: Copied | Sequence[Copied],
         caption_column: str | None = None,
         download_folder: str | None = None,
         caption_suffix: str = CAPTION_SUFFIX,

@@ -16,7 +16,7 @@ from microdit.evaluation.geneval.verdicts import Verdict, boxes_of, judged, scor
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.grid import prompt_grid
-from microdit.kinds import Limits, Place, Weights
+from microdit.kinds import Copied, Limits, Weights
 from microdit.pipeline import LatentDiffusion
 
 OPTION = "metrics.geneval"
@@ -33,7 +33,7 @@ class GenEval(Metric):
     open_clip, a folder or a name on the Hugging Face hub.
     """
 
-    prompts_file: Annotated[str, Place(copied=True)] | None
+    prompts_file: Copied | None
     prompts_per_tag: Count | None
     pictures_per_prompt: Annotated[int, Limits(1, 1000)]
     detector_weights: Weights

@@ -15,8 +15,9 @@ import numpy as np
 from microdit.evaluation.geneval.networks import Judge, Picture
 from microdit.evaluation.geneval.prompts import TAGS, Sample
 from microdit.evaluation.geneval.rules import considered, judge
+from microdit.evaluation.journal import as_lines, kept_lines
 from microdit.evaluation.subject import Report
-from microdit.files import alone_in, appending, damaged, size_of_file, write_whole
+from microdit.files import alone_in, appending, write_whole
 from microdit.kinds import Limits, check_kind
 
 JUDGED, RESULTS = "judged.jsonl", "results.jsonl"
@@ -54,7 +55,7 @@ def judged(
     journal = folder / JUDGED
     verdicts = []
     with alone_in(folder):
-        kept = {verdict["key"]: verdict for verdict in kept_verdicts(journal)}
+        kept = {verdict["key"]: verdict for verdict in kept_lines(journal, Verdict, CURE)}
         with appending(journal, encoding="utf-8") as file:
             for number, (filename, sample, picture) in enumerate(asked, start=1):
                 key = key_of(picture, sample, judged_by)
@@ -90,29 +91,6 @@ def key_of(picture: Picture, sample: Sample, judged_by: Judge) -> str:
     state.update(json.dumps([judged_by.name, sample, picture.shape]).encode())
     state.update(np.ascontiguousarray(picture).data)
     return state.hexdigest()
-
-
-def kept_verdicts(path: Path) -> list[Verdict]:
-    """The verdicts in a file, oldest first; a last line that was cut off when its process was killed is taken away.
-    Raises DamagedFileError for any other line that is none."""
-    if not path.exists() or not size_of_file(path):
-        return []
-    *lines, cut_off = path.read_bytes().split(b"\n")
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            verdict = json.loads(line)
-            check_kind(verdict, Verdict, "it:")
-        except (ValueError, RecursionError) as error:
-            raise damaged(path, ValueError(f"line {number}: {error}"), CURE) from error
-        found.append(verdict)
-    if cut_off:
-        write_whole(path, as_lines(found))
-    return found
-
-
-def as_lines(verdicts: Iterable[Verdict]) -> str:
-    return "".join(json.dumps(verdict) + "\n" for verdict in verdicts)
 
 
 def boxes_of(verdict: Verdict) -> Boxes:
