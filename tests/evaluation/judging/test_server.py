@@ -135,7 +135,7 @@ def test_a_server_that_never_answers_is_given_up_with_its_last_words():
         ask("http://127.0.0.1:9/v1", 1)
 
 
-@pytest.mark.parametrize("told", ["86400", IN_AN_HOUR])
+@pytest.mark.parametrize("told", ["86400", IN_AN_HOUR], ids=["seconds", "date"])
 def test_a_quota_that_is_used_up_is_told_at_once(told, quick):
     response = Response(b"quota", 429, [("Retry-After", told)])
     requests = given_up(response, r"asks to be left alone for (86,400|3,\d\d\d) s .*quota.*same command again")
