@@ -17,6 +17,7 @@ import pytest
 from caption_texts import caption_texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_tars import tar_of
 from PIL import Image
 
 from microdit.data.prepare.convert import prepare
@@ -196,16 +197,6 @@ def test_tars_of_anything_add_up(drawn: list[tuple[dict, str]], twice: bool) -> 
         found = check(TarSource(str(root / "tars")), root, None, lambda key: f"own of {stem_of(key)}")
         assert sum(summary.found for summary in found) >= pictures
         assert sum(summary.ignored for summary in found) >= ignored
-
-
-def tar_of(members: list[tuple[str, bytes]]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return file.getvalue()
 
 
 def own_caption(number: int, odd: str) -> str:

@@ -2,28 +2,16 @@
 
 import bz2
 import gzip
-import io
 import lzma
-import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from made_tars import tar_of
 
 from microdit.data.sources import tars
 from microdit.data.sources.captioned import CaptionedImage, Found, Ignored, Unreadable
 from microdit.data.sources.tars import TarSource
-
-
-def tar_of(members: Sequence[tuple[str, bytes]]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return file.getvalue()
-
 
 PAIR = tar_of([("a.jpg", b"picture"), ("a.txt", b"a boat")])
 

@@ -6,6 +6,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+from microdit.data.sources.captioned import Ignored, Unreadable
 from microdit.files import is_refusal
 
 # What systems and programs leave behind, beside everything whose name begins with a dot.
@@ -70,6 +71,21 @@ def lying_below(root: Path) -> Iterator[Lying]:
                 seen.add(real)
                 folders.append(name)
         waiting += reversed(folders)
+
+
+def files_below(root: Path) -> tuple[list[str], list[Unreadable | Ignored]]:
+    """The names of all files below a folder that may be data, in order, and what else lies there. OSError as
+    `lying_below`."""
+    files: list[str] = []
+    others: list[Unreadable | Ignored] = []
+    for name, ignored, unread in lying_below(root):
+        if unread is not None:
+            others.append(Unreadable(name, unread))
+        elif ignored is not None:
+            others.append(Ignored(name, ignored))
+        else:
+            files.append(name)
+    return files, others
 
 
 def state_of(paths: Sequence[Path]) -> str:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from microdit.data.sources.below import hidden, lying_below, state_of
+from microdit.data.sources.below import files_below, hidden, state_of
 from microdit.data.sources.captioned import (
     CAPTION_COLUMN,
     CAPTION_SUFFIX,
@@ -75,14 +75,7 @@ class FolderSource(Source):
                 raise FileNotFoundError(
                     f"{self.path} is no folder. Give the folder of your pictures: source.path=FOLDER"
                 )
-            files, others = [], []
-            for name, ignored, unread in lying_below(self.path):
-                if unread is not None:
-                    others.append(Unreadable(name, unread))
-                elif ignored is not None:
-                    others.append(Ignored(name, ignored))
-                else:
-                    files.append(name)
+            files, others = files_below(self.path)
             pictures = [name for name in files if is_picture(name)]
             others += (Ignored(name, no_picture(name)) for name in not_part_of(files, pictures, self.caption_suffix))
             self._found = sorted(self.path / name for name in pictures), others

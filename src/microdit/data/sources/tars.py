@@ -18,7 +18,7 @@ from braceexpand import braceexpand
 
 from microdit.data.shards.remote import RemoteFileError, check_protocol, is_remote, links_in, local_copy
 from microdit.data.shards.tars import TarError, TarMember, json_bytes, tar_members, write_tar
-from microdit.data.sources.below import hidden, lying_below, state_of
+from microdit.data.sources.below import files_below, hidden, state_of
 from microdit.data.sources.captioned import (
     CAPTION_SUFFIX,
     LARGEST_FILE,
@@ -94,14 +94,7 @@ def expand(location: str) -> list[str]:
 
 def tars_below(folder: Path) -> tuple[list[str], list[Unreadable | Ignored]]:
     """The names of all tars below a folder, in order, and what else lies there."""
-    files, others = [], []
-    for name, ignored, unread in lying_below(folder):
-        if unread is not None:
-            others.append(Unreadable(name, unread))
-        elif ignored is not None:
-            others.append(Ignored(name, ignored))
-        else:
-            files.append(name)
+    files, others = files_below(folder)
     tars = {name: found["stem"] for name in files if (found := TAR_NAME.match(name))}
     stems = set(tars.values())
     others += (
