@@ -120,7 +120,7 @@ def training_step(
         )
         return terms.loss, terms.loss.detach()
 
-    recorded = GraphedGradients(loss_of, parameters)
+    recorded = GraphedGradients(network, loss_of)
 
     def differentiate() -> None:
         if graphed:

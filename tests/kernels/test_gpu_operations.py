@@ -10,7 +10,7 @@ from torch import nn
 from microdit.kernels.gpu import operations
 from microdit.kernels.gpu.operations import gpu_operations
 from microdit.model.feed_forward import ExpertChoice, GatherPatches, SumOverExperts, places_among_chosen
-from microdit.model.operations import FORMULAS, attend, use_operations
+from microdit.model.operations import FORMULAS, use_operations
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FUSED = gpu_operations()
@@ -141,21 +141,20 @@ def test_normalised_attention(lengths):
     )
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(64, 64), (20, 77), (70, 77), (5, 128), (130, 3)])
-def test_attention_to_no_more_keys_than_one_program_holds(monkeypatch, queries, keys):
+@pytest.mark.parametrize("lengths", [(64,), (7,), (20, 77), (70, 77), (5, 128), (130, 3)])
+def test_attention_to_no_more_keys_than_one_program_holds(monkeypatch, lengths):
     """In float32 here, to compare exactly; it is used for types of half the size."""
     monkeypatch.setattr(operations, "HALVES", (torch.float32,))
-
-    def cut(function):
-        def called(q, kv):
-            k, v = kv.chunk(2, dim=-1)
-            return function(q, k, v, 16)
-
-        return called
-
+    sizes = {"head_dim": 16, "norm_eps": 1e-6}
     tolerance = 5e-3 if DEVICE == "cuda" else 1e-5  # matrix units round what they multiply
-    inputs = randn(2, queries, 32), randn(2, keys, 64)
-    assert_alike(cut(attend), cut(operations.AttentionToFew.apply), *inputs, tolerance=tolerance)
+    inputs = (randn(2, *lengths, 96),) if len(lengths) == 1 else (randn(2, lengths[0], 32), randn(2, lengths[1], 64))
+    assert operations.is_attention_to_few(*inputs, head_dim=16)
+    assert_alike(
+        lambda *packed: FORMULAS.normalised_attention(*packed, **sizes),
+        lambda *packed: FUSED.normalised_attention(*packed, **sizes),
+        *inputs,
+        tolerance=tolerance,
+    )
 
 
 def test_wide_rows_and_other_devices_go_through_the_formulas(monkeypatch, norm):

@@ -46,7 +46,7 @@ class DenoisingTask(L.LightningModule):
         self.skipped_in_a_row: int | Tensor = 0
         self.skipped_steps: int | Tensor = 0
         self.graphed = (
-            GraphedGradients(self.share_of_loss, list(network.parameters())) if self.hardware.graphed else None
+            GraphedGradients(network, self.share_of_loss) if self.hardware.graphed else None
         )
         self.gradient_norm, self.learning_rate = torch.tensor(float("nan")), 0.0
 

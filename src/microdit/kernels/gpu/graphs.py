@@ -4,25 +4,27 @@ A network has thousands of kernels, each of which a processor takes 10 to 50 mic
 slow processors would leave the GPU idle most of the time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from microdit.kernels.gpu.casts import Differentiation
+
 WARM_UPS = 2  # so that kernels are compiled and libraries have their memory before anything is recorded
 
 
 class GraphedGradients:
-    """`loss_of(batch, case)` gives the loss and whatever else is told of a step; its gradients are in `gradients`.
+    """`loss_of(batch, case)` gives the loss and what else is told of a step; `gradients` are by the network's weights.
 
     `case` is what `loss_of` depends on beside the numbers in a batch. One case and one set of shapes are recorded at a
     time: another one records anew. All results lie where the next replay overwrites them.
     """
 
-    def __init__(self, loss_of: Callable[[Any, Any], tuple[Tensor, Any]], parameters: Sequence[nn.Parameter]):
-        self.loss_of, self.parameters = loss_of, parameters
+    def __init__(self, network: nn.Module, loss_of: Callable[[Any, Any], tuple[Tensor, Any]]):
+        self.differentiation, self.parameters = Differentiation(network, loss_of), list(network.parameters())
         self.recorded: Any = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.told: Any = None
@@ -63,9 +65,7 @@ class GraphedGradients:
         # Weights are cast inside the graph, each time anew: none may come from what was cast before.
         kind = torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", kind, enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
-            loss, told = self.loss_of(batch, case)
-        loss.backward()
-        return told
+            return self.differentiation.run(batch, case)
 
     def forget_gradients(self) -> None:
         for parameter in self.parameters:

@@ -350,13 +350,13 @@ def attention_gradients(query_rows, key_rows, value_rows, given, common, normali
 
 @triton.jit
 def attention_backward_few_queries(
-    gradient,  # [samples, queries, heads * HEAD], contiguous as `out`, of_q, of_k and of_v are
+    gradient,  # [samples, queries, heads * HEAD], contiguous as `out` is
     out,
     logsumexp,
     q,
     k,
     v,
-    of_q,
+    of_q,  # as q, k and v are shaped, samples without a gap between them
     of_k,
     of_v,
     q_sample,
@@ -369,6 +369,9 @@ def attention_backward_few_queries(
     queries,
     keys,
     scale,
+    of_q_row,
+    of_k_row,
+    of_v_row,
     HEAD: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -396,12 +399,13 @@ def attention_backward_few_queries(
         weights, of_logits = attention_gradients(
             query_rows, key_rows, value_rows, given, common, normaliser, is_row, is_key, scale
         )
-        place_of_key = (sample * keys + key[:, None]) * width + channels
+        key_of_all = sample * keys + key[:, None]
         of_values = tl.dot(tl.trans(weights), given)
-        tl.store(of_v + place_of_key, of_values.to(of_v.dtype.element_ty), mask=inside)
+        tl.store(of_v + key_of_all * of_v_row + channels, of_values.to(of_v.dtype.element_ty), mask=inside)
         of_keys = tl.dot(tl.trans(of_logits), query_rows)
-        tl.store(of_k + place_of_key, of_keys.to(of_k.dtype.element_ty), mask=inside)
+        tl.store(of_k + key_of_all * of_k_row + channels, of_keys.to(of_k.dtype.element_ty), mask=inside)
         all_of_q += tl.dot(of_logits, key_rows)
+    place = (sample * queries + row[:, None]) * of_q_row + channels
     tl.store(of_q + place, all_of_q.to(of_q.dtype.element_ty), mask=there)
 
 
@@ -426,6 +430,9 @@ def attention_backward_few_keys(
     queries,
     keys,
     scale,
+    of_q_row,
+    of_k_row,
+    of_v_row,
     HEAD: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -455,8 +462,9 @@ def attention_backward_few_keys(
             query_rows, key_rows, value_rows, given, common, normaliser, is_row, is_key, scale
         )
         all_of_v += tl.dot(tl.trans(weights), given)
+        place = (sample * queries + row[:, None]) * of_q_row + channels
         tl.store(of_q + place, tl.dot(of_logits, key_rows).to(of_q.dtype.element_ty), mask=there)
         all_of_k += tl.dot(tl.trans(of_logits), query_rows)
-    place = (sample * keys + key[:, None]) * width + channels
-    tl.store(of_k + place, all_of_k.to(of_k.dtype.element_ty), mask=inside)
-    tl.store(of_v + place, all_of_v.to(of_v.dtype.element_ty), mask=inside)
+    key_of_all = sample * keys + key[:, None]
+    tl.store(of_k + key_of_all * of_k_row + channels, all_of_k.to(of_k.dtype.element_ty), mask=inside)
+    tl.store(of_v + key_of_all * of_v_row + channels, all_of_v.to(of_v.dtype.element_ty), mask=inside)

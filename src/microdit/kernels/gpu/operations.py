@@ -7,6 +7,7 @@ Triton compiles each kernel when it is first launched, in seconds, and keeps it 
 import functools
 import importlib
 import os
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -268,91 +269,132 @@ class SiluProduct(torch.autograd.Function):
         return of_x, of_y
 
 
+def launch_normalise(
+    packed: Float[Tensor, "n t _"], parts: int, normalised: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first `normalised` of the parts that lie side by side, each normalised, with their statistics."""
+    n, tokens, wide = packed.shape
+    rows, width = n * tokens, wide // parts
+    out = torch.empty(normalised, n, tokens, width, dtype=packed.dtype, device=packed.device)
+    mean, rstd = (torch.empty(normalised * rows, dtype=torch.float32, device=packed.device) for _ in range(2))
+    grid = rows, normalised
+    launch("normalise_forward", grid, packed, out, mean, rstd, rows, parts, width, eps, **block_of(width))
+    return out, mean, rstd
+
+
+def launch_normalise_backward(
+    gradients: Sequence[Float[Tensor, "n t d"]],
+    packed: Float[Tensor, "n t _"],
+    statistics: tuple[Tensor, Tensor],
+    of_packed: Float[Tensor, "n t _"],
+    normalised: int,
+) -> None:
+    """Writes the gradients of the first parts, as many as are given; they may be those very parts of `of_packed`."""
+    n, tokens, wide = packed.shape
+    width = gradients[0].shape[-1]
+    # A view of every row in turn; where samples lie apart, as no result of ours does, that is a copy.
+    given = [numbers_in_line(gradient.flatten(0, 1)) for gradient in gradients]
+    given += [given[0]] * (3 - len(given))
+    launch(
+        "normalise_backward",
+        (n * tokens, len(gradients)),
+        *(*given, packed, *statistics, of_packed, n * tokens, wide // width, width),
+        *(gradient.stride(0) for gradient in given),
+        NORMALISED=normalised,
+        **block_of(width),
+    )
+
+
 class NormaliseFirst(torch.autograd.Function):
     """Cuts [n, t, parts * width] into its parts, of which the first `normalised` are normalised row by row."""
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, parts: int, normalised: int, eps: float) -> tuple[Tensor, ...]:
         packed = packed.contiguous()
-        n, tokens, wide = packed.shape
-        rows, width = n * tokens, wide // parts
-        out = torch.empty(normalised, n, tokens, width, dtype=packed.dtype, device=packed.device)
-        mean, rstd = (torch.empty(normalised * rows, dtype=torch.float32, device=packed.device) for _ in range(2))
-        grid = rows, normalised
-        launch("normalise_forward", grid, packed, out, mean, rstd, rows, parts, width, eps, **block_of(width))
-        ctx.save_for_backward(packed, mean, rstd)
-        ctx.parts, ctx.normalised = parts, normalised
+        out, *statistics = launch_normalise(packed, parts, normalised, eps)
+        ctx.save_for_backward(packed, *statistics)
+        ctx.normalised = normalised
         return *out.unbind(), *packed.chunk(parts, dim=-1)[normalised:]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        packed, mean, rstd = ctx.saved_tensors
-        n, tokens, wide = packed.shape
-        width, of_packed = wide // ctx.parts, torch.empty_like(packed)
-        given = [gradient.reshape(n * tokens, width) for gradient in gradients]
-        given = [gradient if gradient.stride(-1) == 1 else gradient.contiguous() for gradient in given]
-        given += [given[0]] * (3 - len(given))
-        launch(
-            "normalise_backward",
-            (n * tokens, ctx.parts),
-            *(*given, packed, mean, rstd, of_packed, n * tokens, ctx.parts, width),
-            *(gradient.stride(0) for gradient in given),
-            NORMALISED=ctx.normalised,
-            **block_of(width),
-        )
+        packed, *statistics = ctx.saved_tensors
+        of_packed = torch.empty_like(packed)
+        launch_normalise_backward(gradients, packed, tuple(statistics), of_packed, ctx.normalised)
         return of_packed, None, None, None
 
 
-class AttentionToFew(torch.autograd.Function):
-    """Scaled dot-product attention to no more keys than one program holds, head by head: [n, t, heads * head_dim]."""
+class NormalisedAttentionToFew(torch.autograd.Function):
+    """Attention to no more keys than one program holds, head by head; takes and gives what normalised_attention does.
+
+    Gradients are written where they belong, side by side, and those of queries and keys go through their norms there.
+    """
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, head_dim: int) -> Tensor:
+    def forward(ctx: Any, head_dim: int, norm_eps: float, *packed: Tensor) -> Tensor:
+        packed = tuple(x.contiguous() for x in packed)
+        if len(packed) == 1:
+            normed, *statistics = launch_normalise(packed[0], 3, 2, norm_eps)
+            queries, keys = normed.unbind()
+        else:
+            (queries,), *statistics = launch_normalise(packed[0], 1, 1, norm_eps)
+            (keys,), *more = launch_normalise(packed[1], 2, 1, norm_eps)
+            statistics += more
+        values = formulas.unpack(*packed)[2]
         n, tokens, width = queries.shape
         heads, length = width // head_dim, keys.shape[1]
         out = torch.empty(n, tokens, width, dtype=queries.dtype, device=queries.device)
         logsumexp = torch.empty(n, heads, tokens, dtype=torch.float32, device=queries.device)
-        ctx.sizes = [step for x in (queries, keys, values) for step in x.stride()[:2]]
-        ctx.sizes += [heads, tokens, length, head_dim**-0.5]
+        sizes = [step for x in (queries, keys, values) for step in x.stride()[:2]]
+        sizes += [heads, tokens, length, head_dim**-0.5]
         held = {**FORWARD, "KEYS": max(16, 1 << (length - 1).bit_length())}
         grid = n * heads, -(-tokens // held["QUERIES"])
         inputs = queries, keys, values
-        launch("attention_forward", grid, *inputs, out, logsumexp, *ctx.sizes, HEAD=head_dim, **held)
-        ctx.save_for_backward(queries, keys, values, out, logsumexp)
-        ctx.head_dim = head_dim
+        launch("attention_forward", grid, *inputs, out, logsumexp, *sizes, HEAD=head_dim, **held)
+        ctx.save_for_backward(*packed, queries, keys, out, logsumexp, *statistics)
+        ctx.head_dim, ctx.sizes, ctx.packed = head_dim, sizes, len(packed)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, out, logsumexp = ctx.saved_tensors
-        of_inputs = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (queries, keys, values)]
+        packed, saved = ctx.saved_tensors[: ctx.packed], ctx.saved_tensors[ctx.packed :]
+        queries, keys, out, logsumexp, *statistics = saved
+        of_packed = [torch.empty_like(x) for x in packed]
+        of_queries, of_keys, _ = of_inputs = formulas.unpack(*of_packed)
         few_queries = out.shape[1] <= FEW_QUERIES["QUERIES"]
         kernel = "attention_backward_few_queries" if few_queries else "attention_backward_few_keys"
+        inputs = queries, keys, formulas.unpack(*packed)[2]
         launch(
             kernel,
             (out.shape[0] * (out.shape[2] // ctx.head_dim),),
-            *(gradients[0].contiguous(), out, logsumexp, queries, keys, values, *of_inputs, *ctx.sizes),
+            *(gradients[0].contiguous(), out, logsumexp, *inputs, *of_inputs, *ctx.sizes),
+            *(x.stride(1) for x in of_inputs),
             HEAD=ctx.head_dim,
             **(FEW_QUERIES if few_queries else FEW_KEYS),
         )
-        return *of_inputs, None
+        if len(packed) == 1:
+            launch_normalise_backward((of_queries, of_keys), packed[0], tuple(statistics), of_packed[0], 2)
+        else:
+            launch_normalise_backward((of_queries,), packed[0], tuple(statistics[:2]), of_packed[0], 1)
+            launch_normalise_backward((of_keys,), packed[1], tuple(statistics[2:]), of_packed[1], 1)
+        return None, None, *of_packed
 
 
-def is_attention_to_few(queries: Tensor, keys: Tensor, head_dim: int) -> bool:
+def is_attention_to_few(*packed: Float[Tensor, "n _ _"], head_dim: int) -> bool:
     """Whether one program holds all keys of a head, in a type and width that matrix units take."""
-    return queries.dtype in HALVES and keys.shape[1] <= FEW_KEYS["KEYS"] and head_dim in (16, 32, 64, 128)
+    return packed[0].dtype in HALVES and packed[-1].shape[1] <= FEW_KEYS["KEYS"] and head_dim in (16, 32, 64, 128)
 
 
 def normalised_attention(*packed: Float[Tensor, "n _ _"], head_dim: int, norm_eps: float) -> Float[Tensor, "n t h"]:
     if not all(can_be_launched(x) for x in packed):
         return formulas.normalised_attention(*packed, head_dim=head_dim, norm_eps=norm_eps)
+    if is_attention_to_few(*packed, head_dim=head_dim):
+        return NormalisedAttentionToFew.apply(head_dim, norm_eps, *packed)
     if len(packed) == 1:
         queries, keys, values = NormaliseFirst.apply(packed[0], 3, 2, norm_eps)
     else:
         (queries,) = NormaliseFirst.apply(packed[0], 1, 1, norm_eps)
         keys, values = NormaliseFirst.apply(packed[1], 2, 1, norm_eps)
-    if is_attention_to_few(queries, keys, head_dim):
-        return AttentionToFew.apply(queries, keys, values, head_dim)
     return attend(queries, keys, values, head_dim)
 
 
