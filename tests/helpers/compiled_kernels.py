@@ -19,8 +19,8 @@ from microdit.kernels.gpu import kernels, operations
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
 HALF, FULL, INDEX = "*bf16", "*fp32", "*i64"
 FULL_NAMES = {
-    "mean",
-    "rstd",
+    *("mean", "q_mean", "k_mean"),
+    *("rstd", "q_rstd", "k_rstd"),
     "logsumexp",
     "sums",
     "weight",
@@ -32,7 +32,6 @@ FULL_NAMES = {
     "of_gate",
 }
 ROW = {"BLOCK": 1024}
-NUMBERS = {"BLOCK": operations.NUMBERS, "num_warps": 8}
 KERNELS = {
     "norm_forward": [
         {**ROW, "ADDS": False, "GATED": False, "MODULATED": True},
@@ -46,9 +45,9 @@ KERNELS = {
     ],
     "add_gated_forward": [ROW],
     "add_gated_backward": [{**ROW, "PART": operations.PART}],
-    "silu_product_forward": [NUMBERS],
-    "silu_product_backward": [NUMBERS],
-    "normalise_forward": [ROW],
+    "silu_product_forward": [ROW],
+    "silu_product_backward": [ROW],
+    "normalise_forward": [{**ROW, "WRITES": True}, {**ROW, "WRITES": False}],
     "normalise_backward": [{**ROW, "NORMALISED": 1}, {**ROW, "NORMALISED": 2}],
     "sum_over_experts_forward": [{**ROW, "WEIGHTED": True}, {**ROW, "WEIGHTED": False}],
     "sum_over_experts_backward": [ROW],
@@ -69,6 +68,8 @@ def absent(name: str, held: dict[str, int]) -> set[str]:
         missing |= {"shift", "scale"}
     if held.get("WEIGHTED") is False:
         missing |= {"weights"}
+    if held.get("WRITES") is False:
+        missing |= {"out"}
     return missing
 
 

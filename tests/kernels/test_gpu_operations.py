@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from microdit.kernels.gpu import operations
 from microdit.kernels.gpu.operations import gpu_operations
@@ -124,9 +125,23 @@ def test_add_gated(shape):
     assert_alike(FORMULAS.add_gated, FUSED.add_gated, randn(*shape), randn(shape[0], shape[-1]), randn(*shape))
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_silu_product(shape):
-    assert_alike(FORMULAS.silu_product, FUSED.silu_product, randn(*shape), randn(*shape))
+def test_gated_product(shape, bias):
+    layers = nn.ModuleList(nn.Linear(shape[-1], 12, bias=bias, device=DEVICE) for _ in range(2))
+    names = [name for name, _ in layers.named_parameters()]
+
+    def of(operation):
+        both = nn.Module()
+        both.forward = lambda x: operation(x, *layers)
+        both.layers = layers
+        return lambda x, *weights: functional_call(
+            both, {f"layers.{n}": w for n, w in zip(names, weights, strict=True)}, (x,)
+        )
+
+    tolerance = 1e-4 if DEVICE == "cuda" else 1e-5
+    inputs = randn(*shape), *(parameter.detach() for parameter in layers.parameters())
+    assert_alike(of(FORMULAS.gated_product), of(FUSED.gated_product), *inputs, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("lengths", [None, (5, 3), (1, 7)])
@@ -163,7 +178,9 @@ def test_wide_rows_and_other_devices_go_through_the_formulas(monkeypatch, norm):
     assert torch.equal(
         FUSED.modulated_norm(x, layer, x[:, 0], x[:, 1]), FORMULAS.modulated_norm(x, layer, x[:, 0], x[:, 1])
     )
-    assert FUSED.silu_product(*torch.empty(2, 1, 2, 3, device="meta")).is_meta
+    assert FUSED.gated_product(
+        torch.empty(1, 2, 3, device="meta"), *(nn.Linear(3, 4, device="meta") for _ in "ab")
+    ).is_meta
 
 
 @pytest.mark.parametrize("each", [FORMULAS, FUSED], ids=["formulas", "kernels"])

@@ -29,7 +29,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
-        return self.w3(self.operations.silu_product(self.w1(x), self.w2(x)))
+        return self.w3(self.operations.gated_product(x, self.w1, self.w2))
 
 
 class GELUFeedForward(nn.Module):

@@ -116,6 +116,11 @@ def silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> Float[
     return F.silu(x) * y
 
 
+def gated_product(x: Float[Tensor, "n t d"], gate: nn.Linear, value: nn.Linear) -> Float[Tensor, "n t f"]:
+    """silu(gate(x)) * value(x)."""
+    return silu_product(gate(x), value(x))
+
+
 def sum_over_experts(
     outputs: Float[Tensor, "e n k d"], weights: Float[Tensor, "n e k"] | None, slots: Int[Tensor, "n e t"]
 ) -> Float[Tensor, "n t d"]:
@@ -155,7 +160,7 @@ class Operations(NamedTuple):
     add_gated: Callable[..., Tensor]
     add_gated_then_norm: Callable[..., tuple[Tensor, Tensor]]
     add_then_modulated_norm: Callable[..., tuple[Tensor, Tensor]]
-    silu_product: Callable[..., Tensor]
+    gated_product: Callable[..., Tensor]
     sum_over_experts: Callable[..., Tensor]
     sum_over_experts_backward: Callable[..., tuple[Tensor, Tensor]]
 
@@ -166,7 +171,7 @@ FORMULAS = Operations(
     add_gated,
     add_gated_then_norm,
     add_then_modulated_norm,
-    silu_product,
+    gated_product,
     sum_over_experts,
     sum_over_experts_backward,
 )

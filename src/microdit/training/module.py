@@ -45,9 +45,7 @@ class DenoisingTask(L.LightningModule):
         self.hardware, self.initial_optimizer = settings.trainer, initial_optimizer
         self.skipped_in_a_row: int | Tensor = 0
         self.skipped_steps: int | Tensor = 0
-        self.graphed = (
-            GraphedGradients(network, self.share_of_loss) if self.hardware.graphed else None
-        )
+        self.graphed = GraphedGradients(network, self.share_of_loss) if self.hardware.graphed else None
         self.gradient_norm, self.learning_rate = torch.tensor(float("nan")), 0.0
 
     def configure_model(self) -> None:

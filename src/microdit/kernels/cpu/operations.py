@@ -85,7 +85,7 @@ def load_fused_operations() -> Operations:
         fused_add_gated,
         fused_add_gated_then_norm,
         fused_add_then_modulated_norm,
-        fused_silu_product,
+        fused_gated_product,
         sum_over_experts,
         sum_over_experts_backward,
     )
@@ -242,3 +242,7 @@ def fused_silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> 
     if not can_be_fused(x, y):
         return silu_product(x, y)
     return torch.ops.microdit.silu_product(x.contiguous(), y.contiguous())
+
+
+def fused_gated_product(x: Float[Tensor, "n t d"], gate: nn.Linear, value: nn.Linear) -> Float[Tensor, "n t f"]:
+    return fused_silu_product(gate(x), value(x))

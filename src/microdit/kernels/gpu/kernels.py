@@ -155,32 +155,36 @@ def add_gated_backward(
 
 
 @triton.jit
-def silu_product_forward(x, y, out, count, BLOCK: tl.constexpr):
-    """silu(x) y, number by number."""
-    here = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = here < count
-    value = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
-    other = tl.load(y + here, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + here, (value * tl.sigmoid(value) * other).to(out.dtype.element_ty), mask=inside)
+def silu_product_forward(packed, out, width, BLOCK: tl.constexpr):
+    """silu(x) y of x and y side by side: [rows, 2, width]. One program a row."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    here = row * 2 * width + columns
+    value = tl.load(packed + here, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(packed + here + width, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * width + columns, (value * tl.sigmoid(value) * other).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def silu_product_backward(gradient, x, y, of_x, of_y, count, BLOCK: tl.constexpr):
-    here = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = here < count
-    out = tl.load(gradient + here, mask=inside, other=0.0).to(tl.float32)
-    value = tl.load(x + here, mask=inside, other=0.0).to(tl.float32)
-    other = tl.load(y + here, mask=inside, other=0.0).to(tl.float32)
+def silu_product_backward(gradient, packed, of_packed, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    here = row * 2 * width + columns
+    out = tl.load(gradient + row * width + columns, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(packed + here, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(packed + here + width, mask=inside, other=0.0).to(tl.float32)
     gate = tl.sigmoid(value)
-    tl.store(of_y + here, (out * value * gate).to(of_y.dtype.element_ty), mask=inside)
+    tl.store(of_packed + here + width, (out * value * gate).to(of_packed.dtype.element_ty), mask=inside)
     slope = gate * (1.0 + value * (1.0 - gate))
-    tl.store(of_x + here, (out * other * slope).to(of_x.dtype.element_ty), mask=inside)
+    tl.store(of_packed + here, (out * other * slope).to(of_packed.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def normalise_forward(packed, out, mean, rstd, rows, parts, width, eps, BLOCK: tl.constexpr):
+def normalise_forward(packed, out, mean, rstd, rows, parts, width, eps, WRITES: tl.constexpr, BLOCK: tl.constexpr):
     """Rows of the first parts of [rows, parts, width], as many as the second axis of the grid, without their mean and
-    with a deviation of 1: [parts, rows, width]."""
+    with a deviation of 1: [parts, rows, width]; or only what that takes."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -189,7 +193,8 @@ def normalise_forward(packed, out, mean, rstd, rows, parts, width, eps, BLOCK: t
     value = tl.where(inside, value - middle, 0.0)
     factor = 1.0 / tl.sqrt(tl.sum(value * value, axis=0) / width + eps)
     place = part * rows + row
-    tl.store(out + place * width + columns, (value * factor).to(out.dtype.element_ty), mask=inside)
+    if WRITES:
+        tl.store(out + place * width + columns, (value * factor).to(out.dtype.element_ty), mask=inside)
     tl.store(mean + place, middle)
     tl.store(rstd + place, factor)
 
@@ -294,10 +299,23 @@ def sum_over_experts_backward(
 
 
 @triton.jit
+def normalised_rows(x, place, mean, rstd, row, is_row):
+    """Rows of queries or keys, without their mean over all heads and with a deviation of 1."""
+    value = tl.load(x + place, mask=is_row[:, None], other=0.0).to(tl.float32)
+    middle = tl.load(mean + row, mask=is_row, other=0.0)
+    factor = tl.load(rstd + row, mask=is_row, other=0.0)
+    return ((value - middle[:, None]) * factor[:, None]).to(x.dtype.element_ty)
+
+
+@triton.jit
 def attention_forward(
     q,  # [samples, queries, heads, HEAD], each with its strides
     k,
     v,
+    q_mean,  # [samples * queries]: q and k are normalised as they are read
+    q_rstd,
+    k_mean,
+    k_rstd,
     out,
     logsumexp,  # [samples, heads, queries]
     q_sample,
@@ -320,12 +338,10 @@ def attention_forward(
     row = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
     key = tl.arange(0, KEYS)
     is_row, is_key = row < queries, key < keys
-    query_rows = tl.load(
-        q + sample * q_sample + row[:, None] * q_row + channels[None, :], mask=is_row[:, None], other=0.0
-    )
-    key_rows = tl.load(
-        k + sample * k_sample + key[:, None] * k_row + channels[None, :], mask=is_key[:, None], other=0.0
-    )
+    query_place = sample * q_sample + row[:, None] * q_row + channels[None, :]
+    query_rows = normalised_rows(q, query_place, q_mean, q_rstd, sample * queries + row, is_row)
+    key_place = sample * k_sample + key[:, None] * k_row + channels[None, :]
+    key_rows = normalised_rows(k, key_place, k_mean, k_rstd, sample * keys + key, is_key)
     value_rows = tl.load(
         v + sample * v_sample + key[:, None] * v_row + channels[None, :], mask=is_key[:, None], other=0.0
     )
@@ -356,6 +372,10 @@ def attention_backward_few_queries(
     q,
     k,
     v,
+    q_mean,
+    q_rstd,
+    k_mean,
+    k_rstd,
     of_q,  # as q, k and v are shaped, samples without a gap between them
     of_k,
     of_v,
@@ -383,7 +403,8 @@ def attention_backward_few_queries(
     row = tl.arange(0, QUERIES)
     is_row = row < queries
     there = is_row[:, None]
-    query_rows = tl.load(q + sample * q_sample + row[:, None] * q_row + channels, mask=there, other=0.0)
+    query_place = sample * q_sample + row[:, None] * q_row + channels
+    query_rows = normalised_rows(q, query_place, q_mean, q_rstd, sample * queries + row, is_row)
     place = (sample * queries + row[:, None]) * width + channels
     given = tl.load(gradient + place, mask=there, other=0.0)
     made = tl.load(out + place, mask=there, other=0.0)
@@ -394,7 +415,8 @@ def attention_backward_few_queries(
         key = first + tl.arange(0, KEYS)
         is_key = key < keys
         inside = is_key[:, None]
-        key_rows = tl.load(k + sample * k_sample + key[:, None] * k_row + channels, mask=inside, other=0.0)
+        key_place = sample * k_sample + key[:, None] * k_row + channels
+        key_rows = normalised_rows(k, key_place, k_mean, k_rstd, sample * keys + key, is_key)
         value_rows = tl.load(v + sample * v_sample + key[:, None] * v_row + channels, mask=inside, other=0.0)
         weights, of_logits = attention_gradients(
             query_rows, key_rows, value_rows, given, common, normaliser, is_row, is_key, scale
@@ -417,6 +439,10 @@ def attention_backward_few_keys(
     q,
     k,
     v,
+    q_mean,
+    q_rstd,
+    k_mean,
+    k_rstd,
     of_q,
     of_k,
     of_v,
@@ -444,7 +470,8 @@ def attention_backward_few_keys(
     key = tl.arange(0, KEYS)
     is_key = key < keys
     inside = is_key[:, None]
-    key_rows = tl.load(k + sample * k_sample + key[:, None] * k_row + channels, mask=inside, other=0.0)
+    key_place = sample * k_sample + key[:, None] * k_row + channels
+    key_rows = normalised_rows(k, key_place, k_mean, k_rstd, sample * keys + key, is_key)
     value_rows = tl.load(v + sample * v_sample + key[:, None] * v_row + channels, mask=inside, other=0.0)
     all_of_k = tl.zeros([KEYS, HEAD], tl.float32)
     all_of_v = tl.zeros([KEYS, HEAD], tl.float32)
@@ -452,7 +479,8 @@ def attention_backward_few_keys(
         row = first + tl.arange(0, QUERIES)
         is_row = row < queries
         there = is_row[:, None]
-        query_rows = tl.load(q + sample * q_sample + row[:, None] * q_row + channels, mask=there, other=0.0)
+        query_place = sample * q_sample + row[:, None] * q_row + channels
+        query_rows = normalised_rows(q, query_place, q_mean, q_rstd, sample * queries + row, is_row)
         place = (sample * queries + row[:, None]) * width + channels
         given = tl.load(gradient + place, mask=there, other=0.0)
         made = tl.load(out + place, mask=there, other=0.0)

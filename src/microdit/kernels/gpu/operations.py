@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -21,7 +22,6 @@ from microdit.model.operations import Operations, attend, product_type
 
 WIDEST_ROW = 8192  # of numbers that one program holds; wider rows go through the formulas
 PART = 16  # rows of a sample whose sums one program makes
-NUMBERS = 4096  # that one program of a kernel without rows takes
 HALVES = (torch.bfloat16, torch.float16)
 # What one program of attention holds, by registers: of several, which work while others wait for memory.
 FORWARD = {"QUERIES": 64, "num_warps": 4}
@@ -38,7 +38,7 @@ def gpu_operations() -> Operations:
         add_gated,
         add_gated_then_norm,
         add_then_modulated_norm,
-        silu_product,
+        gated_product,
         sum_over_experts,
         sum_over_experts_backward,
     )
@@ -64,12 +64,6 @@ def launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **held: int) -> 
         return
     with torch.cuda.device_of(tensors[0]):
         getattr(load_kernels(), kernel)[grid](*arguments, **held)
-
-
-def launch_on_numbers(kernel: str, *tensors: Tensor) -> None:
-    """Runs a kernel that takes number by number of tensors of one size."""
-    count = tensors[0].numel()
-    launch(kernel, (-(-count // NUMBERS),), *tensors, count, BLOCK=NUMBERS, num_warps=8)
 
 
 def block_of(width: int) -> dict[str, int]:
@@ -251,41 +245,46 @@ class AddGated(torch.autograd.Function):
 
 
 class SiluProduct(torch.autograd.Function):
-    """silu(x) y."""
+    """silu(x) y of x and y side by side."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        x, y = x.contiguous(), y.contiguous()
-        out = torch.empty_like(x)
-        launch_on_numbers("silu_product_forward", x, y, out)
-        ctx.save_for_backward(x, y)
+    def forward(ctx: Any, packed: Tensor) -> Tensor:
+        packed = packed.contiguous()
+        *rows, wide = packed.shape
+        width = wide // 2
+        out = packed.new_empty(*rows, width)
+        launch("silu_product_forward", (out.numel() // width,), packed, out, width, **block_of(width))
+        ctx.save_for_backward(packed)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = ctx.saved_tensors
-        of_x, of_y = torch.empty_like(x), torch.empty_like(y)
-        launch_on_numbers("silu_product_backward", gradients[0].contiguous(), x, y, of_x, of_y)
-        return of_x, of_y
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (packed,) = ctx.saved_tensors
+        gradient, of_packed = gradients[0].contiguous(), torch.empty_like(packed)
+        width = gradient.shape[-1]
+        grid = (gradient.numel() // width,)
+        launch("silu_product_backward", grid, gradient, packed, of_packed, width, **block_of(width))
+        return of_packed
 
 
 def launch_normalise(
-    packed: Float[Tensor, "n t _"], parts: int, normalised: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The first `normalised` of the parts that lie side by side, each normalised, with their statistics."""
+    packed: Float[Tensor, "n t _"], parts: int, normalised: int, eps: float, *, writes: bool = True
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The first `normalised` of the parts that lie side by side, each normalised; and means and reciprocal deviations,
+    one after another, which are all there is without `writes`."""
     n, tokens, wide = packed.shape
     rows, width = n * tokens, wide // parts
-    out = torch.empty(normalised, n, tokens, width, dtype=packed.dtype, device=packed.device)
-    mean, rstd = (torch.empty(normalised * rows, dtype=torch.float32, device=packed.device) for _ in range(2))
-    grid = rows, normalised
-    launch("normalise_forward", grid, packed, out, mean, rstd, rows, parts, width, eps, **block_of(width))
+    out = packed.new_empty(normalised, n, tokens, width) if writes else None
+    mean, rstd = (torch.empty(normalised, rows, dtype=torch.float32, device=packed.device) for _ in range(2))
+    sizes = rows, parts, width, eps
+    launch("normalise_forward", (rows, normalised), packed, out, mean, rstd, *sizes, WRITES=writes, **block_of(width))
     return out, mean, rstd
 
 
 def launch_normalise_backward(
     gradients: Sequence[Float[Tensor, "n t d"]],
     packed: Float[Tensor, "n t _"],
-    statistics: tuple[Tensor, Tensor],
+    statistics: Sequence[Float[Tensor, "parts nt"]],
     of_packed: Float[Tensor, "n t _"],
     normalised: int,
 ) -> None:
@@ -312,6 +311,7 @@ class NormaliseFirst(torch.autograd.Function):
     def forward(ctx: Any, packed: Tensor, parts: int, normalised: int, eps: float) -> tuple[Tensor, ...]:
         packed = packed.contiguous()
         out, *statistics = launch_normalise(packed, parts, normalised, eps)
+        assert out is not None
         ctx.save_for_backward(packed, *statistics)
         ctx.normalised = normalised
         return *out.unbind(), *packed.chunk(parts, dim=-1)[normalised:]
@@ -320,50 +320,48 @@ class NormaliseFirst(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         packed, *statistics = ctx.saved_tensors
         of_packed = torch.empty_like(packed)
-        launch_normalise_backward(gradients, packed, tuple(statistics), of_packed, ctx.normalised)
+        launch_normalise_backward(gradients, packed, statistics, of_packed, ctx.normalised)
         return of_packed, None, None, None
 
 
 class NormalisedAttentionToFew(torch.autograd.Function):
     """Attention to no more keys than one program holds, head by head; takes and gives what normalised_attention does.
 
-    Gradients are written where they belong, side by side, and those of queries and keys go through their norms there.
+    Queries and keys are normalised as they are read. Gradients are written where they belong, side by side, and those
+    of queries and keys go through their norms there.
     """
 
     @staticmethod
     def forward(ctx: Any, head_dim: int, norm_eps: float, *packed: Tensor) -> Tensor:
         packed = tuple(x.contiguous() for x in packed)
+        inputs = queries, keys, _ = formulas.unpack(*packed)
         if len(packed) == 1:
-            normed, *statistics = launch_normalise(packed[0], 3, 2, norm_eps)
-            queries, keys = normed.unbind()
+            statistics = launch_normalise(packed[0], 3, 2, norm_eps, writes=False)[1:]
         else:
-            (queries,), *statistics = launch_normalise(packed[0], 1, 1, norm_eps)
-            (keys,), *more = launch_normalise(packed[1], 2, 1, norm_eps)
-            statistics += more
-        values = formulas.unpack(*packed)[2]
+            of_queries = launch_normalise(packed[0], 1, 1, norm_eps, writes=False)[1:]
+            statistics = *of_queries, *launch_normalise(packed[1], 2, 1, norm_eps, writes=False)[1:]
         n, tokens, width = queries.shape
         heads, length = width // head_dim, keys.shape[1]
-        out = torch.empty(n, tokens, width, dtype=queries.dtype, device=queries.device)
+        out = queries.new_empty(n, tokens, width)
         logsumexp = torch.empty(n, heads, tokens, dtype=torch.float32, device=queries.device)
-        sizes = [step for x in (queries, keys, values) for step in x.stride()[:2]]
+        sizes = [step for x in inputs for step in x.stride()[:2]]
         sizes += [heads, tokens, length, head_dim**-0.5]
         held = {**FORWARD, "KEYS": max(16, 1 << (length - 1).bit_length())}
         grid = n * heads, -(-tokens // held["QUERIES"])
-        inputs = queries, keys, values
+        inputs = *inputs, *of_queries_and_keys(statistics)
         launch("attention_forward", grid, *inputs, out, logsumexp, *sizes, HEAD=head_dim, **held)
-        ctx.save_for_backward(*packed, queries, keys, out, logsumexp, *statistics)
+        ctx.save_for_backward(*packed, *statistics, out, logsumexp)
         ctx.head_dim, ctx.sizes, ctx.packed = head_dim, sizes, len(packed)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        packed, saved = ctx.saved_tensors[: ctx.packed], ctx.saved_tensors[ctx.packed :]
-        queries, keys, out, logsumexp, *statistics = saved
+        packed, (*statistics, out, logsumexp) = ctx.saved_tensors[: ctx.packed], ctx.saved_tensors[ctx.packed :]
         of_packed = [torch.empty_like(x) for x in packed]
         of_queries, of_keys, _ = of_inputs = formulas.unpack(*of_packed)
         few_queries = out.shape[1] <= FEW_QUERIES["QUERIES"]
         kernel = "attention_backward_few_queries" if few_queries else "attention_backward_few_keys"
-        inputs = queries, keys, formulas.unpack(*packed)[2]
+        inputs = *formulas.unpack(*packed), *of_queries_and_keys(statistics)
         launch(
             kernel,
             (out.shape[0] * (out.shape[2] // ctx.head_dim),),
@@ -373,11 +371,19 @@ class NormalisedAttentionToFew(torch.autograd.Function):
             **(FEW_QUERIES if few_queries else FEW_KEYS),
         )
         if len(packed) == 1:
-            launch_normalise_backward((of_queries, of_keys), packed[0], tuple(statistics), of_packed[0], 2)
+            launch_normalise_backward((of_queries, of_keys), packed[0], statistics, of_packed[0], 2)
         else:
-            launch_normalise_backward((of_queries,), packed[0], tuple(statistics[:2]), of_packed[0], 1)
-            launch_normalise_backward((of_keys,), packed[1], tuple(statistics[2:]), of_packed[1], 1)
+            launch_normalise_backward((of_queries,), packed[0], statistics[:2], of_packed[0], 1)
+            launch_normalise_backward((of_keys,), packed[1], statistics[2:], of_packed[1], 1)
         return None, None, *of_packed
+
+
+def of_queries_and_keys(statistics: Sequence[Float[Tensor, "parts nt"]]) -> Sequence[Float[Tensor, "_ nt"]]:
+    """Mean and reciprocal deviation of queries, then of keys; from those of both together, or one after the other."""
+    if len(statistics) == 4:
+        return statistics
+    mean, rstd = statistics
+    return mean[:1], rstd[:1], mean[1:], rstd[1:]
 
 
 def is_attention_to_few(*packed: Float[Tensor, "n _ _"], head_dim: int) -> bool:
@@ -434,10 +440,14 @@ def add_then_modulated_norm(
     return AddThenModulatedNorm.apply(x, y, norm.weight, shift, scale, norm.eps)
 
 
-def silu_product(x: Float[Tensor, "n t f"], y: Float[Tensor, "n t f"]) -> Float[Tensor, "n t f"]:
-    if not can_be_launched(x):
-        return formulas.silu_product(x, y)
-    return SiluProduct.apply(x, y)
+def gated_product(x: Float[Tensor, "n t d"], gate: nn.Linear, value: nn.Linear) -> Float[Tensor, "n t f"]:
+    """Both products as one."""
+    if not can_be_launched(x) or gate.out_features > WIDEST_ROW:
+        return formulas.gated_product(x, gate, value)
+    kind = product_type(x)
+    weight = torch.cat([layer.weight.to(kind) for layer in (gate, value)])
+    bias = None if gate.bias is None else torch.cat([gate.bias, value.bias])
+    return SiluProduct.apply(F.linear(x, weight, bias))
 
 
 def sum_over_experts(
