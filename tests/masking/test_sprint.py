@@ -7,6 +7,7 @@ import torch
 from denoising import loss_terms
 
 from microdit.cost.flops import forward_flops_per_image, training_flops_per_image
+from microdit.kinds import SettingsError
 from microdit.masking.none import Unmasked
 from microdit.masking.patches import KeptPatches
 from microdit.masking.sprint import DeepPath, Sprint
@@ -84,7 +85,7 @@ def test_a_sample_without_the_deep_path_has_the_token_in_its_place_everywhere():
 
 
 def test_the_weak_pass_leaves_out_the_middle_blocks():
-    network, path = Counting(), path_of()
+    network, path = Counting(), path_of(path_drop=0.1)
     by_hand(path, of_deep=3.0, of_shallow=5.0, bias=1.0, token=10.0)
     weak = path.weak_pass(2, (4, 4), torch.device("cpu"))
     tokens, _ = path(network, torch.zeros(2, PATCHES, WIDTH), None, weak, (4, 4))
@@ -93,8 +94,10 @@ def test_the_weak_pass_leaves_out_the_middle_blocks():
 
 
 def test_a_path_that_is_not_trained_for_it_has_no_weak_pass():
-    with pytest.raises(ValueError, match=r"Tread has no cheap pass .* trained with masking=sprint"):
+    with pytest.raises(SettingsError, match=r"Tread has no cheap pass .* trained with masking=sprint"):
         Tread(0.25, 0.25).weak_pass(2, (4, 4), torch.device("cpu"))
+    with pytest.raises(SettingsError, match=r"trained with masking\.path_drop above 0"):
+        path_of().weak_pass(2, (4, 4), torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -136,7 +139,7 @@ def test_every_weight_learns_and_so_do_dropped_patches(make, inputs):
 
 
 def test_without_the_deep_path_its_blocks_get_no_gradient(make, inputs):
-    network = make()
+    network = make(0.1)
     latents, noise_label, captions = inputs()
     kept = network.token_path.keep(uniform_of(), 0.75, (4, 4))
     closed = DeepPath(kept.indices, kept.mask, torch.tensor([False, False]))
@@ -255,7 +258,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (4, 12), (6, 10)])
 def test_it_generates_at_any_size(make, inputs, height, width):
     latents, noise_label, captions = inputs(2, height, width)
-    network = make()
+    network = make(0.1)
     grid = network.grid(latents)
     for kept in (None, network.token_path.weak_pass(2, grid, latents.device)):
         assert network(latents, noise_label, captions, kept).shape == latents.shape

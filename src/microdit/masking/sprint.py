@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from microdit.kinds import Share
+from microdit.kinds import SettingsError, Share
 from microdit.masking.maskdit import LEARNED_TOKEN_STD
 from microdit.masking.patches import KeptPatches, keep_in_squares
 from microdit.masking.token_path import NetworkParts
@@ -79,7 +79,11 @@ class Sprint(Tread):
         return DeepPath(kept.indices, kept.mask, uniform.amax(dim=1) >= self.path_drop ** (1 / t))
 
     def weak_pass(self, samples: int, grid: tuple[int, int], device: torch.device) -> KeptPatches:
-        """No patch on the deep path, whose blocks then cost nothing."""
+        """No patch on the deep path, whose blocks then cost nothing. SettingsError where that was not learned."""
+        if self.path_drop == 0:
+            raise SettingsError(
+                "guidance by path drop is for networks that were trained with masking.path_drop above 0"
+            )
         rows, columns = grid
         none = torch.empty(samples, 0, dtype=torch.long, device=device)
         return KeptPatches(none, torch.ones(samples, rows * columns, device=device))

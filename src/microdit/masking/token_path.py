@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from microdit.kinds import SettingsError
 from microdit.masking.patches import KeptPatches, keep_blocks
 
 
@@ -101,8 +102,8 @@ class TokenPath(nn.Module, ABC):
 
     def weak_pass(self, samples: int, grid: tuple[int, int], device: torch.device) -> KeptPatches:
         """What `forward` takes for a cheap pass to guide away from (`sampling.guidance=path_drop`). A path that was
-        not trained for one raises ValueError, as here."""
-        raise ValueError(
+        not trained for one raises SettingsError, as here."""
+        raise SettingsError(
             f"{type(self).__name__} has no cheap pass to guide away from: guidance by path drop is for networks that "
             "were trained with masking=sprint; choose sampling.guidance=captions"
         )
