@@ -174,6 +174,52 @@ def test_guidance_in_an_interval_is_guidance_if_the_interval_holds_every_level(p
     assert torch.equal(nowhere, pipeline.generate(PROMPTS, **{**given, "guidance_scale": 1.0}))
 
 
+def test_autoguidance_is_away_from_another_network_that_reads_the_same(settings, pipeline, wake):
+    weaker = build_pipeline({**settings, "model": {**settings["model"], "depth": 2}})
+    wake(weaker.dit)
+    weaker.dit.train()
+    given = {"seed": 4, "return_latents": True, **STEPS}
+    apart = pipeline.generate(PROMPTS, guidance="autoguidance", weaker=weaker, guidance_scale=3.0, **given)
+    unguided = pipeline.generate(PROMPTS, guidance_scale=1.0, **given)
+    assert weaker.dit.training
+    assert not close(apart, unguided)
+    assert not close(apart, pipeline.generate(PROMPTS, guidance_scale=3.0, **given))
+    # From itself a network goes nowhere, and a scale of 0 is the weaker one.
+    itself = pipeline.generate(PROMPTS, guidance="autoguidance", weaker=pipeline, guidance_scale=3.0, **given)
+    assert close(itself, unguided)
+    other_end = pipeline.generate(PROMPTS, guidance="autoguidance", weaker=weaker, guidance_scale=0.0, **given)
+    assert close(other_end, weaker.generate(PROMPTS, guidance_scale=1.0, **given))
+
+
+def test_guidance_that_cannot_be_had_is_refused_before_anything_is_drawn(settings, pipeline):
+    counted = []
+    given = {"progress": lambda *done: counted.append(done), **STEPS}
+    with pytest.raises(ValueError, match="the weaker network to guide away from go together"):
+        pipeline.generate(PROMPTS, guidance="autoguidance", **given)
+    with pytest.raises(ValueError, match="the weaker network to guide away from go together"):
+        pipeline.generate(PROMPTS, weaker=pipeline, **given)
+    with pytest.raises(SettingsError, match="Deferred has no cheap pass to guide away from"):
+        pipeline.generate(PROMPTS, guidance="path_drop", **given)
+    with pytest.raises(SettingsError, match=r"sampling\.guidance must be a text of captions, path_drop, autoguidance"):
+        pipeline.generate(PROMPTS, guidance="none", **given)
+    longer = {**settings["text_encoder"], "length": 7}
+    other = build_pipeline({**settings, "text_encoder": longer})
+    with pytest.raises(SettingsError, match="the weaker one's text_encoder is another one, or has other settings"):
+        pipeline.generate(PROMPTS, guidance="autoguidance", weaker=other, **given)
+    assert not counted
+
+
+def test_path_drop_guidance_is_kept_with_the_pipeline_and_used(settings, wake, tmp_path):
+    path = {"_target_": "microdit.masking.sprint.Sprint", "first_share": 0.25, "last_share": 0.25, "path_drop": 0.1}
+    made = build_pipeline({**settings, "token_path": path, "sampling": {"guidance": "path_drop"}})
+    wake(made.dit)
+    given = {"seed": 4, "guidance_scale": 3.0, "return_latents": True, **STEPS}
+    usual = made.generate(PROMPTS, **given)
+    assert not close(usual, made.generate(PROMPTS, guidance="captions", **given))
+    made.save(tmp_path)
+    assert close(LatentDiffusion.load(tmp_path).generate(PROMPTS, **given), usual)
+
+
 def test_temperature_scales_the_noise_that_pictures_start_from(pipeline, monkeypatch):
     given = {"seed": 4, "return_latents": True, **STEPS}
     cooler = pipeline.generate(PROMPTS, temperature=0.5, **given)

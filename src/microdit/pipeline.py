@@ -29,7 +29,16 @@ from microdit.checkpoints.released import (
 )
 from microdit.encoders.protocols import Autoencoder, TextEncoder
 from microdit.files import read_json, write_json
-from microdit.kinds import OneOf, Positive, SettingsError, check_arguments, check_kind, check_names, kinds_of, told_with
+from microdit.kinds import (
+    OneOf,
+    Positive,
+    SettingsError,
+    check_arguments,
+    check_kind,
+    check_names,
+    kinds_of,
+    told_with,
+)
 from microdit.masking.token_path import TokenPath
 from microdit.model.dit import DiT
 from microdit.model.sizes import layerwise_scaled_dit
@@ -38,9 +47,15 @@ from microdit.objectives.objective import Objective
 from microdit.pretrained import EMBEDDED, embedded_folder
 from microdit.runs.folder import PIPELINE_FILE, read_config, run_of
 from microdit.runs.older import todays_pipeline
-from microdit.sampling.guidance import guided_denoiser
+from microdit.sampling.guidance import AUTOGUIDANCE, autoguided, guided_denoiser
 from microdit.sampling.samplers import SAMPLERS, noise_schedule
-from microdit.sampling.settings import GuidanceInterval, SamplerName, SamplingSettings, SamplingSteps
+from microdit.sampling.settings import (
+    AnyGuidanceName,
+    GuidanceInterval,
+    SamplerName,
+    SamplingSettings,
+    SamplingSteps,
+)
 
 GIVEN_HERE = ("in_channels", "caption_channels", "token_path", "use_patch_mixer", "qkv_multipliers", "ffn_multipliers")
 OF_THE_RUN = ("input_size", "pos_interp_scale")
@@ -109,6 +124,8 @@ class LatentDiffusion(nn.Module):
         sampler: SamplerName | None = None,
         guidance_interval: GuidanceInterval | None = None,
         temperature: Positive | None = None,
+        guidance: AnyGuidanceName | None = None,
+        weaker: LatentDiffusion | None = None,
         precision: Precision | None = None,
         batch_size: int = 64,
         return_latents: bool = False,
@@ -120,23 +137,27 @@ class LatentDiffusion(nn.Module):
         change it; without a seed it is new each time. `image_size` is (height, width) in pixels, by default the size
         the network was trained at.
 
-        What is not said of the five settings below is `self.sampling`, which a run's own pictures are drawn by.
+        What is not said of the six settings below is `self.sampling`, which a run's own pictures are drawn by.
         `sampler`: "heun" makes 2 * num_inference_steps - 1 evaluations of the network (EDM, algorithm 2),
         "dpm_solver_2m" num_inference_steps (DPM-Solver++(2M)); `progress(done, total)` counts them. A guidance_scale
         of 1 is no guidance, and half the work; `guidance_interval` [low, high] guides only at noise levels
         low < sigma <= high, between 80 and 0.002, "all" at every one. `temperature` scales the noise a picture starts
         from: below 1 pictures are smoother, more typical and less varied, which suits a network that was trained for
-        minutes.
+        minutes. `guidance` is away from what: "captions" from the network without a caption; "path_drop" from it
+        without its middle as well, which costs less (masking=sprint); "autoguidance" from the `weaker` network, which
+        has the same encoders and reads the same captions (Karras et al. 2024).
 
         Weights are float32, and so is the sampler's arithmetic; `precision` is that of the network's products: "fp32",
         "bf16" (autocast), or None for bf16 on a GPU and fp32 elsewhere.
 
         Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, for settings that
-        SamplingSettings refuses, a precision it does not know, or a size that the autoencoder and patches do not
-        divide; FileNotFoundError, before anything is drawn, where the encoders' weights cannot be had.
+        SamplingSettings refuses, guidance that this network cannot have, a precision it does not know, or a size that
+        the autoencoder and patches do not divide; FileNotFoundError, before anything is drawn, where the encoders'
+        weights cannot be had.
         """
         if (prompt is None) == (tokenized_prompts is None):
             raise ValueError("generate() wants either prompt=... or tokenized_prompts=...")
+        check_kind(guidance, AnyGuidanceName | None, "sampling.guidance")
         sampling = self.sampling.told(
             {
                 "sampler": sampler,
@@ -144,8 +165,13 @@ class LatentDiffusion(nn.Module):
                 "guidance_scale": guidance_scale,
                 "guidance_interval": guidance_interval,
                 "temperature": temperature,
+                "guidance": None if guidance == AUTOGUIDANCE else guidance,
             }
         )
+        if (guidance == AUTOGUIDANCE) != (weaker is not None):
+            raise ValueError("guidance=autoguidance and the weaker network to guide away from go together: name both")
+        if weaker is not None:
+            self.check_reads_the_same(weaker)
         check_kind(precision, Precision | None, "precision")
         if batch_size < 1:
             raise ValueError(f"batch_size is how many pictures are drawn at once: 1 or more, got {batch_size}")
@@ -169,7 +195,7 @@ class LatentDiffusion(nn.Module):
         for batch in batches:
             noise = torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
             captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
-            *_, (latents, _) = self.steps(noise, captions, sampling, halved, report)
+            *_, (latents, _) = self.steps(noise, captions, sampling, halved, report, weaker)
             pictures.append(latents if return_latents else self.autoencoder.decode(latents))
         if pictures:
             return torch.cat(pictures)
@@ -200,15 +226,19 @@ class LatentDiffusion(nn.Module):
         sampling: SamplingSettings,
         halved: bool,
         report: Callable[[], None],
+        weaker: LatentDiffusion | None = None,
     ) -> Iterator[tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]]:
         """After each step of the sampler the scaled latents, which unit-variance `noise` becomes, and those that the
         network last believed to be behind them; `report` is called before each evaluation.
 
         The state is float64, the network is called in float32 (its products in bfloat16 if `halved`), and the captions
-        are read once.
+        are read once. With a `weaker` network guidance is away from it.
         """
-        training = self.dit.training
+        networks = [self.dit] if weaker is None else [self.dit, weaker.dit]
+        training = [network.training for network in networks]
         believed = noise
+        if sampling.guidance == "path_drop" and weaker is None:
+            self.dit.token_path.weak_pass(1, self.dit.trained_grid, noise.device)  # it may have none
 
         def products() -> AbstractContextManager[Any]:
             return torch.autocast(self.device.type, torch.bfloat16) if halved else nullcontext()
@@ -220,16 +250,35 @@ class LatentDiffusion(nn.Module):
                 believed = denoiser(x, sigma)
             return believed
 
-        self.dit.eval()
+        for network in networks:
+            network.eval()
         try:
             with products():
                 memory = self.dit.read_captions(captions)
-            denoiser = guided_denoiser(self.dit, memory, self.objective, sampling.guidance_scale, sampling.interval)
+                weak_memory = None if weaker is None else weaker.dit.read_captions(captions)
+            scale, interval = sampling.guidance_scale, sampling.interval
+            if weaker is None or weak_memory is None:
+                denoiser = guided_denoiser(self.dit, memory, self.objective, scale, interval, sampling.guidance)
+            else:
+                strong = guided_denoiser(self.dit, memory, self.objective, 1.0)
+                weak = guided_denoiser(weaker.dit, weak_memory, weaker.objective, 1.0)
+                denoiser = autoguided(strong, weak, scale, interval)
             levels = noise_schedule(sampling.num_inference_steps)
             for latents in SAMPLERS[sampling.sampler].states(reported, sampling.temperature * noise, levels):
                 yield latents.float(), believed.float()
         finally:
-            self.dit.train(training)
+            for network, was in zip(networks, training, strict=True):
+                network.train(was)
+
+    def check_reads_the_same(self, weaker: LatentDiffusion) -> None:
+        """Raises SettingsError where another network works on other latents or captions than this one."""
+        for part in ("autoencoder", "text_encoder"):
+            ours, theirs = (((each.settings or {}).get(part), type(getattr(each, part))) for each in (self, weaker))
+            if ours != theirs:
+                raise SettingsError(
+                    f"autoguidance is away from a network with the same encoders, and the weaker one's {part} is "
+                    "another one, or has other settings"
+                )
 
     def latent_shape(self, image_size: tuple[int, int] | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents of a picture of (height, width) pixels."""

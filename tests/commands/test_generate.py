@@ -19,6 +19,7 @@ def given(pipeline_settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     pipeline = build_pipeline(pipeline_settings)
     monkeypatch.setattr(command, "open_pipeline", lambda *_: pipeline)
     unsaid = ("num_inference_steps", "guidance_scale", "sampler", "guidance_interval", "temperature", "precision")
+    unsaid += ("guidance", "weaker")
     return {
         **dict.fromkeys(unsaid),
         "checkpoint": "runs/one",
@@ -118,3 +119,17 @@ def test_a_picture_is_of_the_kind_that_its_name_says_and_takes_the_place_of_a_li
         assert picture.format == kind
     assert (tmp_path / "victim").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "victim"])
+
+
+def test_a_sheet_is_guided_away_from_a_weaker_checkpoint(saved, pipeline_settings, wake, tmp_path):
+    weaker = build_pipeline(pipeline_settings)
+    wake(weaker.dit)
+    weaker.save(tmp_path / "weaker")
+    told = {"guidance": "autoguidance", "weaker": str(tmp_path / "weaker"), "guidance_scale": 0.0, "seed": 1}
+    sheets = [
+        drawn_to(saved, tmp_path / "guided.png", **told),
+        drawn_to(tmp_path / "weaker", tmp_path / "other_end.png", guidance_scale=1.0, seed=1),
+        drawn_to(saved, tmp_path / "plain.png", guidance_scale=1.0, seed=1),
+    ]
+    guided, other_end, plain = (path.read_bytes() for path in sheets)
+    assert guided == other_end != plain

@@ -120,7 +120,7 @@ def test_the_sampler_and_the_guidance_interval_reach_the_pipeline(pipeline, tmp_
 def test_a_sampling_that_cannot_be_meant_is_refused(pipeline, tmp_path):
     subject = Subject(pipeline, tmp_path)
     with pytest.raises(SettingsError, match="did you mean 'guidance_scale'"):
-        subject.pictures("skills", PROMPTS, {**SAMPLING, "guidance": 3.0})
+        subject.pictures("skills", PROMPTS, {**SAMPLING, "guidance_scal": 3.0})
     with pytest.raises(SettingsError, match="sampling also needs: seed"):
         subject.pictures("skills", PROMPTS, {"num_inference_steps": 2})
 

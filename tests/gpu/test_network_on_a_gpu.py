@@ -13,6 +13,8 @@ from microdit.masking.maskdit import MaskDiT
 from microdit.masking.naive import Naive
 from microdit.masking.none import Unmasked
 from microdit.masking.patches import keep_patches
+from microdit.masking.sprint import Sprint
+from microdit.masking.tread import Tread
 from microdit.model.feed_forward import ExpertChoice
 from microdit.objectives.objective import Draws
 
@@ -72,6 +74,8 @@ METHODS = {
     "deferred": (Deferred, [0.75, 0.5, 0.0]),
     "naive": (Naive, [0.75, 0.5, 0.0]),
     "maskdit": (lambda: MaskDiT(0.5, 0.5, 0.1), [0.75, 0.5, 0.0]),
+    "tread": (lambda: Tread(0.25, 0.25), [0.75, 0.5, 0.0]),
+    "sprint": (lambda: Sprint(0.25, 0.25, 0.5), [0.75, 0.5, 0.0]),
     "none": (Unmasked, [0.0]),
 }
 

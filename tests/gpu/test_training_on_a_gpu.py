@@ -42,7 +42,14 @@ def test_float32_losses_are_those_of_a_cpu(run_settings, logged, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["trainer.device_batch_size=2"], ["mask_ratio=falling"], ["resolution_stage.ema_decay=null"]]
+    "more",
+    [
+        [],
+        ["trainer.device_batch_size=2"],
+        ["mask_ratio=falling"],
+        ["resolution_stage.ema_decay=null"],
+        ["masking=sprint", "masking.path_drop=0.5", "model.depth=3"],
+    ],
 )
 def test_a_step_launched_at_once_is_the_step_launched_kernel_by_kernel(run_settings, logged, tmp_path, more):
     for name in ("false", "true"):

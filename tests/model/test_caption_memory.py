@@ -10,11 +10,13 @@ from microdit.masking.deferred import Deferred
 from microdit.masking.maskdit import MaskDiT
 from microdit.masking.naive import Naive
 from microdit.masking.patches import keep_patches
+from microdit.masking.sprint import Sprint
 
 PATHS = {
     "deferred": lambda: {"token_path": Deferred(), "use_patch_mixer": True},
     "naive": lambda: {"token_path": Naive(), "use_patch_mixer": False},
     "maskdit": lambda: {"token_path": MaskDiT(0.5, 0.5, 0.1), "use_patch_mixer": False},
+    "sprint": lambda: {"token_path": Sprint(0.25, 0.25, 0.1), "use_patch_mixer": False},
     "equally wide mixer": lambda: {"token_path": Deferred(), "use_patch_mixer": True, "patch_mixer_dim": 32},
 }
 

@@ -15,6 +15,8 @@ from microdit.masking.deferred import Deferred
 from microdit.masking.maskdit import MaskDiT
 from microdit.masking.naive import Naive
 from microdit.masking.none import Unmasked
+from microdit.masking.sprint import Sprint
+from microdit.masking.tread import Tread
 from microdit.model.operations import FORMULAS, use_operations
 from microdit.model.sizes import layerwise_scaled_dit
 from microdit.objectives.edm import EDM
@@ -22,7 +24,15 @@ from microdit.objectives.objective import Draws
 from microdit.sampling.guidance import guided_denoiser
 from microdit.sampling.samplers import SAMPLERS, noise_schedule
 
-PATHS = {"deferred": Deferred, "naive": Naive, "maskdit": lambda: MaskDiT(0.5, 0.5, 0.1), "none": Unmasked}
+PATHS = {
+    "deferred": Deferred,
+    "naive": Naive,
+    "maskdit": lambda: MaskDiT(0.5, 0.5, 0.1),
+    "none": Unmasked,
+    "tread": lambda: Tread(0.25, 0.25),
+    "sprint": lambda: Sprint(0.25, 0.25, 0.1),
+    "sprint that drops paths unmasked": lambda: Sprint(0.25, 0.25, 0.1, drops_unmasked=True),
+}
 
 
 def on_meta(settings, **changed):

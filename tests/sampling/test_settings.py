@@ -33,6 +33,7 @@ def test_what_was_written_is_read_back():
         "num_inference_steps": [1, 10_001, 2.5, "30", [30]],
         "guidance_scale": ["high", math.nan, math.inf, [3.0], True],
         "guidance_interval": [[1.0], [2.0, 1.0], [-1, 3], "some", 3.0, ["0", "1"], [math.nan, 1.0], {"low": 1}],
+        "guidance": ["autoguidance", "none", 3.0],
         "temperature": [0, -0.5, math.nan, math.inf, "warm", [1.0]],
     }.items(),
 )
@@ -49,4 +50,4 @@ def test_settings_made_by_hand_are_checked_too():
 
 def test_a_misspelt_setting_is_refused_with_its_neighbour():
     with pytest.raises(SettingsError, match="did you mean 'guidance_scale'"):
-        SamplingSettings().told({"guidance": 3.0})
+        SamplingSettings().told({"guidance_scal": 3.0})

@@ -45,7 +45,7 @@ def masked_run(data_root, tmp_path_factory) -> Path:
 def test_every_experiment_takes_two_steps_on_a_laptop(experiment, data_root, masked_run, tmp_path):
     starts_elsewhere = "init_from" in yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
     start = [f"init_from={masked_run}"] if starts_elsewhere else []
-    deeper = ["model.depth=3"] if experiment.startswith("tread") else []  # first, middle and last
+    deeper = ["model.depth=3"] if experiment.startswith(("tread", "sprint")) else []  # first, middle and last
     settings = composed(data_root, tmp_path / "run", f"+experiment={experiment}", *start, *deeper)
     record = train(settings, Console(quiet=True))
     assert (record["status"], record["steps"]) == ("finished", 2)

@@ -21,6 +21,8 @@ RUN = [
 ]
 RATIOS = ["none", "p75", "falling"]
 METHODS = [(masking, ratio) for masking in ("deferred", "naive", "maskdit") for ratio in RATIOS] + [("none", "none")]
+METHODS += [("sprint", "none"), ("sprint", "p75")]  # whose squares cannot share each level of a falling ratio
+MORE = {"sprint": ["masking.path_drop=0.5", "model.depth=3"]}
 SHARES = {1: "trainer.device_batch_size=4", 2: "trainer.device_batch_size=2"}  # micro-batches of a step
 WAYS = {
     (strategy, batches): [f"trainer.strategy={strategy}", "trainer.devices=2", share]
@@ -29,7 +31,7 @@ WAYS = {
 }
 # All of them take minutes. MaskDiT without a mask is where not every weight is used.
 ALL = [(*method, *way) for method in METHODS for way in WAYS]
-SOME = [one for one in ALL if one[0] == "maskdit" and one[1] != "p75"]
+SOME = [one for one in ALL if one[0] == "maskdit" and one[1] != "p75"] + [("sprint", "p75", "fsdp", 2)]
 CHOSEN = ALL if os.environ.get("MICRODIT_ALL_MASKINGS") else SOME
 
 
@@ -42,7 +44,7 @@ def alone(tmp_path_factory):
 def test_it_is_the_run_of_one_process(
     run_settings, train_in_ranks, logged, alone, tmp_path, masking, ratio, strategy, batches
 ):
-    chosen = [*RUN, f"masking={masking}", f"mask_ratio={ratio}"]
+    chosen = [*RUN, f"masking={masking}", f"mask_ratio={ratio}", *MORE.get(masking, [])]
     one = alone / f"{masking}_{ratio}"
     if not one.exists():
         train(run_settings(*chosen, output=one), Console(quiet=True))

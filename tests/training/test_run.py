@@ -242,6 +242,14 @@ def test_a_mask_ratio_without_masking_is_refused_before_anything_runs(run_settin
         run_settings("masking=none", "mask_ratio=p75")
 
 
+def test_guidance_that_the_masking_method_does_not_train_for_is_refused(run_settings):
+    with pytest.raises(SettingsError, match="Deferred has no cheap pass to guide away from"):
+        run_settings("sampling.guidance=path_drop")
+    assert run_settings("sampling.guidance=path_drop", "masking=sprint").sampling.guidance == "path_drop"
+    with pytest.raises(SettingsError, match=r"trained with masking\.path_drop above 0"):
+        run_settings("sampling.guidance=path_drop", "masking=sprint", "masking.path_drop=0")
+
+
 def test_missing_data_names_the_command_that_makes_it(run_settings, tmp_path):
     elsewhere = f"data_mix.sources=[{{name: photos, folder: {tmp_path}/photos, weight: size}}]"
     settings = run_settings(elsewhere, "data_mix.kinds=null", output=tmp_path / "run")

@@ -48,6 +48,8 @@ def generate_grid(
     sampler: str | None,
     guidance_interval: Sequence[float] | Literal["all"] | None,
     temperature: float | None,
+    guidance: str | None,
+    weaker: str | None,
     precision: str | None,
     seed: int | None,
     weights: str,
@@ -74,6 +76,9 @@ def generate_grid(
         raise SettingsError(f"output={output} is a folder: name a file in it")
     check_device(device)
     pipeline = open_pipeline(checkpoint, weights, autoencoder_weights, text_encoder_weights).to(device)
+    away_from = None
+    if weaker is not None:
+        away_from = open_pipeline(weaker, weights, autoencoder_weights, text_encoder_weights).to(device)
     height, width = (side * pipeline.autoencoder.downscale for side in pipeline.latent_shape()[1:])
     check_sheet(path, sheet_of(prompts, height, width).size)
     if letters := not_shown(prompts):
@@ -84,7 +89,9 @@ def generate_grid(
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     if compile:
-        compile_network(pipeline.dit, torch.device(device).type)
+        for each in (pipeline, away_from):
+            if each is not None:
+                compile_network(each.dit, torch.device(device).type)
     with progress_bar("generating") as report:
         images = pipeline.generate(
             prompts,
@@ -93,6 +100,8 @@ def generate_grid(
             sampler=sampler,
             guidance_interval=guidance_interval,
             temperature=temperature,
+            guidance=guidance,
+            weaker=away_from,
             precision=precision,
             seed=seed,
             batch_size=batch_size,

@@ -28,6 +28,7 @@ NUMBERS_AT_ONCE = 1 << 28  # in a batch: as many as 256 pictures of 512 px have,
 
 
 LARGEST_MAKING = 1 << 26  # bytes; a hundred thousand prompts have fewer
+UNSAID = {"guidance": "captions"}  # by pictures that were kept before there was a choice
 Value = str | float | bool | None
 
 
@@ -51,7 +52,7 @@ class Making:
         """Whether the first pictures are the ones wanted: picture i depends on its prompt, the sampling and i alone."""
         return (
             self.prompts[: len(wanted.prompts)] == wanted.prompts
-            and self.sampling == wanted.sampling
+            and {**UNSAID, **self.sampling} == {**UNSAID, **wanted.sampling}
             and self.network == wanted.network
         )
 

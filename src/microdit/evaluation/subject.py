@@ -14,7 +14,7 @@ from microdit.evaluation.pictures import Making, Pictures, PicturesError, finger
 from microdit.files import alone_in
 from microdit.kinds import LARGEST_INTEGER, Limits, Positive, check_arguments
 from microdit.pipeline import LatentDiffusion, Precision
-from microdit.sampling.settings import GuidanceInterval, SamplerName, SamplingSettings, SamplingSteps
+from microdit.sampling.settings import GuidanceInterval, GuidanceName, SamplerName, SamplingSettings, SamplingSteps
 
 Report = Callable[..., None]  # (done, total, of what: evaluations of the network where it is not said)
 
@@ -39,6 +39,7 @@ class Sampling(Seeded, total=False):
     guidance_scale: float | None
     guidance_interval: GuidanceInterval | None
     temperature: Positive | None
+    guidance: GuidanceName | None
     precision: Precision | None
 
 

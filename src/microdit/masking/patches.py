@@ -82,18 +82,45 @@ def keep_blocks(
     A square goes by the draw of its first patch: the squares with the smallest stay. `grid` is (rows, columns) of
     patches, which `block_size` has to divide: ValueError if it does not.
     """
-    rows, columns = grid
-    if rows % block_size or columns % block_size:
-        raise ValueError(f"{rows} x {columns} patches cannot be cut into blocks of {block_size} x {block_size} patches")
-    n, device = len(uniform), uniform.device
-    draws = uniform.unflatten(1, grid)[:, ::block_size, ::block_size].flatten(1)
+    patches = patches_of_squares(grid, block_size, uniform.device)
+    draws = uniform[:, patches[:, 0]]
     blocks = draws.shape[1]
     kept = kept_count(blocks, mask_ratio, unit="patches" if block_size == 1 else "blocks of patches")
     if kept == blocks:
         return None
-    # patches[b]: the indices of the patches in block b, row by row
-    patches = torch.arange(rows * columns, device=device).view(rows // block_size, block_size, -1, block_size)
-    patches = patches.transpose(1, 2).reshape(blocks, block_size**2)
-    indices = patches[draws.argsort(dim=1, stable=True)[:, :kept]].flatten(1)
-    mask = torch.ones(n, rows * columns, device=device).scatter(1, indices, 0.0)
-    return KeptPatches(indices, mask)
+    return these_kept(patches[draws.argsort(dim=1, stable=True)[:, :kept]].flatten(1), uniform)
+
+
+def keep_in_squares(
+    uniform: Float[Tensor, "n t"], mask_ratio: float, grid: tuple[int, int], side: int
+) -> KeptPatches | None:
+    """Keeps as many patches of every square of side x side patches, those with its smallest draws, so that no part of
+    the picture is without; None where none is dropped.
+
+    Raises ValueError where squares do not divide the grid, or cannot share evenly what the ratio leaves.
+    """
+    patches = patches_of_squares(grid, side, uniform.device)
+    squares, all_kept = len(patches), kept_count(patches.numel(), mask_ratio)
+    kept, left_over = divmod(all_kept, squares)
+    if left_over:
+        raise ValueError(
+            f"mask ratio {mask_ratio} leaves {all_kept} of {patches.numel()} patches, which {squares} squares of "
+            f"{side} x {side} patches cannot share evenly: choose another ratio, or other squares"
+        )
+    if kept == side**2:
+        return None
+    smallest = uniform[:, patches].argsort(dim=2, stable=True)[:, :, :kept]  # [n, squares, kept]
+    return these_kept(patches.expand(len(uniform), -1, -1).gather(2, smallest).flatten(1), uniform)
+
+
+def patches_of_squares(grid: tuple[int, int], side: int, device: torch.device) -> Int[Tensor, "squares patches"]:
+    """The patches, row by row, of each square of side x side patches; ValueError if squares do not divide the grid."""
+    rows, columns = grid
+    if rows % side or columns % side:
+        raise ValueError(f"{rows} x {columns} patches cannot be cut into blocks of {side} x {side} patches")
+    patches = torch.arange(rows * columns, device=device).view(rows // side, side, -1, side)
+    return patches.transpose(1, 2).reshape(-1, side**2)
+
+
+def these_kept(indices: Int[Tensor, "n k"], uniform: Float[Tensor, "n t"]) -> KeptPatches:
+    return KeptPatches(indices, torch.ones_like(uniform, dtype=torch.float32).scatter(1, indices, 0.0))

@@ -11,9 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from microdit.kinds import SettingsError
 from microdit.masking.patches import KeptPatches, keep_blocks
 
 
@@ -97,6 +99,14 @@ class TokenPath(nn.Module, ABC):
         All chance comes from `uniform`, or a resumed run would not repeat it. `grid` is (rows, columns) of patches.
         """
         return keep_blocks(uniform, mask_ratio, grid, self.block_size)
+
+    def weak_pass(self, samples: int, grid: tuple[int, int], device: torch.device) -> KeptPatches:
+        """What `forward` takes for a cheap pass to guide away from (`sampling.guidance=path_drop`). A path that was
+        not trained for one raises SettingsError, as here."""
+        raise SettingsError(
+            f"{type(self).__name__} has no cheap pass to guide away from: guidance by path drop is for networks that "
+            "were trained with masking=sprint; choose sampling.guidance=captions"
+        )
 
     @abstractmethod
     def forward(

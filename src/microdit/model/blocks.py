@@ -64,6 +64,8 @@ class CrossAttention(nn.Module):
         """With captions read before, the samples of `x` beyond their number are those without caption."""
         if isinstance(captions, Tensor):
             return self.attend(x, self.kv_linear(captions))
+        if not len(captions.keys_and_values):
+            return captions.without_caption.expand_as(x)
         attended = self.attend(x[: len(captions.keys_and_values)], captions.keys_and_values)
         return torch.cat([attended, captions.without_caption.expand_as(x[len(attended) :])])
 

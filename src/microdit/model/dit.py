@@ -42,6 +42,14 @@ class CaptionMemory(NamedTuple):
     in_mixer: Sequence[ReadCaptions]
     in_backbone: Sequence[ReadCaptions]
 
+    def without_captions(self) -> "CaptionMemory":
+        """The same for samples none of which has a caption."""
+
+        def forgotten(blocks: Sequence[ReadCaptions]) -> list[ReadCaptions]:
+            return [read._replace(keys_and_values=read.keys_and_values[:0]) for read in blocks]
+
+        return CaptionMemory(self.tokens[-1:], self.pooled[-1:], forgotten(self.in_mixer), forgotten(self.in_backbone))
+
 
 class Conditioning(NamedTuple):
     """What every block sees beside the patches: `vector` shifts, scales and gates, captions are attended to.

@@ -5,23 +5,28 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from microdit.kinds import Limits, OneOf, Positive, SettingsError, check_arguments
+from microdit.sampling.guidance import AUTOGUIDANCE, GUIDANCE
 from microdit.sampling.samplers import MOST_STEPS, SAMPLERS
 
 SamplerName = Annotated[str, OneOf(tuple(SAMPLERS))]
 SamplingSteps = Annotated[int, Limits(2, MOST_STEPS)]
+GuidanceName = Annotated[str, OneOf(tuple(GUIDANCE))]
+AnyGuidanceName = Annotated[str, OneOf((*GUIDANCE, AUTOGUIDANCE))]
 GuidanceInterval = Annotated[Sequence[float], Limits(2, 2)] | Literal["all"]
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
     """`sampler` and its steps; guidance (1: none) and the noise levels [low, high] it is used at, or "all" (as None
-    becomes); `temperature` of the noise a picture starts from. SettingsError for what no sampler takes."""
+    becomes); `temperature` of the noise a picture starts from; `guidance`: away from what.
+    SettingsError for what no sampler takes."""
 
     sampler: SamplerName = "heun"
     num_inference_steps: SamplingSteps = 30
     guidance_scale: float = 5.0
     guidance_interval: GuidanceInterval | None = "all"
     temperature: Positive = 1.0
+    guidance: GuidanceName = "captions"
 
     def __post_init__(self) -> None:
         check_arguments(SamplingSettings, asdict(self), "sampling")

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
+
 from microdit.build import build, checked
 from microdit.cost.variation import VariationSettings
 from microdit.data.prepare.embedded import EmbeddedShapes
@@ -264,6 +266,8 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
             "variation.equal_flops_mask_ratio finds a network of equal cost at one mask ratio, and this one changes "
             "during training: set a constant mask_ratio, or compare at equal compute with trainer.max_flops"
         )
+    if bound["sampling"].guidance == "path_drop":
+        built["masking"].weak_pass(1, (1, 1), torch.device("cpu"))
     checked(config["objective"], Objective, "objective", ["sigma_data"])
     check_optimizer(config["optimizer"])
     metrics = {name: build(settings, Metric, f"metrics.{name}") for name, settings in config["metrics"].items()}
