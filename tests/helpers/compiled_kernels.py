@@ -25,7 +25,7 @@ FULL_NAMES = {
     "sums",
     "weight",
     "weights",
-    "of_weights",
+    *("of_weight", "of_weights", "of_scale", "of_other"),
     "gate",
     "shift",
     "scale",
@@ -43,6 +43,7 @@ KERNELS = {
         {**ROW, "ADDS": True, "GATED": True, "MODULATED": False, "PART": operations.PART},
         {**ROW, "ADDS": True, "GATED": False, "MODULATED": True, "PART": operations.PART},
     ],
+    "norm_backward_of_rows": [{**ROW, "MODULATED": True}, {**ROW, "MODULATED": False}],
     "add_gated_forward": [ROW],
     "add_gated_backward": [{**ROW, "PART": operations.PART}],
     "silu_product_forward": [ROW],
@@ -65,7 +66,7 @@ def absent(name: str, held: dict[str, int]) -> set[str]:
     if held.get("GATED") is False:
         missing |= {"gate", "of_y"} | ({"y"} if name == "norm_backward" else set())
     if held.get("MODULATED") is False:
-        missing |= {"shift", "scale"}
+        missing |= {"shift", "scale", "of_scale"}
     if held.get("WEIGHTED") is False:
         missing |= {"weights"}
     if held.get("WRITES") is False:

@@ -121,6 +121,39 @@ def norm_backward(
 
 
 @triton.jit
+def norm_backward_of_rows(
+    sums,  # [samples, parts, 2, width], as norm_backward leaves them
+    weight,  # [width]
+    scale,  # [samples, width]
+    of_weight,  # [samples, width], from here on results: each sample's share
+    of_scale,  # [samples, width]
+    of_other,  # [samples, width]: of the gate if there is one, else of the shift
+    parts,
+    width,
+    scale_stride,
+    MODULATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What norm_backward has summed by parts of a sample's rows, as gradients. One program a sample."""
+    sample = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    products = tl.zeros([BLOCK], tl.float32)
+    others = tl.zeros([BLOCK], tl.float32)
+    for part in range(parts):
+        place = (sample * parts + part) * 2 * width + columns
+        products += tl.load(sums + place, mask=inside, other=0.0)
+        others += tl.load(sums + place + width, mask=inside, other=0.0)
+    here = sample * width + columns
+    tl.store(of_other + here, others.to(of_other.dtype.element_ty), mask=inside)
+    if MODULATED:
+        weights = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+        tl.store(of_scale + here, (products * weights).to(of_scale.dtype.element_ty), mask=inside)
+        products *= 1.0 + tl.load(scale + sample * scale_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(of_weight + here, products, mask=inside)
+
+
+@triton.jit
 def add_gated_forward(x, y, gate, out, tokens, width, gate_stride, BLOCK: tl.constexpr):
     """x + gate y, one program a row."""
     row = tl.program_id(0).to(tl.int64)

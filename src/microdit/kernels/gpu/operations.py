@@ -144,12 +144,19 @@ def launch_norm_backward(
         PART=PART,
         **block_of(width),
     )
-    products, others = sums.sum(dim=1).unbind(dim=1)
-    if scale is None:
-        of_gate = None if gate is None else others.to(gate.dtype)
-        return NormGradients(of_x, of_y, of_gate, products.sum(dim=0).to(weight.dtype), None, None)
-    of_weight = torch.addcmul(products, products, scale.float()).sum(dim=0).to(weight.dtype)
-    return NormGradients(of_x, of_y, None, of_weight, others.to(scale.dtype), (products * weight).to(scale.dtype))
+    of_weight = torch.empty(n, width, dtype=torch.float32, device=total.device)
+    of_scale = None if scale is None else torch.empty_like(scale, memory_format=torch.contiguous_format)
+    kind = next((rows.dtype for rows in (gate, scale) if rows is not None), torch.float32)
+    of_other = torch.empty(n, width, dtype=kind, device=total.device)
+    launch(
+        "norm_backward_of_rows",
+        (n,),
+        *(sums, weight, scale, of_weight, of_scale, of_other, parts, width, 0 if scale is None else scale.stride(0)),
+        MODULATED=scale is not None,
+        **block_of(width),
+    )
+    of_gate, of_shift = (of_other, None) if scale is None else (None, of_other)
+    return NormGradients(of_x, of_y, of_gate, of_weight.sum(dim=0).to(weight.dtype), of_shift, of_scale)
 
 
 class ModulatedNorm(torch.autograd.Function):
