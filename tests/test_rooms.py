@@ -33,6 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "pipeline": {"masking", "model", "objectives", "sampling", "encoders", "runs", "checkpoints"},
     "cost": {"masking", "model", "kernels", "encoders", "pipeline"},
     "evaluation": {"objectives", "sampling", "encoders", "data.shapes", "data.sources", "pipeline"},
+    "representation": {"masking", "model", "cost", "evaluation"},
     "distributed": {"model", "runs", "checkpoints"},
     "training": {
         *(
@@ -48,12 +49,12 @@ ROOMS: dict[str, set[str]] = {
             "pipeline",
             "cost",
         ),
-        *("evaluation", "distributed"),
+        *("evaluation", "representation", "distributed"),
     },
     "reports": {"runs", "evaluation.pictures"},
     "commands": {
         *("masking", "encoders", "kernels", "sampling", "data", "runs", "checkpoints", "pipeline", "cost"),
-        *("evaluation", "distributed", "training"),
+        *("evaluation", "representation", "distributed", "training"),
     },
 }
 INSIDE = {  # rooms within a room

@@ -34,6 +34,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         },
         "autoencoder": {"_target_": "microdit.encoders.PixelAutoencoder".replace("encoders.", "encoders.pixel.")},
         "text_encoder": {"_target_": "microdit.encoders.words.WordsTextEncoder", "channels": 8, "length": 6},
+        "features": {},
         "name": "mine",
         "split": "train",
         "held_out": 0.3,

@@ -194,7 +194,9 @@ def test_every_target_exists_and_takes_its_settings(path):
     for settings in targets(yaml.safe_load(path.read_text())):
         found = locate(settings["_target_"], object)
         if OTHERS not in (known := kinds_of(found)):
-            check_names([key for key in settings if key not in ("_target_", "kinds")], known, settings["_target_"])
+            check_names(
+                [key for key in settings if key not in ("_target_", "kinds", "defaults")], known, settings["_target_"]
+            )
 
 
 @pytest.fixture

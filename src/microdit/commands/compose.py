@@ -66,7 +66,7 @@ DEEPEST_SETTING = 1  # dots in logger.NAME.SETTING, below which nothing is looke
 KEPT_FOLDERS = ("cache_folder", "download_folder")
 ADDRESSES = ("address",)  # of a judge, whom pictures and the user's key are sent to
 NOT_BY_FILE = "Where things are sent or kept, and as whom, no run's file may say; if it is meant, type it"
-NETWORK_GROUPS = ("model", "variation", "moe", "masking", "autoencoder", "text_encoder")
+NETWORK_GROUPS = ("model", "variation", "moe", "masking", "autoencoder", "text_encoder", "representation")
 # Bundles, of which a later one has the last word whatever the order they are typed in: what is compared (experiment)
 # holds at every size (scale), also where both choose a group.
 BUNDLES = ("recipe", "scale", "experiment")
@@ -183,9 +183,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def choices() -> dict[str, str]:
-    """Which file of `conf/` was chosen in each group."""
+    """Which file of `conf/` was chosen in each group, wherever it was put."""
     chosen = HydraConfig.get().runtime.choices
-    return {str(k): str(v) for k, v in chosen.items() if not str(k).startswith("hydra/") and v is not None}
+    return {
+        str(k).partition("@")[0]: str(v) for k, v in chosen.items() if not str(k).startswith("hydra/") and v is not None
+    }
 
 
 def changed_values(

@@ -17,6 +17,7 @@ from microdit.cost.memory import DeviceMemory
 from microdit.distributed.hardware import divide_batch
 from microdit.kinds import Limits, Positive, SettingsError
 from microdit.pipeline import build_pipeline
+from microdit.representation.alignment import alignment_costs, make_alignment
 from microdit.training.fitting import fitted, memory_held
 from microdit.training.run import network_settings
 from microdit.training.settings import TrainingSettings, bind, training_settings
@@ -67,7 +68,9 @@ def planned_stage(name: str, settings: TrainingSettings) -> PlannedStage:
     """What a run of these settings costs. The network is built on the meta device, so any size can be planned."""
     pipeline = build_pipeline(network_settings(settings), device="meta")
     batch, steps = settings.resolution_stage.global_batch_size, settings.trainer.max_steps
-    costs = step_costs(pipeline, settings.mask_ratio, batch)
+    alignment = make_alignment(settings.representation, pipeline.dit)
+    beside = alignment_costs(alignment, pipeline.dit, settings.mask_ratio, pipeline.text_encoder.length)
+    costs = step_costs(pipeline, settings.mask_ratio, batch, beside)
     steps = costs.steps(steps, settings.trainer.max_flops)
     cost = total_cost(costs, steps, pipeline)
     return PlannedStage(name, cost["parameters"], steps, steps * batch, cost["flops_per_image"], cost["total_flops"])

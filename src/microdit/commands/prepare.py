@@ -20,6 +20,7 @@ from microdit.data.sources.held_out import PartOfSource, check_both_sides
 from microdit.encoders import Autoencoder, TextEncoder
 from microdit.kinds import Images, Limits, SettingsError, Share, check_arguments
 from microdit.progress import progress_bar
+from microdit.representation.features import PatchFeatures
 
 EMBEDDED = "microdit.data.prepare.embedded.EmbeddedShapes"
 
@@ -30,6 +31,7 @@ class Preparation(TypedDict):
     source: Mapping[str, Any]
     autoencoder: Mapping[str, Any]
     text_encoder: Mapping[str, Any]
+    features: Mapping[str, Any]
     name: Annotated[str, Limits(1, 200)]
     split: Annotated[str, Limits(1, 200)]
     held_out: Share
@@ -80,7 +82,7 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
     share_of(len(source.shards()), settings["shard_of"])
     encoders = build_encoders(settings, autoencoder_name, text_encoder_name)
     check_resolutions(encoders, recipe)
-    for encoder in (encoders.autoencoder, encoders.text_encoder):
+    for encoder in filter(None, (encoders.autoencoder, encoders.text_encoder, encoders.features)):
         encoder.load()  # pyright: ignore[reportAttributeAccessIssue]  # what is missing comes out before any work
     if share:
         check_both_sides(source, share)
@@ -128,6 +130,7 @@ def build_encoders(settings: Mapping[str, Any], autoencoder_name: str, text_enco
     """The encoders of `settings` (groups `autoencoder` and `text_encoder`), on `settings["device"]`."""
     device = settings["device"]
     check_device(device)
+    features = settings["features"]
     return Encoders(
         build(settings["autoencoder"], Autoencoder, "autoencoder").eval().to(device),
         build(settings["text_encoder"], TextEncoder, "text_encoder").eval().to(device),
@@ -136,6 +139,8 @@ def build_encoders(settings: Mapping[str, Any], autoencoder_name: str, text_enco
         device,
         settings["autoencoder"],
         settings["text_encoder"],
+        build(features, PatchFeatures, "features").eval().to(device) if "_target_" in features else None,
+        features,
     )
 
 

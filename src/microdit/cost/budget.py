@@ -14,22 +14,30 @@ COUNTED = 100_000
 
 
 class StepCosts:
-    """FLOPs of a run's steps. `flops_per_image` counts those of one image at a mask ratio."""
+    """FLOPs of a run's steps. `flops_per_image` counts those of one image at a mask ratio, `beside` those of what else
+    is learned from it, when so much of the steps is done."""
 
-    def __init__(self, flops_per_image: Callable[[float], int], mask_ratio: MaskRatio, global_batch_size: int):
-        self.flops_per_image = cache(flops_per_image)
+    def __init__(
+        self,
+        flops_per_image: Callable[[float], int],
+        mask_ratio: MaskRatio,
+        global_batch_size: int,
+        beside: Callable[[float], int] = lambda progress: 0,
+    ):
+        self.flops_per_image, self.beside = cache(flops_per_image), beside
         self.mask_ratio, self.global_batch_size = mask_ratio, global_batch_size
+
+    def at(self, progress: float) -> int:
+        """FLOPs of one image when `progress` (0 to 1) of the steps are done."""
+        return self.flops_per_image(self.mask_ratio.ratio(progress)) + self.beside(progress)
 
     def after(self, step: int, max_steps: int) -> int:
         """FLOPs of the first `step` steps of a run of `max_steps`: of more than COUNTED steps in as many stretches, in
-        each of which the mask ratio is taken for that of its first step."""
-        images: dict[float, int] = {}
+        each of which an image costs what it costs in its first step."""
         stretches = min(step, COUNTED)
         starts = [number * step // stretches for number in range(stretches)]
-        for start, end in itertools.pairwise([*starts, step]):
-            ratio = self.mask_ratio.ratio(start / max_steps)
-            images[ratio] = images.get(ratio, 0) + (end - start) * self.global_batch_size
-        return sum(number * self.flops_per_image(ratio) for ratio, number in images.items())
+        stretched = itertools.pairwise([*starts, step])
+        return sum((end - start) * self.global_batch_size * self.at(start / max_steps) for start, end in stretched)
 
     def steps(self, max_steps: int, max_flops: float | None) -> int:
         """The steps of a run that ends at `max_steps` or before it would pass `max_flops`.
@@ -50,10 +58,19 @@ class StepCosts:
         return low
 
 
-def step_costs(pipeline: LatentDiffusion, mask_ratio: MaskRatio, global_batch_size: int) -> StepCosts:
-    """The costs of a pipeline's training, counted on its network."""
+def step_costs(
+    pipeline: LatentDiffusion,
+    mask_ratio: MaskRatio,
+    global_batch_size: int,
+    beside: Callable[[float], int] = lambda progress: 0,
+) -> StepCosts:
+    """The costs of a pipeline's training, counted on its network, and of what is learned `beside`."""
     length = pipeline.text_encoder.length
-    return StepCosts(lambda ratio: training_flops_per_image(pipeline.dit, ratio, length), mask_ratio, global_batch_size)
+
+    def of_the_network(ratio: float) -> int:
+        return training_flops_per_image(pipeline.dit, ratio, length)
+
+    return StepCosts(of_the_network, mask_ratio, global_batch_size, beside)
 
 
 def total_cost(costs: StepCosts, max_steps: int, pipeline: LatentDiffusion) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What training costs, from counting: floating-point operations, seconds, dollars."""
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from microdit.model.dit import DiT
 from microdit.model.operations import FORMULAS, use_operations
 
 aten = torch.ops.aten
+Layers = TypeVar("Layers", bound=nn.Module)
 LIKE_ITS_INPUT = {aten.gelu, aten.gelu_backward, aten._softmax, aten._safe_softmax, aten._softmax_backward_data}
 
 
@@ -65,7 +66,7 @@ def forward_on_meta(network: DiT, mask_ratio: float, caption_length: int) -> Ten
         return meta(latents, torch.empty(1), torch.empty(1, caption_length, meta.caption_channels), kept)
 
 
-def on_meta(network: DiT) -> DiT:
+def on_meta(network: Layers) -> Layers:
     """A copy without weights: the same modules, every parameter and buffer on the meta device."""
     # deepcopy takes what its memo holds for an object instead of copying the object.
     memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in network.parameters()}

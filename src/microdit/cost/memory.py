@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
+from microdit.cost.flops import Layers
 from microdit.kernels.gpu.operations import gpu_operations
 from microdit.model.blocks import CaptionBlock, DiTBlock
 from microdit.model.dit import DiT
@@ -140,7 +141,7 @@ class FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def without_storage(network: DiT, dtype: torch.dtype) -> DiT:
+def without_storage(network: Layers, dtype: torch.dtype) -> Layers:
     """A copy whose weights, of this type, and buffers hold no numbers; to be called under FakeTensorMode."""
     memo: dict[int, Any] = {id(p): nn.Parameter(torch.empty(p.shape, dtype=dtype)) for p in network.parameters()}
     memo |= {id(buffer): torch.empty(buffer.shape) for buffer in network.buffers()}

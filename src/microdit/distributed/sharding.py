@@ -14,7 +14,7 @@ from microdit.model.blocks import CaptionBlock, DiTBlock
 from microdit.model.dit import DiT
 
 
-def shard(network: DiT, mesh: DeviceMesh, bf16: bool) -> None:
+def shard(network: nn.Module, mesh: DeviceMesh, bf16: bool) -> None:
     """Shards every block of patch-mixer, backbone and captions (experts and norms included), then what is left, in
     place. On a mesh of two dimensions (HSDP) the parts are those of the second, and the first has copies of them.
 

@@ -22,6 +22,7 @@ from microdit.files import DamagedFileError, read_json, write_json
 from microdit.kinds import LARGEST_INTEGER, Limits, SettingsError, check_kind
 from microdit.pipeline import LatentDiffusion
 from microdit.progress import progress_bar
+from microdit.representation.alignment import features_of
 from microdit.runs.folder import DATA_FILE
 from microdit.training.draws import TRAINING, VALIDATION, Samples
 from microdit.training.settings import ReadingSettings, TrainingSettings, bind
@@ -210,9 +211,12 @@ def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[La
     """
     names = settings.choices["autoencoder"], settings.choices["text_encoder"]
     resolution_px, mix, reading = settings.resolution_stage.resolution_px, settings.data_mix, settings.reading
+    features = features_of(settings.representation)
     if mix.embedded is not None and settings.makes_data:
         parts = settings.autoencoder, settings.text_encoder
-        encoders = Encoders(pipeline.autoencoder, pipeline.text_encoder, *names, "cpu", *parts)
+        learnt_from = dict(settings.representation.get("features", {})) if features is not None else {}
+        both = pipeline.autoencoder, pipeline.text_encoder
+        encoders = Encoders(*both, *names, "cpu", *parts, features, learnt_from)
         with progress_bar("shapes") as report:
             ensure_shapes(
                 settings.data_root,
@@ -237,6 +241,7 @@ def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[La
             cache_folder=reading.cache_folder,
             cache_gigabytes=reading.cache_gigabytes,
             pin_memory=settings.trainer.accelerator == "gpu",
+            features=features.name if features is not None and shuffle else None,
         )
 
     return opened(mix.sources, True), opened(mix.validation, False)

@@ -1,12 +1,12 @@
 """One step of training as Lightning wants it: loss, optimizer, moving average."""
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from microdit.checkpoints.starting import OptimizerStates
@@ -14,7 +14,8 @@ from microdit.cost.flops import on_meta
 from microdit.distributed.sharding import gathered, is_sharded, local_part, optimizer_state, shard, whole_tensor
 from microdit.kernels.gpu.graphs import GraphedGradients
 from microdit.model.dit import DiT
-from microdit.objectives.objective import Draws, LossTerms, Objective, training_loss
+from microdit.objectives.objective import Draws, LossTerms, Network, Objective, training_loss
+from microdit.representation.alignment import Alignment, Seen
 from microdit.training.optimizers import clip_in_step, clips_by_itself, make_optimizer
 from microdit.training.settings import TrainingSettings
 
@@ -23,10 +24,19 @@ class NonFiniteLossError(RuntimeError):
     """Training produced a loss or gradient that is not a number; the message names the step."""
 
 
-class DenoisingTask(L.LightningModule):
-    """Trains `network` to denoise latents under a mask ratio, and keeps a moving average of its weights.
+class Case(NamedTuple):
+    """What a step depends on beside its batch: the share of patches dropped, and whether tokens are aligned."""
 
-    The checkpoint holds `network.*` and, where the stage has one, `ema.*`, both under the released key names.
+    mask_ratio: float
+    aligns: bool
+
+
+class DenoisingTask(L.LightningModule):
+    """Trains `network` to denoise latents under a mask ratio, and keeps a moving average of its weights. With an
+    `alignment` its tokens learn beside that to tell the features in a batch.
+
+    The checkpoint holds `network.*` and, where the stage has one, `ema.*`, both under the released key names, and the
+    layers of an alignment, `alignment.*`.
     """
 
     def __init__(
@@ -36,16 +46,18 @@ class DenoisingTask(L.LightningModule):
         settings: TrainingSettings,
         max_steps: int,
         initial_optimizer: OptimizerStates | None = None,
+        alignment: Alignment | None = None,
     ):
         super().__init__()
         self.network, stage = network, settings.resolution_stage
         self.ema = copy.deepcopy(network).requires_grad_(False) if stage.ema_decay is not None else None
+        self.alignment = alignment
         self.objective, self.mask_ratio, self.schedule = objective, settings.mask_ratio, settings.schedule
         self.stage, self.optimizer, self.max_steps = stage, settings.optimizer, max_steps
         self.hardware, self.initial_optimizer = settings.trainer, initial_optimizer
         self.skipped_in_a_row: int | Tensor = 0
         self.skipped_steps: int | Tensor = 0
-        self.graphed = GraphedGradients(network, self.share_of_loss) if self.hardware.graphed else None
+        self.graphed = GraphedGradients(self.learning, self.share_of_loss) if self.hardware.graphed else None
         self.gradient_norm, self.learning_rate = torch.tensor(float("nan")), 0.0
 
     def configure_model(self) -> None:
@@ -53,9 +65,14 @@ class DenoisingTask(L.LightningModule):
         if self.device_mesh is None or is_sharded(self.network):
             return
         self.skeleton = [on_meta(self.network)]  # in a list, so that it is no submodule
-        for network in (self.network, self.ema):
-            if network is not None:
-                shard(network, self.device_mesh["data_parallel"], bf16=self.trainer.precision == "bf16-mixed")
+        for layers in (self.network, self.ema, self.alignment):
+            if layers is not None:
+                shard(layers, self.device_mesh["data_parallel"], bf16=self.trainer.precision == "bf16-mixed")
+
+    @property
+    def learning(self) -> nn.Module:
+        """All that is trained: the network, and the layers of an alignment."""
+        return self.network if self.alignment is None else nn.ModuleList([self.network, self.alignment])
 
     @property
     def best_network(self) -> DiT:
@@ -68,13 +85,15 @@ class DenoisingTask(L.LightningModule):
             return self.best_network
         return gathered(self.best_network, self.skeleton[0], self.device)
 
-    def current_mask_ratio(self) -> float:
-        return self.mask_ratio.ratio(self.global_step / self.max_steps)
+    def current_case(self) -> Case:
+        progress = self.global_step / self.max_steps
+        return Case(self.mask_ratio.ratio(progress), self.alignment is not None and self.alignment.is_on(progress))
 
-    def loss(self, network: DiT, batch: dict[str, Any], mask_ratio: float) -> LossTerms:
+    def loss(self, network: DiT, batch: dict[str, Any], mask_ratio: float, called: Network | None = None) -> LossTerms:
+        """The loss of denoising alone; `called`: what calls the network in its place."""
         captions = batch["captions"] * ~batch["drop_caption"][:, None, None]
         return training_loss(
-            network,
+            called or network,
             batch["latents"].float(),
             captions,
             Draws(*batch["draws"]),
@@ -87,22 +106,32 @@ class DenoisingTask(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The loss to be lowered, and for callbacks, as `outputs`, the terms of this micro-batch."""
         if self.graphed is None:
-            loss, terms = self.guarded_loss(batch, self.current_mask_ratio())
+            loss, terms = self.guarded_loss(batch, self.current_case())
             return {"loss": loss, "terms": terms}
-        computed = {name: batch[name] for name in ("latents", "captions", "draws", "drop_caption")}
-        terms = LossTerms(*(term.clone() for term in self.graphed(computed, self.current_mask_ratio())))
+        names = ("latents", "captions", "draws", "drop_caption", *(["features"] if self.alignment is not None else []))
+        computed = {name: batch[name] for name in names}
+        terms = LossTerms(*(term.clone() for term in self.graphed(computed, self.current_case())))
         return {"loss": terms.loss, "terms": terms}
 
-    def guarded_loss(self, batch: dict[str, Any], mask_ratio: float) -> tuple[Tensor, LossTerms]:
+    def whole_loss(self, batch: dict[str, Any], case: Case) -> LossTerms:
+        """The loss with what is learned beside denoising."""
+        if self.alignment is None:
+            return self.loss(self.network, batch, case.mask_ratio)
+        seen = Seen(self.network, self.alignment.block(len(self.network.blocks)))
+        terms = self.loss(self.network, batch, case.mask_ratio, seen)
+        beside = self.alignment(seen, batch["features"]) if case.aligns else self.alignment()
+        return terms._replace(loss=terms.loss + beside.mean(), extra=terms.extra + beside.detach())
+
+    def guarded_loss(self, batch: dict[str, Any], case: Case) -> tuple[Tensor, LossTerms]:
         """The loss to be differentiated, and the terms of this micro-batch without gradients."""
-        terms = self.loss(self.network, batch, mask_ratio)
+        terms = self.whole_loss(batch, case)
         detached = terms.loss.detach()
         # The factor is 1, or NaN where the loss is not finite: the gradients of all ranks then say so, when they meet.
         return terms.loss * (1 + 0 * detached), terms._replace(loss=detached)
 
-    def share_of_loss(self, batch: dict[str, Any], mask_ratio: float) -> tuple[Tensor, LossTerms]:
+    def share_of_loss(self, batch: dict[str, Any], case: Case) -> tuple[Tensor, LossTerms]:
         """The same, as part of a step of several micro-batches."""
-        loss, terms = self.guarded_loss(batch, mask_ratio)
+        loss, terms = self.guarded_loss(batch, case)
         return loss / self.trainer.accumulate_grad_batches, terms
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -120,10 +149,10 @@ class DenoisingTask(L.LightningModule):
             parameter.grad = gradient if last or gradient is None else gradient.clone()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = make_optimizer(self.network, self.optimizer)
+        optimizer = make_optimizer(self.learning, self.optimizer)
         if self.initial_optimizer is not None:
             for name, parameter in self.named_parameters():
-                if name in self.initial_optimizer:
+                if name in self.initial_optimizer and name.startswith("network."):
                     optimizer.state[parameter] = optimizer_state(parameter, self.initial_optimizer[name])
             self.initial_optimizer = None
         # Before the schedule changes it: what a resumed run is told counts, not what its checkpoint was told.
@@ -146,7 +175,7 @@ class DenoisingTask(L.LightningModule):
         Raises NonFiniteLossError after more than `max_skipped_steps` of these in a row; on a GPU, which nothing else
         makes wait, at the next step that is logged.
         """
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.learning.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.gradient_norm, self.learning_rate = whole_tensor(norm), optimizer.param_groups[0]["lr"]
         if clips_by_itself(optimizer):
@@ -157,7 +186,7 @@ class DenoisingTask(L.LightningModule):
                 return  # the host looks where it waits for the loss anyway; until then nothing has been changed
             self.skipped_in_a_row, self.skipped_steps = int(self.skipped_in_a_row), int(self.skipped_steps)
         elif torch.isfinite(self.gradient_norm):
-            torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), self.stage.gradient_clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.learning.parameters(), self.stage.gradient_clip_norm, norm)
             self.skipped_in_a_row = 0
         else:
             optimizer.zero_grad(set_to_none=True)

@@ -13,7 +13,6 @@ from microdit.build import build, locate
 from microdit.distributed.sharding import part_like, whole_tensor
 from microdit.kinds import SettingsError, check_kind, check_names, kinds_of
 from microdit.model.blocks import CrossAttention, SelfAttention
-from microdit.model.dit import DiT
 from microdit.model.feed_forward import ExpertChoice, GELUFeedForward, SwiGLU
 
 KINDS = {
@@ -25,7 +24,7 @@ KINDS = {
 BLOCK_LAYERS = SelfAttention | CrossAttention | SwiGLU | GELUFeedForward | ExpertChoice
 
 
-def parameter_kinds(network: DiT) -> dict[str, list[nn.Parameter]]:
+def parameter_kinds(network: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each of KINDS, in the network's order."""
     in_blocks = {
         id(parameter)
@@ -45,7 +44,7 @@ def parameter_kinds(network: DiT) -> dict[str, list[nn.Parameter]]:
     return found
 
 
-def make_optimizer(network: DiT, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
     """The optimizer that `settings` name in `_target_`, with the other keys as its arguments.
 
     `kinds` in them says what is different for parameters of some of KINDS, which then are groups of their own; the rest

@@ -31,6 +31,7 @@ from microdit.evaluation.subject import Subject
 from microdit.kernels.compile import compile_network
 from microdit.kernels.cpu.host_memory import keep_freed_memory
 from microdit.pipeline import LatentDiffusion, build_pipeline, makes_a_network, write_settings
+from microdit.representation.alignment import alignment_costs, make_alignment
 from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoint_step, size_on_disk
 from microdit.runs.metrics import lost_end
 from microdit.runs.record import write_record
@@ -72,7 +73,9 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     train_stream, validation_stream = open_data(settings, pipeline)
     if is_rank_zero():
         keep_data(run, {"train": train_stream, "validation": validation_stream}, resumed=checkpoint is not None)
-    costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size)
+    alignment = make_alignment(settings.representation, pipeline.dit)
+    beside = alignment_costs(alignment, pipeline.dit, settings.mask_ratio, pipeline.text_encoder.length)
+    costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size, beside)
     max_steps = costs.steps(hardware.max_steps, hardware.max_flops)
     optimizer_state = None
     if checkpoint is None and settings.init_from is not None:
@@ -84,7 +87,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         torch.set_float32_matmul_precision("high")  # of the few products that are not in bfloat16
     if hardware.compiles:
         compile_network(pipeline.dit, hardware.accelerator)
-    task = DenoisingTask(pipeline.dit, pipeline.objective, settings, max_steps, optimizer_state)
+    task = DenoisingTask(pipeline.dit, pipeline.objective, settings, max_steps, optimizer_state, alignment)
     data = LatentData(train_stream, validation_stream, settings, pipeline.dit.patch_size)
     metrics_file = MetricsFile(run / METRICS_FILE)
     seconds = metrics_file.newest().get("train/seconds", 0.0)

@@ -30,6 +30,7 @@ from microdit.masking.ratio import MaskRatio
 from microdit.masking.token_path import TokenPath
 from microdit.objectives.objective import Objective
 from microdit.pipeline import check_model
+from microdit.representation.alignment import make_alignment
 from microdit.sampling.settings import GuidanceInterval, SamplerName, SamplingSettings, SamplingSteps
 from microdit.training.optimizers import check_optimizer, scaled_rates
 from microdit.training.schedules import Schedule
@@ -162,6 +163,7 @@ class TrainingSettings:
     init_from: str | None = None
     init_weights: str = "ema"
     init_optimizer: bool = False
+    representation: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -212,6 +214,7 @@ class Configuration:
     logger: Mapping[str, Group]
     seed: Seed
     paths: Annotated[Group, ArgumentsOf(Paths)]
+    representation: Group = field(default_factory=dict)
     sampling: Group = field(default_factory=dict)
     variation: Group = field(default_factory=dict)
     init_from: Read | None = None
@@ -269,6 +272,7 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
     if bound["sampling"].guidance == "path_drop":
         built["masking"].weak_pass(1, (1, 1), torch.device("cpu"))
     checked(config["objective"], Objective, "objective", ["sigma_data"])
+    make_alignment(config.get("representation", {}), None)
     check_optimizer(config["optimizer"])
     metrics = {name: build(settings, Metric, f"metrics.{name}") for name, settings in config["metrics"].items()}
     bound["data_mix"] = bound["data_mix"].of_its_kinds()
@@ -285,6 +289,7 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
         makes_data=config["paths"].get("makes_shapes", True),
         output=output,
         choices=choices,
+        representation=dict(config.get("representation", {})),
         config=dict(config),
         **{name: dict(config[name]) for name in plain},
         **{name: config[name] for name in STARTING if name in config},

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from caption_texts import caption_texts
 from PIL import Image
+from small_features import BrightPlaces
 
 from microdit.build import SettingsError
 from microdit.data.prepare import convert
@@ -24,13 +26,13 @@ from microdit.data.prepare.convert import prepare
 from microdit.data.prepare.embedded import EmbeddedShapes, ensure_shapes
 from microdit.data.prepare.encoding import Encoders, encode_captions
 from microdit.data.prepare.plan import PlanChangedError, Recipe, share_of
-from microdit.data.shards.description import read_description
+from microdit.data.shards.description import MismatchError, read_description
 from microdit.data.sources.captioned import CaptionedImage
 from microdit.data.sources.embedded_shapes import ShapesSource
 from microdit.data.sources.folder import FolderSource
 from microdit.data.sources.held_out import PartOfSource
 from microdit.data.sources.images import BrokenImageError
-from microdit.data.stream.opening import open_mix
+from microdit.data.stream.opening import DataMissingError, open_mix
 from microdit.data.stream.stream import LatentStream
 from microdit.encoders import PixelAutoencoder, WordsTextEncoder
 from microdit.files import DamagedFileError, NoRoomError
@@ -173,6 +175,35 @@ def test_killed_at_any_moment_and_run_again_the_bytes_are_the_same(pictures: Pat
         longest, folder = longest / 2, folder.with_name(f"killed_{int(folder.name[7:]) + 1}")
     run(pictures, folder)
     assert contents(folder) == contents(tmp_path / "undisturbed")
+
+
+def test_features_of_the_pictures_are_one_more_field_of_a_folder_of_its_own(pictures: Path, tmp_path: Path) -> None:
+    run(pictures, tmp_path / "plain")
+    with_features = replace(encoders(), features=BrightPlaces(), features_settings={"_target_": "tests.Bright"})
+    source, split = FolderSource(str(pictures), shard_size=5), tmp_path / "data" / "mine" / "train"
+    prepare(source, split, with_features, Recipe([16, 8], batch_size=3))
+    (folder,) = split.iterdir()
+    assert folder.name == "latents-pixel-words-8-16px-bright"
+    described = read_description(folder / "dataset.json")
+    assert (described.features, described.features_settings) == ("bright", {"_target_": "tests.Bright"})
+    found, plain = opened(split, features="bright"), opened(tmp_path / "plain" / "mine" / "train")
+    batch, without = found[7], plain[7]
+    assert batch["features"].shape == (1, 2, 4, 4)
+    grey = (batch["latents"].float().mean() + 1) / 2  # of one tone
+    torch.testing.assert_close(batch["features"][0, 0].float(), grey.expand(4, 4), atol=2e-3, rtol=0)
+    assert (batch["features"][0, 1] == 1).all()
+    assert torch.equal(batch["latents"], without["latents"])
+    assert "features" not in without
+    assert "features" not in opened(split)[7]  # whoever asks for none reads none
+
+
+def test_features_that_are_not_there_are_named_with_the_command(pictures: Path, tmp_path: Path) -> None:
+    run(pictures, tmp_path)
+    with pytest.raises(DataMissingError, match=r"16 px and features bright\. .* features=bright"):
+        opened(tmp_path / "mine" / "train", features="bright")
+    (folder,) = (tmp_path / "mine" / "train").iterdir()
+    with pytest.raises(MismatchError, match=r"holds no features, and training aligns with bright: .*features=bright"):
+        opened(folder, features="bright")
 
 
 def test_two_processes_at_once_do_no_harm(pictures: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from microdit.data.prepare.encoding import Encoders, encode_captions, encode_images
+from microdit.data.prepare.encoding import Encoders, encode_captions, encode_features, encode_images
 from microdit.data.prepare.plan import Recipe, keep_plan, latents_folder, share_of
 from microdit.data.prepare.report import IGNORED, ShardReport, Summary, finish, renew, write_report
 from microdit.data.shards.index import index_shard, write_part
@@ -144,14 +144,17 @@ def encode_batch(
         side: encode_images(encoders, np.stack([squares[side] for _, _, squares in sound]))
         for side in recipe.resolutions_px
     }
+    features = encode_features(encoders, [squares[max(squares)] for _, _, squares in sound])
     texts = [caption for _, item, _ in sound for caption in item.captions]
     encoded = encode_captions(encoders, texts, recipe.caption_storage)
     for row, (place, item, _) in enumerate(sound):
         captions, ends, cut = zip(*islice(encoded, len(item.captions)), strict=True)
         arrays = [*(latents[side][row] for side in recipe.resolutions_px), *captions]
+        arrays += [features[row]] if features[row] is not None else []
         if not all(np.isfinite(array).all() for array in arrays):
             outcome.reject(
-                item.key, BrokenImageError("its latents or its caption's embedding are not finite in half precision")
+                item.key,
+                BrokenImageError("its latents, features or its caption's embedding are not finite in half precision"),
             )
             continue
         record: dict[str, object] = {
@@ -165,9 +168,8 @@ def encode_batch(
         outcome.caption_positions += sum(ends)
         outcome.captions_cut += sum(cut)
         # Keys are numbers: a dot or a folder in the source's key would mean something else in a WebDataset.
-        yield LatentSample(
-            f"{number:05d}{place:06d}", {side: latents[side][row] for side in recipe.resolutions_px}, captions, record
-        )
+        by_resolution = {side: latents[side][row] for side in recipe.resolutions_px}
+        yield LatentSample(f"{number:05d}{place:06d}", by_resolution, captions, record, features[row])
 
 
 def decoded(

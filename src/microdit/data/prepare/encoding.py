@@ -45,9 +45,21 @@ class CaptionEncoder(Protocol):
         ...
 
 
+@runtime_checkable
+class FeatureEncoder(Protocol):
+    """What preparing asks of a network whose features a network may learn from (representation alignment)."""
+
+    name: str
+
+    def patch_features(self, pictures: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n c rows columns"]:
+        """Features of the places of pictures, as many whatever their size."""
+        ...
+
+
 @dataclass(frozen=True)
 class Encoders:
-    """The encoders of a preparation, their names as the configuration knows them, and where they compute."""
+    """The encoders of a preparation, their names as the configuration knows them, and where they compute. `features`:
+    None where none are stored."""
 
     autoencoder: ImageEncoder
     text_encoder: CaptionEncoder
@@ -56,6 +68,8 @@ class Encoders:
     device: str = "cpu"
     autoencoder_settings: Mapping[str, object] = field(default_factory=dict)
     text_encoder_settings: Mapping[str, object] = field(default_factory=dict)
+    features: FeatureEncoder | None = None
+    features_settings: Mapping[str, object] = field(default_factory=dict)
 
 
 def encode_images(encoders: Encoders, images: UInt8[np.ndarray, "n side side 3"]) -> Float16[np.ndarray, "n c h w"]:
@@ -63,6 +77,17 @@ def encode_images(encoders: Encoders, images: UInt8[np.ndarray, "n side side 3"]
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(encoders.device)
     with torch.no_grad():
         return encoders.autoencoder.encode(pixels.float() / 255).half().cpu().numpy()
+
+
+def encode_features(
+    encoders: Encoders, images: Sequence[UInt8[np.ndarray, "side side 3"]]
+) -> Sequence[Float16[np.ndarray, "c rows columns"] | None]:
+    """The features of each of a batch of 8-bit pictures, None where none are asked for."""
+    if encoders.features is None:
+        return [None] * len(images)
+    pixels = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()).to(encoders.device)
+    with torch.no_grad():
+        return list(encoders.features.patch_features(pixels).half().cpu().numpy())
 
 
 def encode_captions(

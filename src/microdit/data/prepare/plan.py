@@ -49,9 +49,11 @@ class Recipe:
 
 
 def latents_folder(split_folder: Path, encoders: Encoders, resolutions_px: Sequence[int]) -> Path:
-    """Where the latents of a data split lie: ROOT/NAME/SPLIT/latents-AUTOENCODER-TEXT_ENCODER-RESOLUTIONSpx."""
+    """Where the latents of a data split lie: ROOT/NAME/SPLIT/latents-AUTOENCODER-TEXT_ENCODER-RESOLUTIONSpx, with
+    -FEATURES behind it where they are stored."""
     sizes = "-".join(map(str, sorted(resolutions_px)))
-    return split_folder / f"latents-{encoders.autoencoder_name}-{encoders.text_encoder_name}-{sizes}px"
+    features = "" if encoders.features is None else f"-{encoders.features.name}"
+    return split_folder / f"latents-{encoders.autoencoder_name}-{encoders.text_encoder_name}-{sizes}px{features}"
 
 
 def share_of(shards: int, shard_of: str) -> range:
@@ -75,6 +77,8 @@ def keep_plan(folder: Path, source: Source, encoders: Encoders, recipe: Recipe, 
         "text_encoder": encoders.text_encoder_name,
         "autoencoder_settings": dict(encoders.autoencoder_settings),
         "text_encoder_settings": dict(encoders.text_encoder_settings),
+        **({} if encoders.features is None else {"features": encoders.features.name}),
+        "features_settings": dict(encoders.features_settings),
         "recipe": {
             name: value for name, value in asdict(recipe).items() if name not in ("batch_size", "decode_threads")
         }

@@ -217,6 +217,8 @@ def finish(folder: Path, source: Source, encoders: Encoders, recipe: Recipe, ima
                     source=json.loads((folder / PLAN_NAME).read_text(encoding="utf-8"))["source"],
                     autoencoder_settings=dict(encoders.autoencoder_settings),
                     text_encoder_settings=dict(encoders.text_encoder_settings),
+                    features=None if encoders.features is None else encoders.features.name,
+                    features_settings=dict(encoders.features_settings),
                 ),
             )
     return Summary(

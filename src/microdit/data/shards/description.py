@@ -21,7 +21,7 @@ class LatentDescription:
 
     `autoencoder` and `text_encoder`: their names, with `*_settings` for the record; None for tars from elsewhere.
     `caption_length` x `caption_width`: what a caption is read as. `caption_storage`: "full", or "trimmed" to the end
-    of text.
+    of text. `features`: the name of the network whose features are stored beside the latents, None without.
     """
 
     name: str
@@ -41,6 +41,8 @@ class LatentDescription:
     bytes_a_sample: dict[str, float] = field(default_factory=dict)
     autoencoder_settings: dict[str, object] = field(default_factory=dict)
     text_encoder_settings: dict[str, object] = field(default_factory=dict)
+    features: str | None = None
+    features_settings: dict[str, object] = field(default_factory=dict)
 
 
 def write_description(folder: Path, description: LatentDescription) -> None:

@@ -78,12 +78,17 @@ def tar_members(path: Path) -> Iterator[TarMember]:
 
 @dataclass(frozen=True)
 class LatentSample:
-    """One row of a latent shard: `latents` by resolution in pixels (already scaled), one embedding for each caption."""
+    """One row of a latent shard: `latents` by resolution in pixels (already scaled), one embedding for each caption,
+    `features` of the places of the picture where they were asked for."""
 
     key: str
     latents: Mapping[int, Float16[np.ndarray, "c h w"]]
     captions: Sequence[Float16[np.ndarray, "l d"]]
     record: Mapping[str, object]
+    features: Float16[np.ndarray, "c h w"] | None = None
+
+
+FEATURES_FIELD = "features.npy"
 
 
 def caption_field(number: int) -> str:
@@ -107,6 +112,7 @@ def latent_fields(sample: LatentSample) -> dict[str, str | bytes]:
     """A latent sample as WebDataset fields."""
     fields: dict[str, str | bytes] = {"__key__": sample.key, "json": json_bytes(sample.record)}
     fields |= {latents_field(resolution): npy_bytes(latents) for resolution, latents in sample.latents.items()}
+    fields |= {} if sample.features is None else {FEATURES_FIELD: npy_bytes(sample.features)}
     fields |= {caption_field(number): npy_bytes(caption) for number, caption in enumerate(sample.captions)}
     return fields
 

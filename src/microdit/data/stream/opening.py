@@ -9,6 +9,7 @@ from microdit.data.shards.description import DESCRIPTION_NAME, LatentDescription
 from microdit.data.shards.index import INDEX_NAME, ShardIndex
 from microdit.data.shards.reader import LocalShards, ShardReader
 from microdit.data.shards.remote import FileCache, RemoteShards, is_remote, join
+from microdit.data.shards.tars import FEATURES_FIELD
 from microdit.data.stream.stream import LatentSource, LatentStream
 from microdit.files import LARGEST_SETTINGS, read_described
 
@@ -34,11 +35,12 @@ def open_mix(
     cache_folder: str | None = None,
     cache_gigabytes: float = 50.0,
     pin_memory: bool = False,
+    features: str | None = None,
 ) -> LatentStream:
     """The stream of a mix. Each source is {name, folder, weight}: `folder` is ROOT/NAME/SPLIT or the folder of latent
     shards itself, local or a URL; `weight` is a number (a share, in any unit) or "size". `autoencoder`,
     `text_encoder`: their names. `latent_channels`, `caption_shape` (length, width): of the encoders as they are set
-    now.
+    now. `features`: the name of those that each sample has to have, None for none.
 
     DataMissingError, IndexMissingError, MismatchError: each says which command to run.
     """
@@ -52,10 +54,13 @@ def open_mix(
         name, location, weight = str(source["name"]), str(source["folder"]), source.get("weight", "size")
         cache = file_cache(location, cache_folder, cache_gigabytes)
         folder = (
-            location if cache else str(find_latents(Path(location), name, resolution_px, autoencoder, text_encoder))
+            location
+            if cache
+            else str(find_latents(Path(location), name, resolution_px, autoencoder, text_encoder, features))
         )
         reader, description = open_folder(folder, cache)
         check_names(folder, description, autoencoder, text_encoder)
+        check_features(folder, description, reader, features)
         check_sizes(folder, description, latent_channels, caption_shape)
         if not reader.index.rows:
             raise DataMissingError(
@@ -68,7 +73,9 @@ def open_mix(
                 f'data_mix source {name}: weight must be "size" or a positive number, got {weight!r} ({share})'
             )
         opened.append(LatentSource(name, reader, description, share))
-    return LatentStream(opened, resolution_px, seed, shuffle, on_corrupt, max_corrupt_share, pin_memory)
+    return LatentStream(
+        opened, resolution_px, seed, shuffle, on_corrupt, max_corrupt_share, pin_memory, features is not None
+    )
 
 
 def file_cache(location: str, folder: str | None, gigabytes: float) -> FileCache | None:
@@ -80,17 +87,18 @@ def file_cache(location: str, folder: str | None, gigabytes: float) -> FileCache
     return FileCache(Path(folder), int(gigabytes * GIGABYTE))
 
 
-def find_latents(folder: Path, name: str, resolution_px: int, autoencoder: str, text_encoder: str) -> Path:
+def find_latents(
+    folder: Path, name: str, resolution_px: int, autoencoder: str, text_encoder: str, features: str | None = None
+) -> Path:
     """The folder of latent shards in a data split that fits. DataMissingError saying how to make it."""
     if (folder / DESCRIPTION_NAME).exists() or (folder / INDEX_NAME).exists():
         return folder
     there = sorted(path.parent for path in folder.glob(f"latents-*/{DESCRIPTION_NAME}"))
     for candidate in there:
         description = read_description(candidate / DESCRIPTION_NAME)
-        if (description.autoencoder, description.text_encoder) == (
-            autoencoder,
-            text_encoder,
-        ) and resolution_px in description.resolutions_px:
+        encoders = description.autoencoder, description.text_encoder
+        there_too = features is None or description.features == features
+        if encoders == (autoencoder, text_encoder) and resolution_px in description.resolutions_px and there_too:
             return candidate
     if not folder.exists() and (trained := folder.parent / "train").is_dir() and folder.name == "validation":
         raise DataMissingError(
@@ -104,13 +112,14 @@ def find_latents(folder: Path, name: str, resolution_px: int, autoencoder: str, 
         else f"python prepare.py source=folder source.path=YOUR_PICTURES name={name}"
     )
     command += f" autoencoder={autoencoder} text_encoder={text_encoder} resolutions_px=[{resolution_px}]"
+    command += "" if features is None else f" features={features}"
     few = "" if name.startswith("shapes") else " (held_out=0.2 keeps some for validation where there are few)"
     found = f"It has {', '.join(path.name for path in there)}. " if there else ""
     begun = [path.name for path in folder.glob("latents-*") if path not in there]
     found += f"{', '.join(begun)} is begun but not complete. " if begun else ""
     raise DataMissingError(
         f"data_mix source {name}: {folder} has no latents of {autoencoder} with captions of {text_encoder} at "
-        f"{resolution_px} px. "
+        f"{resolution_px} px{'' if features is None else f' and features {features}'}. "
         f"{found}Make them with: {command}{few}"
     )
 
@@ -144,6 +153,18 @@ def check_names(folder: str, description: LatentDescription, autoencoder: str, t
             f"{asked[0]} and {asked[1]}. "
             f"Train with autoencoder={made[0]} text_encoder={made[1]}, or prepare the data anew"
         )
+
+
+def check_features(folder: str, description: LatentDescription, reader: ShardReader, features: str | None) -> None:
+    """MismatchError where a folder lacks the features that are asked for; tars from elsewhere do not name theirs."""
+    there = FEATURES_FIELD in reader.index.fields
+    if features is None or (there and description.features in (None, features)):
+        return
+    holds = f"the features {description.features or 'of a network that is not named'}" if there else "no features"
+    raise MismatchError(
+        f"{folder} holds {holds}, and training aligns with {features}: prepare the data anew with features={features}, "
+        "or train with representation=none"
+    )
 
 
 def check_sizes(

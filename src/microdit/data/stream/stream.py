@@ -3,10 +3,10 @@
 import math
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from microdit.data.shards.corruption import CorruptionPolicy, CorruptSampleError
 from microdit.data.shards.description import LatentDescription, MismatchError
 from microdit.data.shards.index import ABSENT
 from microdit.data.shards.reader import Failures, ShardReader
-from microdit.data.shards.tars import caption_field, latents_field
+from microdit.data.shards.tars import FEATURES_FIELD, caption_field, latents_field
 from microdit.data.stream.order import EachOnce, Interleave, SourceOrder, draws, seed_of
 
 MOST_NUMBERS = 1 << 25  # of one caption or latent: a hundred times those of 2,048 pixels
@@ -27,13 +27,14 @@ ATTEMPTS = 40  # the last replacement tried lies 2^40 samples ahead
 
 class Batch(TypedDict):
     """`source` is the number of the source in the stream's `names`; `replaced` marks samples that stand in for broken
-    ones."""
+    ones; `features` are there where the stream was asked for them."""
 
     latents: Float16[Tensor, "n c h w"]
     captions: Float16[Tensor, "n l d"]
     source: Int64[Tensor, " n"]
     position: Int64[Tensor, " n"]
     replaced: Bool[Tensor, " n"]
+    features: NotRequired[Float16[Tensor, "n d rows columns"]]
 
 
 @dataclass
@@ -51,7 +52,7 @@ class LatentSource:
 
 
 class LatentStream(Dataset[Batch]):
-    """Latents at `resolution_px` and caption embeddings, by position.
+    """Latents at `resolution_px` and caption embeddings, with `features` also the pictures' features, by position.
 
     `shuffle`: endless, mixed by weight, each source in an order of its own that is new in every epoch. Without: every
     sample of every source once, in a fixed order, the first caption of each; then the stream has a length.
@@ -68,6 +69,7 @@ class LatentStream(Dataset[Batch]):
         on_corrupt: OnCorrupt = "error",
         max_corrupt_share: float = 0.01,
         pin_memory: bool = False,
+        features: bool = False,
     ) -> None:
         self.sources, self.resolution_px, self.seed, self.shuffle = list(sources), resolution_px, seed, shuffle
         self.names = [source.name for source in sources]
@@ -75,6 +77,11 @@ class LatentStream(Dataset[Batch]):
             "caption", {s.name: (s.description.caption_length, s.description.caption_width) for s in sources}
         )
         self.latent_shape = one_shape("latent", {s.name: latent_shape(s.reader, resolution_px) for s in sources})
+        # What a sample's number of a caption does not change, by the names in a batch: field and shape.
+        self.fixed = {"latents": (latents_field(resolution_px), self.latent_shape)}
+        if features:
+            shapes = {s.name: s.reader.index.usual_shape(FEATURES_FIELD) for s in sources}
+            self.fixed["features"] = (FEATURES_FIELD, one_shape("feature", shapes))
         self.policy = CorruptionPolicy(on_corrupt, max_corrupt_share)
         self.buffers, self._lock, self._process = BatchBuffers(), Lock(), os.getpid()
         self.pin_memory = pin_memory and torch.cuda.is_available()
@@ -89,18 +96,18 @@ class LatentStream(Dataset[Batch]):
         """The batch of these positions, in their order. CorruptSampleError, TooCorruptError: see `on_corrupt`."""
         where = np.asarray(positions, dtype=np.int64)
         sources, numbers = self._mix.locate(where)
-        latents = self._allocate((len(where), *self.latent_shape))
-        captions = self._allocate((len(where), *self.caption_shape))
+        made = {name: self._allocate((len(where), *shape)) for name, (_, shape) in self.fixed.items()}
+        made["captions"] = self._allocate((len(where), *self.caption_shape))
+        arrays = {name: tensor.numpy() for name, tensor in made.items()}
         replaced = torch.zeros(len(where), dtype=torch.bool)
-        failures = self._read(sources, numbers, np.arange(len(where)), latents.numpy(), captions.numpy())
+        failures = self._read(sources, numbers, np.arange(len(where)), arrays)
         self.policy.count_read(len(where))
         for slot, error in sorted(failures.items()):
             self.policy.handle(error)
-            self._replace(int(sources[slot]), int(numbers[slot]), slot, latents.numpy(), captions.numpy())
+            self._replace(int(sources[slot]), int(numbers[slot]), slot, arrays)
             replaced[slot] = True
         return Batch(
-            latents=latents,
-            captions=captions,
+            **made,  # pyright: ignore[reportArgumentType]
             source=torch.from_numpy(sources.astype(np.int64)),
             position=torch.from_numpy(where.copy()),
             replaced=replaced,
@@ -144,9 +151,9 @@ class LatentStream(Dataset[Batch]):
         return rows, (chance % np.maximum(present, 1).astype(np.uint64)).astype(np.int64)
 
     def _read(
-        self, sources: np.ndarray, numbers: np.ndarray, slots: np.ndarray, latents: np.ndarray, captions: np.ndarray
+        self, sources: np.ndarray, numbers: np.ndarray, slots: np.ndarray, arrays: Mapping[str, np.ndarray]
     ) -> Failures:
-        """Fill latents[slots] and captions[slots]; returns what failed, by slot."""
+        """Fill each of `arrays` (of a batch, by name) at [slots]; returns what failed, by slot."""
         failures: Failures = {}
         for source in np.unique(sources):
             mine = np.flatnonzero(sources == source)
@@ -156,7 +163,8 @@ class LatentStream(Dataset[Batch]):
             rows, choices = self._locate(int(source), numbers[mine])
             for choice in np.unique(choices):
                 chosen = np.flatnonzero(choices == choice)
-                fields = {latents_field(self.resolution_px): latents, caption_field(int(choice)): captions}
+                fields = {field: arrays[name] for name, (field, _) in self.fixed.items()}
+                fields[caption_field(int(choice))] = arrays["captions"]
                 failures |= reader.read(fields, rows[chosen], slots[mine][chosen])
         return failures
 
@@ -166,13 +174,11 @@ class LatentStream(Dataset[Batch]):
             shards = self._orders[source].window_shards(number, windows_ahead=1)
         self.sources[source].reader.shards.ahead(shards.tolist())
 
-    def _replace(self, source: int, number: int, slot: int, latents: np.ndarray, captions: np.ndarray) -> None:
+    def _replace(self, source: int, number: int, slot: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Put the nearest readable sample further on in the source's order into a slot, in strides that double."""
         failure: CorruptSampleError | None = None
         for attempt in range(1, ATTEMPTS + 1):
-            found = self._read(
-                np.array([source]), np.array([number + 2**attempt - 1]), np.array([slot]), latents, captions
-            )
+            found = self._read(np.array([source]), np.array([number + 2**attempt - 1]), np.array([slot]), arrays)
             if not found:
                 return
             failure = found[slot]

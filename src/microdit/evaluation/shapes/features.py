@@ -69,13 +69,17 @@ class ShapesFeatures(nn.Module):
         )
 
     def forward(self, pictures: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 64"]:
-        """Features of square pictures (0..255, as torchmetrics hands them on), resized to 32 px with antialiasing."""
+        """Features of square pictures (0..255, as torchmetrics hands them on)."""
+        return self.to_features(self.convolutions(self.normalised(pictures)))
+
+    def normalised(self, pictures: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 32 32"]:
+        """Square pictures (0..255) as the convolutions take them, resized to 32 px with antialiasing."""
         images = pictures.float() / 255
         if images.shape[-2:] != (SIDE_PX, SIDE_PX):
             images = nn.functional.interpolate(
                 images, size=(SIDE_PX, SIDE_PX), mode="bilinear", align_corners=False, antialias=True
             )
-        return self.to_features(self.convolutions((images - 0.5) / 0.25))
+        return (images - 0.5) / 0.25
 
     def attributes(self, features: Float[Tensor, "n 64"]) -> Attributes:
         """What the features say: the tasks they were learnt by."""

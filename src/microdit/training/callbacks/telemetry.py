@@ -79,11 +79,11 @@ class Telemetry(L.Callback):
         if trainer.global_step == self.step:
             return  # in the middle of an accumulated step
         self.step = trainer.global_step
-        ratio = pl_module.mask_ratio.ratio((self.step - 1) / trainer.max_steps)
-        self.flops += self.costs.global_batch_size * self.costs.flops_per_image(ratio)
+        progress = (self.step - 1) / trainer.max_steps
+        self.flops += self.costs.global_batch_size * self.costs.at(progress)
         if self.step % self.hardware.log_every_n_steps == 0 or self.step == trainer.max_steps:
             losses = reduced_losses(self.terms, pl_module.objective, trainer.world_size)
-            self.tell(trainer, losses | self.measured(trainer, pl_module, ratio))
+            self.tell(trainer, losses | self.measured(trainer, pl_module, progress))
 
     def tell(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         """Logs numbers of the step that was just made."""
@@ -91,15 +91,15 @@ class Telemetry(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step - 1)
 
-    def measured(self, trainer: L.Trainer, task: DenoisingTask, ratio: float) -> dict[str, float]:
+    def measured(self, trainer: L.Trainer, task: DenoisingTask, progress: float) -> dict[str, float]:
         speed = self.images_per_second
-        achieved = speed * self.costs.flops_per_image(ratio)
+        achieved = speed * self.costs.at(progress)
         images = self.step * self.costs.global_batch_size
         return {
             "train/gradient_norm": float(task.gradient_norm),
             "train/learning_rate": task.learning_rate,
             "train/skipped_steps": int(task.skipped_steps),
-            "train/patches_kept": kept_tokens(task.network, ratio)[0],
+            "train/patches_kept": kept_tokens(task.network, task.mask_ratio.ratio(progress))[0],
             "train/images_per_second": speed,
             "train/mfu": achieved / (self.hardware.world_size * self.peak_flops),
             "train/data_wait_share": self.data_wait_share,
