@@ -1,6 +1,7 @@
 """Answers are kept as soon as they are known: nothing is asked twice, whoever is killed on the way."""
 
 import json
+import re
 import signal
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from microdit.evaluation.judging.answers import answered, unanswered
 from microdit.evaluation.judging.judges import SERVER_AT_ONCE, Judge
 from microdit.evaluation.judging.questions import YES_OR_NO, JudgeError, Question, Reply
 from microdit.evaluation.subject import silent
-from microdit.files import DamagedFileError
+from microdit.files import DamagedFileError, unsealed
 
 
 def questions(count: int = 6, words: str = "Is it bright?", vote: int = 0) -> Iterator[Question]:
@@ -48,7 +49,8 @@ def test_answers_are_in_the_order_of_the_questions_each_a_line_and_none_is_asked
     assert [answer["answer"] for answer in answers] == ["no", "no", "no", "yes", "yes", "yes"]
     assert [answer["about"] for answer in answers] == [f"{number}.png" for number in range(6)]
     assert asked == [0, 40, 80, 120, 160, 200]
-    assert [json.loads(line) for line in (tmp_path / "asked.jsonl").read_text().splitlines()] == answers
+    lines = [json.loads(line) for line in (tmp_path / "asked.jsonl").read_text().splitlines()]
+    assert [unsealed(line) for line in lines] == answers
     assert ask_again() == (answers, [])
     assert ask_again(count=2) == (answers[:2], [])
 
@@ -124,6 +126,17 @@ def test_any_other_line_that_is_none_is_told(line, ask_again, tmp_path):
     journal.write_bytes(line + b"\n" + journal.read_bytes())
     with pytest.raises(DamagedFileError, match=r"asked\.jsonl is damaged \(line 1: .*; remove it and evaluate again"):
         ask_again()
+
+
+def test_a_digit_that_is_another_is_told_and_lines_of_older_versions_are_read(ask_again, tmp_path):
+    answers, _ = ask_again()
+    journal = tmp_path / "asked.jsonl"
+    whole = journal.read_text()
+    journal.write_text(whole.replace('"tokens_read": 10', '"tokens_read": 18', 1))
+    with pytest.raises(DamagedFileError, match=r"asked\.jsonl is damaged \(line 1: its checksum is another"):
+        ask_again()
+    journal.write_text(re.sub(r', "crc32": "crc32 \w+"', "", whole))
+    assert ask_again() == (answers, [])
 
 
 def test_a_process_that_is_killed_goes_on_where_it_was(tmp_path):

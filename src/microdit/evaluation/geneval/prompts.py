@@ -57,7 +57,7 @@ class Asking(TypedDict):
 class Sample(Asking, total=False):
     """A prompt and what its picture must show: all of `include`, and nothing of `exclude` (so many, or more)."""
 
-    exclude: list[Clause]
+    exclude: Annotated[list[Clause], Limits(0, MOST_A_CLASS)]
 
 
 def recipe() -> list[Sample]:

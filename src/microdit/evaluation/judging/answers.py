@@ -16,7 +16,7 @@ from microdit.evaluation.journal import as_lines, kept_lines
 from microdit.evaluation.judging.judges import Judge, first_question
 from microdit.evaluation.judging.questions import Answer, Question, chosen, probabilities_of
 from microdit.evaluation.subject import Report
-from microdit.files import alone_in, appending
+from microdit.files import alone_in, appending, sealed
 from microdit.progress import say
 
 ASKED = "asked.jsonl"
@@ -93,7 +93,7 @@ class Asking:
     def keep(self, future: Future[Answer]) -> None:
         answer = future.result()
         del self.under_way[future]
-        self.file.write(as_lines([answer]))
+        self.file.write(as_lines([sealed(answer)]))
         self.file.flush()
         self.kept[answer["key"]] = answer
         self.done, self.read = self.done + 1, self.read + answer["tokens_read"]
