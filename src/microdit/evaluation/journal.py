@@ -13,8 +13,8 @@ Line = TypeVar("Line")
 
 def kept_lines(path: Path, kind: type[Line], cure: str) -> list[Line]:
     """What is in a file, a line each, oldest first; a last line that was cut off when its process was killed is taken
-    away. Raises DamagedFileError, which ends with `cure`, for any other line that is not of the `kind`, or not as it was
-    written: of lines by older versions nobody can tell."""
+    away. Raises DamagedFileError, which ends with `cure`, for any other line that is not of the `kind`, or not as it
+    was written (of lines by older versions nobody can tell)."""
     if not path.exists() or not size_of_file(path):
         return []
     *lines, cut_off = path.read_bytes().split(b"\n")

@@ -29,8 +29,10 @@ def write_record(run: Path, record: dict[str, Any]) -> None:
 
 
 def readable(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with null for each number that `read_record` would refuse: NaN, infinite, or beyond all that is meant."""
-    return {name: value if not isinstance(value, float) or is_of(value, float) else None for name, value in record.items()}
+    """A record with null for each number that `read_record` would refuse: NaN, infinite, or larger than any is."""
+    return {
+        name: None if isinstance(value, float) and not is_of(value, float) else value for name, value in record.items()
+    }
 
 
 def finished_record(run: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from chat_server import Response, ask_and_be_killed, says, served
+from chat_server import Response, ask_and_be_killed, ask_who_never_answers, says, served
 from warm_processes import warm_processes
 
 from microdit.evaluation.judging.answers import answered, unanswered
@@ -163,6 +163,16 @@ def test_a_process_that_is_killed_goes_on_where_it_was(tmp_path):
         assert len(numbers) == before
     kept = [json.loads(line) for line in (tmp_path / "killed/asked.jsonl").read_text().splitlines()]
     assert {line["about"]: line["answer"] for line in kept} == {f"{n}.png": ["no", "yes"][n % 2] for n in range(count)}
+
+
+def test_ctrl_c_ends_it_soon_whoever_does_not_answer(tmp_path):
+    process = warm_processes().Process(target=ask_who_never_answers, args=(tmp_path, 3))
+    process.start()
+    process.join(60)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 130
+    assert len((tmp_path / "asked.jsonl").read_text().splitlines()) == 3
 
 
 def test_answers_that_are_none_are_counted_by_what_they_are(ask_again):

@@ -25,7 +25,8 @@ CURE = "remove it and evaluate again, which judges the pictures anew"
 
 
 Class = Annotated[str, OneOf(CLASSES)]
-Boxes = dict[Class, Annotated[list[Annotated[list[Annotated[float, Limits(-1e6, 1e6)]], Limits(5, 5)]], Limits(0, MOST_A_CLASS)]]
+Box = Annotated[list[Annotated[float, Limits(-1e6, 1e6)]], Limits(5, 5)]
+Boxes = dict[Class, Annotated[list[Box], Limits(0, MOST_A_CLASS)]]
 
 
 class Verdict(TypedDict):
