@@ -121,6 +121,7 @@ def test_classes_go_by_their_place_in_coco():
         ((1024, 512), (1333, 667), (1344, 672)),  # the longer side decides
         ((300, 400), (800, 1067), (800, 1088)),
         ((2000, 1000), (1333, 667), (1344, 672)),
+        ((1, 4096), (1, 1333), (32, 1344)),
     ],
 )
 def test_the_shorter_side_becomes_800_and_the_longer_at_most_1333(size, resized, padded):

@@ -127,7 +127,7 @@ def read_samples(path: Path) -> list[Sample]:
     with the line, for what is none; OSError as `open`."""
     cure = "each line is a prompt as in GenEval's evaluation_metadata.jsonl"
     found = []
-    for number, line in enumerate(small_text(path, cure, LARGEST_FILE).splitlines(), start=1):
+    for number, line in enumerate(small_text(path, cure, LARGEST_FILE).split("\n"), start=1):
         if line.strip():
             try:
                 found.append(checked(json.loads(line), "it:"))
