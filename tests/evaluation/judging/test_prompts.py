@@ -47,6 +47,11 @@ def test_of_each_category_the_first_are_taken(parti):
     assert [prompt.text[:4] for prompt in read_prompts(parti, "option", 1)] == ["bond", "A wa", '"Hi"']
 
 
+def test_the_mark_that_windows_begins_a_file_with_is_no_part_of_it(parti):
+    parti.write_text(PARTI, "utf-8-sig")
+    assert read_prompts(parti, "option")[0] == Prompt("bond", "Abstract")
+
+
 def test_another_file_has_a_prompt_a_line(tmp_path):
     (tmp_path / "mine.txt").write_text("a dog\n\n  two cats, one\tred \na\u2028b\r\n")
     texts = ["a dog", "two cats, one\tred", "a\u2028b"]  # one line, as everyone has it but Python

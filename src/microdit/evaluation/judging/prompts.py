@@ -184,7 +184,7 @@ def unquoted(text: str) -> str:
 def text_of(path: Path, option: str, source: str) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{option}: there is no file {path}. {advice(source)}")
-    return small_text(path, advice(source), LARGEST_FILE)
+    return small_text(path, advice(source), LARGEST_FILE).removeprefix("\ufeff")  # with which Windows begins a file
 
 
 def advice(source: str) -> str:
