@@ -32,7 +32,7 @@ def reading(place: object, option: str, meant: str) -> Iterator[None]:
 def programs_in(config: Any) -> Iterator[str]:
     """What a configuration would have transformers fetch from a hub and run, such as a kernel of attention."""
     for name, value in config.items() if isinstance(config, Mapping) else enumerate(config):
-        if str(name).endswith("_implementation") and "/" in str(value):
+        if "_implementation" in str(name) and "/" in str(value):
             yield f"{name}={value}"
         if isinstance(value, Mapping | list):
             yield from programs_in(value)

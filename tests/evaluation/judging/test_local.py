@@ -111,7 +111,7 @@ def test_weights_that_are_nowhere_say_how_to_get_them():
         ({"model_type": "swin"}, "not that of a model that takes pictures and text"),
         ({"attn_implementation": "owner/kernel"}, "has attn_implementation=owner/kernel, a program from elsewhere"),
         (
-            {"text_config": {"_attn_implementation": "flash|owner/kernel"}},
+            {"text_config": {"_attn_implementation_internal": "flash|owner/kernel"}},
             "=flash|owner/kernel, a program from elsewhere",
         ),
         ({"attn_implementation": {"text_config": "owner/kernel:run"}}, "owner/kernel:run.*, a program from elsewhere"),

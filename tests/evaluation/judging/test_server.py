@@ -76,6 +76,11 @@ def test_what_a_server_says_of_the_key_is_not_repeated(monkeypatch):
         assert ask(there.address, 1).text == "yes [key]"
 
 
+def test_a_key_in_what_a_server_says_of_its_answer_is_not_repeated(monkeypatch):
+    monkeypatch.setenv(server.KEY_VARIABLE, KEY)
+    given_up(Response(b"", headers=[("Content-Encoding", f"x {KEY}")]), r"packed as x \[key\]")
+
+
 @pytest.mark.parametrize("status", [200, 400, 401, 500])
 @pytest.mark.parametrize("spelt", ["sk-se\\/cret", "\\u0073k-se/\\u0063ret", "sk-se\\u002Fcret", "sk-se/cret"])
 def test_a_key_is_not_repeated_however_json_spells_it(spelt, status, monkeypatch):

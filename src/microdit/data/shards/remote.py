@@ -71,8 +71,8 @@ def options_for(url: str) -> dict[str, object]:
     from aiohttp import ClientTimeout  # of the extra `remote`; nothing else needs it
 
     timeout = ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
-    as_it_is = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
-    return {"client_kwargs": {"timeout": timeout, **as_it_is}}
+    as_it_is = {"timeout": timeout, "auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
+    return {"client_kwargs": as_it_is}
 
 
 class Bounds(fsspec.Callback):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,8 @@ from microdit.kinds import SettingsError
 LARGEST_FILE = 1 << 26  # bytes; the official files have a few of 2^20
 LONGEST_PROMPT = 10_000
 LONGEST_CATEGORY, MOST_CATEGORIES = 100, 1000  # whose numbers fit into a run's record
-# Numbers beside those of categories.
-NAMED_OTHERWISE = frozenset(
-    (
-        *("all", "overall", "pictures", "prompts", "refused", "unreadable", "unanswered", "first", "wins", "ties"),
-        *("losses", "wins_low", "wins_high", "losses_low", "losses_high"),
-    )
+NAMED_OTHERWISE = re.compile(  # numbers beside those of categories
+    "all|overall|pictures|prompts|refused|unreadable|unanswered|first|(wins|ties|losses)(_low|_high)?"
 )
 PARTI = "PartiPrompts.tsv of https://github.com/google-research/parti"
 DPG = "dpg_bench/dpg_bench.csv and the folder dpg_bench/prompts of https://github.com/TencentQQGYLab/ELLA"
@@ -82,9 +79,9 @@ def read_prompts(path: Path, option: str, per_category: int | None = None) -> li
 def check_categories(path: Path, categories: Iterable[str]) -> None:
     """Raises DamagedFileError where there are more categories than a record takes numbers of, or one is no name, or
     that of another number, or begins as a formula of a spreadsheet."""
-    names = set(categories)
-    for name in sorted(names):
-        strange = not name.isprintable() or name.startswith(tuple("=+-@")) or name in NAMED_OTHERWISE
+    names = sorted(set(categories))
+    for name in names:
+        strange = not name.isprintable() or name.startswith(tuple("=+-@")) or NAMED_OTHERWISE.fullmatch(name)
         if strange or len(name) > LONGEST_CATEGORY:
             raise DamagedFileError(f"{path}: no category is called {name[:LONGEST_CATEGORY]!r}; give it another name")
     if len(names) > MOST_CATEGORIES:
