@@ -205,7 +205,7 @@ def write_whole(path: Path, text: str, writer: str = "") -> None:
 
 def write_json(path: Path, content: Mapping[str, Any], writer: str = "") -> None:
     """Writes an object whole, with its checksum, which `read_json` compares and takes away again."""
-    text = json.dumps({**content, CHECKSUM: checksum_of(content)}, indent=2)
+    text = json.dumps(sealed(content), indent=2)
     write_whole(path, f"{text}\n", writer)
 
 
@@ -213,6 +213,21 @@ def write_yaml(path: Path, content: Mapping[str, Any], writer: str = "") -> None
     """Writes settings whole, with their checksum as the last line, which `read_yaml` compares."""
     text = f"{SEALED}\n{yaml.safe_dump(dict(content), sort_keys=False)}"
     write_whole(path, f"{text}# {CHECKSUM} {zlib.crc32(text.encode()):08x}\n", writer)
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with its checksum, as JSON has it."""
+    return {**content, CHECKSUM: checksum_of(content)}
+
+
+def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The object without its checksum, if it has one. ValueError where that is of another."""
+    content = dict(content)
+    told = content.pop(CHECKSUM, None)
+    nameless = any(isinstance(value, str) and value.startswith(f"{CHECKSUM} ") for value in content.values())
+    if nameless or (told is not None and told != checksum_of(content)):
+        raise ValueError(f"its checksum is another; {BY_HAND} the value {CHECKSUM}")
+    return content
 
 
 def checksum_of(content: Mapping[str, Any]) -> str:
@@ -230,14 +245,9 @@ def read_json(path: Path, cure: str, largest: int = LARGEST_SETTINGS) -> dict[st
     try:
         content = json.loads(small_text(path, cure, largest))
         characters_in(content, {})
+        return unsealed(a_dictionary(content, path, cure))
     except (ValueError, RecursionError) as error:
         raise damaged(path, error, cure) from error
-    content = a_dictionary(content, path, cure)
-    told = content.pop(CHECKSUM, None)
-    nameless = any(isinstance(value, str) and value.startswith(f"{CHECKSUM} ") for value in content.values())
-    if nameless or (told is not None and told != checksum_of(content)):
-        raise damaged(path, ValueError(f"its checksum is another; {BY_HAND} the value {CHECKSUM}"), cure)
-    return content
 
 
 def read_described(path: Path, kind: type[Described], cure: str, largest: int = LARGEST_SETTINGS) -> Described:
@@ -302,9 +312,14 @@ def check_seal(text: str) -> None:
 
 
 def small_text(path: Path, cure: str, largest: int = LARGEST_SETTINGS) -> str:
+    """What is in a file of at most so many bytes. DamagedFileError for a larger one, or what is no UTF-8; OSError as
+    `open`."""
     if (size := size_of_file(path)) > largest:
         raise DamagedFileError(f"{path} has {size:,} bytes, which no such file needs; {cure}")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise damaged(path, error, cure) from error
 
 
 def size_of_file(path: Path) -> int:

@@ -1,6 +1,7 @@
 """Resizing before Inception, feature networks, and distances between features."""
 
 import inspect
+import pickle
 import re
 from itertools import product
 
@@ -59,6 +60,14 @@ def test_inception_sees_what_was_resized_at_299_px_in_minus_one_to_one(monkeypat
         network = InceptionFeatures(name, None)  # type: ignore[arg-type]
         assert network.name == name
         assert torch.allclose(network(pictures), (resize(pictures, 299).mean((2, 3)) - 128) / 128, atol=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", pickle.dumps(np.array), pickle.dumps([1])])
+def test_a_file_that_is_no_inception_is_told(content, monkeypatch, tmp_path):
+    monkeypatch.setattr(features, "find_spec", lambda name: name)
+    (tmp_path / "weights").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"features\.weights: .*weights does not hold the Inception"):
+        InceptionFeatures("clean", str(tmp_path / "weights"))
 
 
 def test_inceptions_layers_are_those_that_torchmetrics_goes_through():

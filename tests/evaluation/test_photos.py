@@ -1,5 +1,7 @@
 """Metrics of photographs, with small random towers in place of the real ones."""
 
+import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -117,6 +119,21 @@ def test_what_is_missing_is_named(photographs, towers, pipeline, tmp_path):
         clip_score({**photographs, "path": "nowhere"}, towers).evaluate(subject)
     with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
         clip_score(photographs, str(tmp_path / "no_towers")).evaluate(subject)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("open_clip_config.json", {"model_cfg": {"embed_dim": 24}}),
+        ("open_clip_config.json", {"model_cfg": {"foo": 1}}),
+        ("open_clip_model.safetensors", "junk"),
+    ],
+)
+def test_a_clip_that_is_none_is_told(name, content, towers, tmp_path):
+    folder = Path(shutil.copytree(towers, tmp_path / "towers"))
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match=r"metrics\.x\.weights=.* does not hold a CLIP that open_clip reads"):
+        clip_model_and_processor(str(folder), "metrics.x.weights")
 
 
 def test_a_picture_that_cannot_be_read_is_not_skipped(photographs, towers, pipeline, tmp_path):

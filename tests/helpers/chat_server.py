@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -131,6 +132,27 @@ def shades_elsewhere(root: Path, prompts: Sequence[str], shades: Sequence[Sequen
         for place, shade in enumerate(mine):
             Image.new("RGB", (12, 8), (shade,) * 3).save(samples / f"{place:04d}.png")
     return root
+
+
+def ask_who_never_answers(folder: Path, answered_first: int) -> None:
+    """Asks a judge who answers so many questions and then no more, as a process that Ctrl-C ends."""
+    from microdit.commands.messages import run_told
+    from microdit.evaluation.judging.answers import answered
+    from microdit.evaluation.judging.judges import Judge
+    from microdit.evaluation.judging.questions import YES_OR_NO, Question, Reply
+
+    def reply(question: Question) -> Reply:
+        if int(question.about) >= answered_first:
+            if int(question.about) == answered_first:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            time.sleep(1000)
+        return Reply("yes", False, None, 1, 1)
+
+    def questions() -> Iterator[Question]:
+        for number in range(answered_first + 8):
+            yield Question((np.full((8, 8, 3), number, dtype=np.uint8),), "Well?", YES_OR_NO, str(number))
+
+    run_told(lambda: answered(folder, questions, Judge(reply, "silent", 4), lambda *given: None) and None)
 
 
 def number_in(words: str) -> int:

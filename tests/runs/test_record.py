@@ -8,7 +8,7 @@ import pytest
 
 from microdit.build import SettingsError
 from microdit.files import DamagedFileError, read_json
-from microdit.runs.record import add_to_record, usual_settings
+from microdit.runs.record import add_to_record, read_record, usual_settings, write_record
 
 
 def record_of(run) -> dict:
@@ -102,3 +102,25 @@ def test_a_pipe_in_the_place_of_a_history_is_no_reason_to_wait(tmp_path, use):
     os.mkfifo(tmp_path / "evaluation/history.jsonl")
     with pytest.raises(OSError, match=r"history\.jsonl is no ordinary file"):
         use(tmp_path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e300])
+def test_a_number_that_is_none_is_null_and_what_is_written_can_be_read(tmp_path, number):
+    write_record(tmp_path, {"status": "finished", "validation/loss": number, "steps": 3})
+    add_to_record(tmp_path, {"fid": number, "clip_score": 20.0}, {})
+    assert read_record(tmp_path / "result.json") == {
+        **{"status": "finished", "validation/loss": None, "steps": 3, "fid": None, "clip_score": 20.0}
+    }
+
+
+def test_work_beyond_what_an_integer_of_64_bits_holds_is_read_again(tmp_path):
+    write_record(tmp_path, {"status": "finished", "total_flops": 10**21})
+    assert read_record(tmp_path / "result.json")["total_flops"] == 10**21
+
+
+def test_a_line_of_the_history_that_was_changed_is_told(tmp_path):
+    add_to_record(tmp_path, {"fid": 1.0}, {"metric": "fid", "settings": {"count": 1000}})
+    history = tmp_path / "evaluation/history.jsonl"
+    history.write_text(history.read_text().replace("1000", "1001"))
+    with pytest.raises(SettingsError, match=r"history\.jsonl cannot be read \(its checksum is another"):
+        usual_settings(tmp_path, "fid")

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import to_pil_image
 from microdit.encoders.open_clip_text import CHECKPOINT, CONFIG, check_config
 from microdit.encoders.weights import weights_folder
 from microdit.evaluation.frechet import Features
+from microdit.evaluation.networks import reading
 from microdit.kinds import Weights
 
 
@@ -66,9 +67,10 @@ class OpenClipFeatures(Features):
 
 def clip_model_and_processor(weights: str, option: str = "weights") -> tuple[ClipModel, ClipProcessor]:
     """An open_clip model on the CPU, and how it takes pictures and texts. FileNotFoundError if it cannot be had, which
-    names the `option` that sets it."""
+    names the `option` that sets it; SettingsError for files that are none."""
     folder = weights_folder(weights, [CONFIG, CHECKPOINT], option)
     check_config(folder)
-    clip: Any = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
-    preprocess = image_transform_v2(PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
-    return ClipModel(clip), ClipProcessor(preprocess, open_clip.get_tokenizer(f"local-dir:{folder}"))
+    with reading(folder, f"{option}={weights}", "a CLIP that open_clip reads"):
+        clip: Any = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
+        preprocess = image_transform_v2(PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
+        return ClipModel(clip), ClipProcessor(preprocess, open_clip.get_tokenizer(f"local-dir:{folder}"))

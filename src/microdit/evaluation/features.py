@@ -6,6 +6,7 @@ Each takes bytes, as torchmetrics gives them, and has a `name`, which tells the 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 from microdit.build import SettingsError
 from microdit.evaluation.frechet import Features
-from microdit.evaluation.networks import read_network
+from microdit.evaluation.networks import read_network, reading
 from microdit.kinds import Read, Weights
 
 Resize = Callable[[UInt8[Tensor, "n 3 h w"], int], Float[Tensor, "n 3 side side"]]
@@ -43,7 +44,7 @@ class InceptionFeatures(Features):
     """The last layer but one of FID's Inception, at 299 px. `resize`: as clean-fid or as torchmetrics has it, which
     give different distances. `weights`: a local copy of torch-fidelity's file; None: it downloads it on first use.
 
-    Raises SettingsError where torch-fidelity is missing.
+    Raises SettingsError where torch-fidelity is missing, or the file holds something else.
     """
 
     SIDE_PX = 299
@@ -60,9 +61,11 @@ class InceptionFeatures(Features):
                 "FID by Inception needs torch-fidelity: pip install 'microdit[fid]'. Its weights are downloaded on "
                 "first use, or read from the file metrics.fid.features.weights"
             )
-        if weights is not None:
-            torch.load(weights, weights_only=True)  # torch-fidelity would run what is pickled in it
-        self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
+        told = reading(weights, "features.weights", "the Inception of torch-fidelity") if weights else nullcontext()
+        with told:
+            if weights is not None:
+                torch.load(weights, weights_only=True)  # torch-fidelity would run what is pickled in it
+            self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
         self.resize, self.name, self.num_features = RESIZES[resize], resize, 2048
 
     @torch.no_grad()

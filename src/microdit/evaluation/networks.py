@@ -1,21 +1,41 @@
 """Networks of transformers that judge pictures, read from a folder or from the Hugging Face hub."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-
-from safetensors import SafetensorError
 
 from microdit.build import SettingsError
 from microdit.encoders.weights import weights_folder
-from microdit.files import read_json
+from microdit.files import is_refusal, read_json
 
 CONFIG, INDEX = ["config.json"], "model.safetensors.index.json"
 WEIGHTS = ["model.safetensors", INDEX, "pytorch_model.bin"]
 PART = re.compile(r"[\w.-]{1,100}\.safetensors")
 LARGEST_INDEX = 1 << 26  # bytes
+
+
+@contextmanager
+def reading(place: object, option: str, meant: str) -> Iterator[None]:
+    """While the block runs, what a library raises on the files of others becomes a SettingsError: `place` does not hold
+    what is `meant`."""
+    try:
+        yield
+    except Exception as error:  # transformers, open_clip and torch raise whatever they like on files that are others
+        if is_refusal(error) or isinstance(error, SettingsError | FileNotFoundError):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise SettingsError(f"{option}: {place} does not hold {meant} ({reason})") from error
+
+
+def programs_in(config: Any) -> Iterator[str]:
+    """What a configuration would have transformers fetch from a hub and run, such as a kernel of attention."""
+    for name, value in config.items() if isinstance(config, Mapping) else enumerate(config):
+        if "_implementation" in str(name) and "/" in str(value):
+            yield f"{name}={value}"
+        if isinstance(value, Mapping | list):
+            yield from programs_in(value)
 
 
 def need_transformers(weights: str, option: str) -> None:
@@ -49,6 +69,10 @@ def network_folder(
             raise SettingsError(f"{option}={weights}: {folder / INDEX} names no files of weights; {cure}")
         weights_folder(weights, [[name] for name in names], option)
     config = read_json(folder / CONFIG[0], "download it again")
+    if program := next(programs_in(config), None):
+        raise SettingsError(
+            f"{option}={weights}: {folder / CONFIG[0]} has {program[:200]}, a program from elsewhere; remove it there"
+        )
     within = config.get("backbone_config")
     inside = within.get("model_type") if isinstance(within, Mapping) else None
     # Others could be looked up by a name in the file, and be a program from elsewhere.
@@ -78,11 +102,9 @@ def network_in(folder: Path, kind: str, weights: str, option: str, **settings: A
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    try:
+    with reading(folder, f"{option}={weights}", f"a {kind} that transformers reads"):
         read: Any = getattr(transformers, kind).from_pretrained
         network, told = read(folder, local_files_only=True, output_loading_info=True, **settings)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError) as error:
-        raise SettingsError(f"{option}={weights}: transformers cannot read {folder} ({error})") from error
     if missing := sorted(name for name in told["missing_keys"] if not name.startswith("criterion.")):
         raise SettingsError(  # transformers would draw them at random
             f"{option}={weights}: {folder} lacks {len(missing)} of the network's weights, such as {missing[0]}"

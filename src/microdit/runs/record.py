@@ -5,8 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from microdit.files import DamagedFileError, alone_in, appending, characters_in, read_json, size_of_file, write_json
-from microdit.kinds import SettingsError, check_kind
+from microdit.files import (
+    DamagedFileError,
+    alone_in,
+    appending,
+    characters_in,
+    read_json,
+    sealed,
+    size_of_file,
+    unsealed,
+    write_json,
+)
+from microdit.kinds import SettingsError, check_kind, is_of
 from microdit.runs.folder import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, read_config
 
 RECORD_CURE = "move it away: training or evaluating again writes another"
@@ -15,7 +25,14 @@ Record = dict[str, str | float | bool | None]
 
 def write_record(run: Path, record: dict[str, Any]) -> None:
     """Writes the run's result.json, whole or not at all."""
-    write_json(run / RESULT_FILE, record)
+    write_json(run / RESULT_FILE, readable(record))
+
+
+def readable(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with null for each number that `read_record` would refuse: NaN, infinite, or larger than any is."""
+    return {
+        name: None if isinstance(value, float) and not is_of(value, float) else value for name, value in record.items()
+    }
 
 
 def finished_record(run: Path) -> dict[str, Any] | None:
@@ -39,8 +56,8 @@ def add_to_record(run: Path, numbers: dict[str, float], making: dict[str, Any]) 
         if history.exists():
             size_of_file(history)
         with appending(history, encoding="utf-8") as file:
-            file.write(json.dumps({**making, "numbers": numbers, "replaced": replaced}) + "\n")
-        write_json(path, record | numbers)
+            file.write(json.dumps(sealed({**making, "numbers": numbers, "replaced": replaced})) + "\n")
+        write_json(path, readable(record | numbers))
     return replaced
 
 
@@ -65,7 +82,8 @@ def usual_settings(run: Path, metric: str) -> dict[str, Any] | None:
 
 
 def read_history(path: Path) -> Iterator[dict[str, Any]]:
-    """The evaluations after training, one by one. ValueError or RecursionError for a line that tells of none."""
+    """The evaluations after training, one by one. ValueError or RecursionError for a line that tells of none,
+    or is not as it was written."""
     if not path.exists() or not size_of_file(path):
         return
     with path.open(encoding="utf-8") as file:
@@ -73,6 +91,7 @@ def read_history(path: Path) -> Iterator[dict[str, Any]]:
             made = json.loads(line)
             characters_in(made, {})
             check_kind(made, dict[str, Any], f"line {number}")
+            unsealed(made)
             check_kind(made.get("settings", {}), dict[str, Any], f"line {number}: settings")
             yield made
 

@@ -132,6 +132,38 @@ def test_more_fields_than_any_sample_has_are_refused(tmp_path: Path) -> None:
         index_folder(tmp_path / "apart")
 
 
+def test_a_field_larger_than_any_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """A file with holes is small on the disk, whatever it says."""
+    tar = write_tar(tmp_path / "00000.tar", whole_sample("a"))
+    member = tarfile.TarInfo("b.caption.npy")
+    member.size = 1 << 40
+    with tar.open("r+b") as file:
+        content = file.read().rstrip(b"\0")
+        file.seek(-(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)  # in place of the end
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(file.tell() + member.size + 2 * tarfile.BLOCKSIZE)
+    with pytest.raises(
+        TarError, match=r"00000\.tar: 'b\.caption\.npy' has 1,099,511,627,776 bytes, more than any field"
+    ):
+        index_shard(tar)
+    assert index_folder(tmp_path, "skip")[0] == 1
+
+
+@pytest.mark.parametrize("resolution", ["0", "032", "99999999999999999999", "\u0663\u0662"])
+def test_what_is_no_number_of_pixels_is_no_field(tmp_path: Path, resolution: str) -> None:
+    files = whole_sample("a") | {f"a.latents_{resolution}.npy": npy_bytes(LATENTS)}
+    write_tar(tmp_path / "00000.tar", files)
+    index_foreign(tmp_path)
+    index_foreign(tmp_path)
+    assert read_description(tmp_path / "dataset.json").resolutions_px == [32]
+
+
+def test_a_tar_whose_own_name_is_not_utf_8_is_told(tmp_path: Path) -> None:
+    write_tar(tmp_path / os.fsdecode(b"gr\xfcn.tar"), whole_sample("a"))
+    with pytest.raises(ColumnsError, match=r"is no name in UTF-8, .*: rename it"):
+        index_folder(tmp_path)
+
+
 def test_a_truncated_tar_is_an_error_wherever_it_ends(tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "whole.tar", whole_sample("a") | whole_sample("b")).read_bytes()
     end = max(member.offset + member.length for member in tar_members(tmp_path / "whole.tar"))

@@ -1,3 +1,4 @@
+import gzip
 import http.server
 import threading
 import time
@@ -46,6 +47,11 @@ class Server:
                     self.end_headers()
                     self.wfile.write(b"x" * 1000)
                 self.close_connection = True  # kind 2: hangs up without a word
+
+            def end_headers(self) -> None:
+                if self.path.endswith(".packed"):
+                    self.send_header("Content-Encoding", "gzip")
+                super().end_headers()
 
             def log_message(self, *arguments: object) -> None:
                 """Say nothing."""
@@ -189,6 +195,12 @@ def test_more_than_a_file_may_have_is_not_fetched(tmp_path: Path, serve: Callabl
     with pytest.raises(RemoteFileError, match="more than the 11 bytes that it may have"):
         FileCache(tmp_path / "cache", 100).local(f"{serve(tmp_path, failing=False).url}/large", 11)
     assert (tmp_path / "target").stat().st_size < 1 << 24
+
+
+def test_what_a_server_says_is_packed_is_kept_as_it_was_sent(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    (tmp_path / "zeros.packed").write_bytes(gzip.compress(bytes(1 << 24)))
+    fetch(f"{serve(tmp_path, failing=False).url}/zeros.packed", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == (tmp_path / "zeros.packed").read_bytes()
 
 
 def test_what_hardly_comes_is_given_up(

@@ -10,7 +10,7 @@ from PIL import Image
 from microdit.evaluation.geneval import metric, networks
 from microdit.evaluation.geneval.folders import FolderSubject, is_folder_of_prompts
 from microdit.evaluation.geneval.metric import GenEval, annotated, in_words
-from microdit.evaluation.geneval.prompts import TAGS, of_each_tag, recipe
+from microdit.evaluation.geneval.prompts import TAGS, of_each_tag, read_samples, recipe
 from microdit.evaluation.pictures import PicturesError
 from microdit.evaluation.shapes.compositional import ShapesCompositional
 from microdit.evaluation.subject import KeptSubject, Subject
@@ -200,3 +200,18 @@ def test_what_is_missing_or_damaged_there_is_told_and_nothing_is_left_out(damage
     damage(elsewhere)
     with pytest.raises((PicturesError, DamagedFileError), match=says):
         geneval().evaluate(FolderSubject(elsewhere, tmp_path / "kept"))
+
+
+def test_a_strip_is_judged_and_one_that_is_no_picture_is_named(geneval, tmp_path):
+    (tmp_path / "0/samples").mkdir(parents=True)
+    (tmp_path / "0/metadata.jsonl").write_text(json.dumps(recipe()[0]))
+    Image.new("RGB", (4096, 1)).save(tmp_path / "0/samples/0.png")
+    assert geneval().evaluate(FolderSubject(tmp_path, tmp_path))[0]["geneval/pictures"] == 1
+    Image.new("RGB", (4097, 1)).save(tmp_path / "0/samples/0.png")
+    with pytest.raises(PicturesError, match=r"samples/0\.png: a side of more than 4096 px"):
+        geneval().evaluate(FolderSubject(tmp_path, tmp_path))
+
+
+def test_a_line_of_prompts_ends_where_everyone_has_it(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({**recipe()[0], "prompt": "a\u2028dog"}, ensure_ascii=False))
+    assert read_samples(tmp_path / "prompts.jsonl")[0]["prompt"] == "a\u2028dog"

@@ -121,6 +121,7 @@ def test_classes_go_by_their_place_in_coco():
         ((1024, 512), (1333, 667), (1344, 672)),  # the longer side decides
         ((300, 400), (800, 1067), (800, 1088)),
         ((2000, 1000), (1333, 667), (1344, 672)),
+        ((1, 4096), (1, 1333), (32, 1344)),
     ],
 )
 def test_the_shorter_side_becomes_800_and_the_longer_at_most_1333(size, resized, padded):
@@ -237,15 +238,18 @@ def without_a_weight(folder: Path) -> None:
             "has no model.safetensors or model.safetensors.index.json or pytorch_model.bin",
         ),
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is damaged"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "transformers cannot read"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "that transformers reads"),
         (changed(model_type="detr"), "is not that of a mask2former over swin"),
         (
             changed(backbone="microsoft/swin-tiny", use_pretrained_backbone=True),
             "is not that of a mask2former over swin",
         ),
         (changed(auto_map={"AutoModel": "elsewhere--program.Model"}), "is not that of a mask2former over swin"),
+        (changed(num_attention_heads=0), "that transformers reads"),
+        (changed(id2label="x"), "that transformers reads"),
+        (changed(attn_implementation="owner/kernel"), "attn_implementation=owner/kernel, a program from elsewhere"),
         (changed(backbone_config={"model_type": "timm_backbone"}), "is not that of a mask2former over swin"),
-        (changed(hidden_dim=64), "transformers cannot read"),
+        (changed(hidden_dim=64), "that transformers reads"),
         (without_a_weight, "lacks 1 of the network's weights, such as class_predictor.weight"),
         (lambda folder: write_small_mask2former(folder, 133), "knows 133 classes, and GenEval asks for the 80 of COCO"),
     ],

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -12,7 +13,7 @@ from warm_processes import warm_processes
 
 from microdit.evaluation.geneval.verdicts import boxes_of, judged, scores
 from microdit.evaluation.subject import silent
-from microdit.files import DamagedFileError
+from microdit.files import DamagedFileError, sealed, unsealed
 from microdit.kinds import SettingsError
 
 
@@ -105,6 +106,45 @@ def test_any_other_line_that_is_none_is_told(line, judge_again, tmp_path):
     first, *rest = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([first, line + b"\n", *rest]))
     with pytest.raises(DamagedFileError, match=r"judged\.jsonl is damaged \(line 2: .*; remove it and evaluate again"):
+        judge_again()
+
+
+def forged(journal: Path, **changes: object) -> None:
+    """A journal whose last line says something else, with the checksum of that."""
+    *lines, last = journal.read_text().splitlines()
+    changed = json.dumps(sealed({**unsealed(json.loads(last)), **changes}))
+    journal.write_text("".join(f"{line}\n" for line in [*lines, changed]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"details": "[" * 100_000},
+        {"details": "{"},
+        {"details": json.dumps({"dog": [[1, 2, 6, 7, 0.9]] * 17})},
+        {"details": json.dumps({"d\n\n": [[1, 2, 6, 7, 0.9]]})},
+        {"colours": {"dog": ["x" * 100]}},
+        {"reason": "x " * 10_000},
+    ],
+)
+def test_a_verdict_from_elsewhere_that_says_more_than_any_is_refused(changes, judge_again, tmp_path):
+    judge_again()
+    forged(tmp_path / "judged.jsonl", **changes)
+    with pytest.raises(DamagedFileError, match=r"judged\.jsonl is damaged .*; remove it and evaluate again"):
+        judge_again()
+
+
+def test_what_a_verdict_is_of_is_what_is_asked_whatever_its_line_says(judge_again, tmp_path):
+    verdicts, _ = judge_again()
+    forged(tmp_path / "judged.jsonl", tag="of nothing", prompt="x" * 100_000, metadata="")
+    assert judge_again() == (verdicts, [])
+
+
+def test_a_verdict_that_is_not_as_it_was_written_is_told(judge_again, tmp_path):
+    judge_again()
+    journal = tmp_path / "judged.jsonl"
+    journal.write_text(journal.read_text().replace('"correct": true', '"correct": false', 1))
+    with pytest.raises(DamagedFileError, match=r"judged\.jsonl is damaged \(line 4: its checksum is another"):
         judge_again()
 
 

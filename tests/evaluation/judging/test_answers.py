@@ -1,6 +1,7 @@
 """Answers are kept as soon as they are known: nothing is asked twice, whoever is killed on the way."""
 
 import json
+import re
 import signal
 import time
 from collections import Counter
@@ -8,14 +9,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from chat_server import Response, ask_and_be_killed, says, served
+from chat_server import Response, ask_and_be_killed, ask_who_never_answers, says, served
 from warm_processes import warm_processes
 
 from microdit.evaluation.judging.answers import answered, unanswered
 from microdit.evaluation.judging.judges import SERVER_AT_ONCE, Judge
 from microdit.evaluation.judging.questions import YES_OR_NO, JudgeError, Question, Reply
 from microdit.evaluation.subject import silent
-from microdit.files import DamagedFileError
+from microdit.files import DamagedFileError, unsealed
 
 
 def questions(count: int = 6, words: str = "Is it bright?", vote: int = 0) -> Iterator[Question]:
@@ -48,7 +49,8 @@ def test_answers_are_in_the_order_of_the_questions_each_a_line_and_none_is_asked
     assert [answer["answer"] for answer in answers] == ["no", "no", "no", "yes", "yes", "yes"]
     assert [answer["about"] for answer in answers] == [f"{number}.png" for number in range(6)]
     assert asked == [0, 40, 80, 120, 160, 200]
-    assert [json.loads(line) for line in (tmp_path / "asked.jsonl").read_text().splitlines()] == answers
+    lines = [json.loads(line) for line in (tmp_path / "asked.jsonl").read_text().splitlines()]
+    assert [unsealed(line) for line in lines] == answers
     assert ask_again() == (answers, [])
     assert ask_again(count=2) == (answers[:2], [])
 
@@ -126,6 +128,17 @@ def test_any_other_line_that_is_none_is_told(line, ask_again, tmp_path):
         ask_again()
 
 
+def test_a_digit_that_is_another_is_told_and_lines_of_older_versions_are_read(ask_again, tmp_path):
+    answers, _ = ask_again()
+    journal = tmp_path / "asked.jsonl"
+    whole = journal.read_text()
+    journal.write_text(whole.replace('"tokens_read": 10', '"tokens_read": 18', 1))
+    with pytest.raises(DamagedFileError, match=r"asked\.jsonl is damaged \(line 1: its checksum is another"):
+        ask_again()
+    journal.write_text(re.sub(r', "crc32": "crc32 \w+"', "", whole))
+    assert ask_again() == (answers, [])
+
+
 def test_a_process_that_is_killed_goes_on_where_it_was(tmp_path):
     count, numbers = 40, []
 
@@ -150,6 +163,16 @@ def test_a_process_that_is_killed_goes_on_where_it_was(tmp_path):
         assert len(numbers) == before
     kept = [json.loads(line) for line in (tmp_path / "killed/asked.jsonl").read_text().splitlines()]
     assert {line["about"]: line["answer"] for line in kept} == {f"{n}.png": ["no", "yes"][n % 2] for n in range(count)}
+
+
+def test_ctrl_c_ends_it_soon_whoever_does_not_answer(tmp_path):
+    process = warm_processes().Process(target=ask_who_never_answers, args=(tmp_path, 3))
+    process.start()
+    process.join(60)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 130
+    assert len((tmp_path / "asked.jsonl").read_text().splitlines()) == 3
 
 
 def test_answers_that_are_none_are_counted_by_what_they_are(ask_again):

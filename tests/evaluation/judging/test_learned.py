@@ -126,7 +126,9 @@ def test_what_is_missing_is_told_before_anything_is_drawn(scorer, pipeline, tmp_
 def test_weights_of_another_network_are_told(hps_weights, pick_weights, tmp_path):
     with pytest.raises(SettingsError, match=r"architecture=ViT-Z is none of open_clip's; HPSv2 has ViT-H-14"):
         HpsV2(str(hps_weights), "ViT-Z")
-    for number, content in enumerate(({"state_dict": {"a": torch.zeros(1)}}, {"b": 1}, [1], {"state_dict": Path()})):
+    for number, content in enumerate(
+        ({"state_dict": {"a": torch.zeros(1)}}, {"b": 1}, [1], {"state_dict": Path()}, {"state_dict": {3: 1}})
+    ):
         (tmp_path / str(number)).mkdir()
         torch.save(content, tmp_path / str(number) / "HPS_v2.1_compressed.pt")
         with pytest.raises(SettingsError, match="does not hold the weights of small_clip"):

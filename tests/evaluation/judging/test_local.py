@@ -109,6 +109,12 @@ def test_weights_that_are_nowhere_say_how_to_get_them():
     ("changes", "told"),
     [
         ({"model_type": "swin"}, "not that of a model that takes pictures and text"),
+        ({"attn_implementation": "owner/kernel"}, "has attn_implementation=owner/kernel, a program from elsewhere"),
+        (
+            {"text_config": {"_attn_implementation_internal": "flash|owner/kernel"}},
+            "=flash|owner/kernel, a program from elsewhere",
+        ),
+        ({"attn_implementation": {"text_config": "owner/kernel:run"}}, "owner/kernel:run.*, a program from elsewhere"),
         ({"auto_map": {"AutoModelForImageTextToText": "theirs.Theirs"}}, "not that of a model that takes pictures"),
     ],
 )
@@ -118,6 +124,25 @@ def test_a_network_of_another_kind_or_with_a_program_of_its_own_is_refused(chang
     (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(SettingsError, match=told):
         check_judge({"weights": str(folder), "address": None}, OPTION)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("processor_config.json", "[1]"),
+        ("processor_config.json", '{"processor_class": "Trainer"}'),
+        ("tokenizer.json", "{"),
+        ("chat_template.jinja", "{% for"),
+        ("chat_template.jinja", "{{ ''.__class__ }}"),
+        ("chat_template.jinja", "{{ 1 / 0 }}"),
+        ("chat_template.jinja", "no picture"),
+    ],
+)
+def test_a_processor_that_is_none_is_told(name, content, judge_weights, tmp_path):
+    folder = Path(shutil.copytree(judge_weights, tmp_path / "judge"))
+    (folder / name).write_text(content)
+    with pytest.raises(SettingsError, match=r"metrics\.x\.judge\.weights=.* does not hold a processor that"):
+        LocalModel(str(folder), f"{OPTION}.weights", CPU)(question(0))
 
 
 def test_a_model_that_cannot_be_asked_is_told(tmp_path):

@@ -47,9 +47,15 @@ def test_of_each_category_the_first_are_taken(parti):
     assert [prompt.text[:4] for prompt in read_prompts(parti, "option", 1)] == ["bond", "A wa", '"Hi"']
 
 
+def test_the_mark_that_windows_begins_a_file_with_is_no_part_of_it(parti):
+    parti.write_text(PARTI, "utf-8-sig")
+    assert read_prompts(parti, "option")[0] == Prompt("bond", "Abstract")
+
+
 def test_another_file_has_a_prompt_a_line(tmp_path):
-    (tmp_path / "mine.txt").write_text("a dog\n\n  two cats, one\tred \n")
-    assert read_prompts(tmp_path / "mine.txt", "option") == [Prompt("a dog", ""), Prompt("two cats, one\tred", "")]
+    (tmp_path / "mine.txt").write_text("a dog\n\n  two cats, one\tred \na\u2028b\r\n")
+    texts = ["a dog", "two cats, one\tred", "a\u2028b"]  # one line, as everyone has it but Python
+    assert read_prompts(tmp_path / "mine.txt", "option") == [Prompt(text, "") for text in texts]
 
 
 def test_a_missing_file_says_where_it_is_had(tmp_path):
@@ -72,12 +78,18 @@ def test_a_missing_file_says_where_it_is_had(tmp_path):
         ("Prompt\tCategory\nbond\n", "line 2 is short"),
         ("Prompt\tCategory\n", "holds no prompts"),
         ("Prompt\tCategory\n\tAbstract\n", "empty"),
+        ("Prompt\tCategory\nbond\t=1+1\n", "no category is called '=1"),
+        ("Prompt\tCategory\nbond\tpictures\n", "no category is called 'pictures'"),
+        ("Prompt\tCategory\nbond\ta\x1b[31m\n", "no category is called"),
+        (f"Prompt\tCategory\nbond\t{'a' * 101}\n", "no category is called"),
+        ("Prompt\tCategory\n" + "".join(f"bond\t{n}\n" for n in range(1001)), "1,001 categories, and at most 1,000"),
+        ("Prompt\tCategory\nbond\tAbstr\udcffct\n", "is damaged .*codec can't decode"),
         (f"Prompt\tCategory\n{'a' * 10_001}\tAbstract\n", "too long"),
         (f"Prompt\tCategory\n{'a' * 200_000}\tAbstract\n", "field larger"),
     ],
 )
 def test_what_is_no_table_of_prompts_is_told(parti, text, told):
-    parti.write_text(text)
+    parti.write_text(text, "utf-8", "surrogateescape")
     with pytest.raises(DamagedFileError, match=told):
         read_prompts(parti, "option")
 
@@ -111,6 +123,9 @@ def test_questions_of_dpg_come_with_what_they_depend_on(dpg):
     ("changed", "to", "error", "told"),
     [
         (",1,0,global", ",one,0,global", DamagedFileError, "line 5: invalid literal"),
+        ("global (photo)", "overall (photo)", DamagedFileError, "no category is called 'overall'"),
+        ("Are there dogs?", "x" * 10_001, DamagedFileError, "line 2 asks nothing, or too much"),
+        ("Are there dogs?", "", DamagedFileError, "line 2 asks nothing, or too much"),
         ('"1, 2"', '"1, 4"', SettingsError, "question 3 of b is there twice, or depends on one that does not"),
         (",2,1,attr", ",2,2,attr", SettingsError, "question 2 of b"),
         (",2,1,attr", ",1,0,attr", SettingsError, "question 1 of b is there twice"),
@@ -122,6 +137,12 @@ def test_questions_that_are_none_are_told(dpg, changed, to, error, told):
     assert changed in QUESTIONS
     with pytest.raises(error, match=told):
         dpg(QUESTIONS.replace(changed, to))
+
+
+@pytest.mark.parametrize("text", [" ", "x" * 10_001])
+def test_a_prompt_that_is_none_is_named(dpg, text):
+    with pytest.raises(DamagedFileError, match=r"prompts/b\.txt is empty, or too long for a prompt"):
+        dpg(texts=(("a", "A cat"), ("b", text)))
 
 
 def test_a_folder_without_prompts_is_told(dpg):

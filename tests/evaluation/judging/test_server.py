@@ -1,5 +1,7 @@
 """A judge at an address: a real server on this machine, which answers by rule."""
 
+import gzip
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -74,6 +76,24 @@ def test_what_a_server_says_of_the_key_is_not_repeated(monkeypatch):
         assert ask(there.address, 1).text == "yes [key]"
 
 
+def test_a_key_in_what_a_server_says_of_its_answer_is_not_repeated(monkeypatch):
+    monkeypatch.setenv(server.KEY_VARIABLE, KEY)
+    given_up(Response(b"", headers=[("Content-Encoding", f"x {KEY}")]), r"packed as x \[key\]")
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 500])
+@pytest.mark.parametrize("spelt", ["sk-se\\/cret", "\\u0073k-se/\\u0063ret", "sk-se\\u002Fcret", "sk-se/cret"])
+def test_a_key_is_not_repeated_however_json_spells_it(spelt, status, monkeypatch):
+    monkeypatch.setenv(server.KEY_VARIABLE, "sk-se/cret")
+    content = f'{{"choices": [{{"message": {{"content": "yes {spelt}"}}}}], "error": {{"code": "content_filter"}}}}'
+    with served(lambda request: Response(content.encode(), status)) as there:
+        try:
+            told = ask(there.address, 1).text
+        except JudgeError as error:
+            told = str(error)
+    assert "yes [key]" in told
+
+
 @pytest.mark.parametrize("key", ["sk-1\nX-Other: 2", "sk 1", "schl\u00fcssel", "sk-1\x00"])
 def test_a_key_that_is_none_is_told_without_its_letters(key, monkeypatch):
     monkeypatch.setattr(server.os, "environ", {server.KEY_VARIABLE: key})
@@ -108,6 +128,8 @@ FAILED = Response(b"oh", 500)
         ([FAILED, FAILED, FAILED], [(0.25, 0.75), (0.5, 1.5), (1, 3)]),
         ([Response(b"", 429, [("Retry-After", "soon")])], [(0.25, 0.75)]),
         ([Response(b"", 429, [("Retry-After", "-3")])], [(0, 0)]),
+        ([Response(b"", 429, [("Retry-After", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT")])], [(0.25, 0.75)]),
+        ([Response(b"", 429, [("Retry-After", "Mon, 01 Jan 2024 00:00:00 +99999999999999999999")])], [(0.25, 0.75)]),
         ([Response(b"<html>a proxy</html>")], [(0.25, 0.75)]),
         (
             [Response(b'{"choices": []}'), Response(b"\xff\xfe"), Response(b"[" * 5000)],
@@ -132,6 +154,20 @@ def test_a_server_that_never_answers_is_given_up_with_its_last_words():
     assert len(given_up(Response(b"overloaded", 529), told)) == 6
     with pytest.raises(JudgeError, match="no answer in 6 attempts; the last: ConnectError"):
         ask("http://127.0.0.1:9/v1", 1)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_an_answer_that_is_packed_is_not_unpacked(layers):
+    content = bytes(1 << 24)
+    for _ in range(layers):
+        content = gzip.compress(content)
+    packed = Response(content, headers=[("Content-Encoding", ", ".join(["gzip"] * layers))])
+    tracemalloc.start()
+    requests = given_up(packed, "the last: an answer that is packed as gzip.*, which was not asked for")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 23
+    assert requests[0].headers["Accept-Encoding"] == "identity"
 
 
 @pytest.mark.parametrize("as_date", [False, True])
@@ -162,7 +198,28 @@ def test_a_refusal_is_a_refusal_however_it_is_said(response):
         assert chosen(ask(there.address, 1), YES_OR_NO) == REFUSED
 
 
-@pytest.mark.parametrize("address", ["localhost:8000/v1", "ftp://host/v1", "https://me:key@host/v1", "http://a b"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "localhost:8000/v1",
+            "ftp://host/v1",
+            "https://me:key@host/v1",
+            "http://a b",
+            "http://[::1",
+            "http://host:x/v1",
+        ),
+        *(
+            "http://",
+            "http:///v1",
+            "http://a\x00b/v1",
+            "http://a..b/v1",
+            f"http://{'a' * 64}/v1",
+            "https://xn--\u0660.com",
+        ),
+        *("http://host:99999/v1", "http://host/\ud800"),
+    ],
+)
 def test_what_is_no_address_is_told(address):
     with pytest.raises(SettingsError, match=r"metrics\.x\.judge\.address=.* no address of a server, such as http"):
         ask(address, 1)

@@ -81,6 +81,8 @@ def mapped(path: Path) -> UInt8[np.ndarray, " n"]:
 
     By torch, because `mmap` holds a descriptor for as long as the map is there, and there is an index a shard.
     """
+    if any("\udc80" <= letter <= "\udcff" for letter in str(path)):
+        raise ColumnsError(f"{path} is no name in UTF-8, and files of columns need one: rename it")
     size = size_of_file(path)
     path.open("rb").close()  # what the system says of it, which torch does not tell from its own errors
     if not size:

@@ -25,7 +25,8 @@ from microdit.files import alone_in, folder_within, size_of_file
 INDEX_NAME = "index.npz"
 PARTS_FOLDER = "index"
 DAMAGE = "damage"  # a column of a part alone: what was lost where a damaged tar was indexed nevertheless
-FIELD = re.compile(r"\.(latents_\d+\.npy|features\.npy|caption(?:_\d+)?\.npy|json)$")
+FIELD = re.compile(r"\.(latents_[1-9][0-9]{0,5}\.npy|features\.npy|caption(?:_[0-9]+)?\.npy|json)$")
+LARGEST_FIELD = 1 << 30  # bytes
 # Code 0: no array that this project reads (damaged header, pickled objects, another byte order, more than 3 axes).
 DTYPES = ("", "<f2", "<f4", "<f8", "|u1", "<i4", "<i8")
 HALF = DTYPES.index("<f2")
@@ -157,7 +158,10 @@ def check_fields(fields: Collection[str], path: Path) -> None:
 
 def readable_members(path: Path, keep_readable_part: bool) -> Iterator[TarMember]:
     try:
-        yield from tar_members(path)
+        for member in tar_members(path):
+            if member.length > LARGEST_FIELD and FIELD.search(member.name):
+                raise TarError(f"{path}: {member.name!r} has {member.length:,} bytes, more than any field of a sample")
+            yield member
     except TarError:
         if not keep_readable_part:
             raise

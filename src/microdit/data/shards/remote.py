@@ -64,12 +64,15 @@ def join(folder: str, name: str) -> str:
 
 
 def options_for(url: str) -> dict[str, object]:
-    """What fsspec is told beyond the URL: over http, to give up on silence but not on size."""
+    """What fsspec is told beyond the URL: over http, to give up on silence but not on size, and to unpack nothing: a
+    file is as it is sent, or it may be a million times as large."""
     if not url.startswith(("http://", "https://")):
         return {}
     from aiohttp import ClientTimeout  # of the extra `remote`; nothing else needs it
 
-    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)}}
+    timeout = ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
+    as_it_is = {"timeout": timeout, "auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
+    return {"client_kwargs": as_it_is}
 
 
 class Bounds(fsspec.Callback):

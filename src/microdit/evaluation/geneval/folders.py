@@ -96,6 +96,9 @@ def decoded_files(paths: Sequence[Path]) -> Iterator[Picture]:
     """Pictures in files. PicturesError for one that cannot be read."""
     for path in paths:
         try:
-            yield np.asarray(rgb_image(content_of(path), max_pixels=LARGEST_SIDE_PX**2))
+            picture = rgb_image(content_of(path), max_pixels=LARGEST_SIDE_PX**2)
+            if max(picture.size) > LARGEST_SIDE_PX:
+                raise FilteredImageError(f"a side of more than {LARGEST_SIDE_PX} px")
+            yield np.asarray(picture)
         except (BrokenImageError, FilteredImageError) as error:
             raise PicturesError(f"{path}: {error}. Remove it or make it again: all of a set must be judged") from error

@@ -85,7 +85,7 @@ def prepared(picture: Picture) -> tuple[Float[Tensor, "1 3 H W"], tuple[int, int
     """What the detector takes, padded below and to the right, and the height and width of the picture in it."""
     sides = picture.shape[:2]
     factor = min(LONGEST_PX / max(sides), SHORTEST_PX / min(sides))
-    height, width = (int(side * factor + 0.5) for side in sides)
+    height, width = (max(1, int(side * factor + 0.5)) for side in sides)
     pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float()
     pixels = interpolate(pixels, (height, width), mode="bilinear", align_corners=False).round()
     pixels = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)

@@ -57,7 +57,7 @@ class Asking(TypedDict):
 class Sample(Asking, total=False):
     """A prompt and what its picture must show: all of `include`, and nothing of `exclude` (so many, or more)."""
 
-    exclude: list[Clause]
+    exclude: Annotated[list[Clause], Limits(0, MOST_A_CLASS)]
 
 
 def recipe() -> list[Sample]:
@@ -127,7 +127,7 @@ def read_samples(path: Path) -> list[Sample]:
     with the line, for what is none; OSError as `open`."""
     cure = "each line is a prompt as in GenEval's evaluation_metadata.jsonl"
     found = []
-    for number, line in enumerate(small_text(path, cure, LARGEST_FILE).splitlines(), start=1):
+    for number, line in enumerate(small_text(path, cure, LARGEST_FILE).split("\n"), start=1):
         if line.strip():
             try:
                 found.append(checked(json.loads(line), "it:"))

@@ -13,15 +13,20 @@ from typing import Annotated, TypedDict
 import numpy as np
 
 from microdit.evaluation.geneval.networks import Judge, Picture
-from microdit.evaluation.geneval.prompts import TAGS, Sample
+from microdit.evaluation.geneval.prompts import CLASSES, COLOURS, MOST_A_CLASS, TAGS, Sample
 from microdit.evaluation.geneval.rules import considered, judge
 from microdit.evaluation.journal import as_lines, kept_lines
 from microdit.evaluation.subject import Report
-from microdit.files import alone_in, appending, write_whole
-from microdit.kinds import Limits, check_kind
+from microdit.files import alone_in, appending, damaged, sealed, write_whole
+from microdit.kinds import Limits, OneOf, check_kind
 
 JUDGED, RESULTS = "judged.jsonl", "results.jsonl"
 CURE = "remove it and evaluate again, which judges the pictures anew"
+
+
+Class = Annotated[str, OneOf(CLASSES)]
+Box = Annotated[list[Annotated[float, Limits(-1e6, 1e6)]], Limits(5, 5)]
+Boxes = dict[Class, Annotated[list[Box], Limits(0, MOST_A_CLASS)]]
 
 
 class Verdict(TypedDict):
@@ -33,14 +38,11 @@ class Verdict(TypedDict):
     tag: str
     prompt: str
     correct: bool
-    reason: str
+    reason: Annotated[str, Limits(0, 10_000)]
     metadata: str
     details: str
-    colours: dict[str, list[str]]
+    colours: dict[Class, Annotated[list[Annotated[str, OneOf(COLOURS)]], Limits(0, MOST_A_CLASS)]]
     key: str
-
-
-Boxes = dict[str, list[Annotated[list[Annotated[float, Limits(-1e6, 1e6)]], Limits(5, 5)]]]
 
 
 def judged(
@@ -56,14 +58,19 @@ def judged(
     verdicts = []
     with alone_in(folder):
         kept = {verdict["key"]: verdict for verdict in kept_lines(journal, Verdict, CURE)}
+        try:
+            for verdict in kept.values():
+                boxes_of(verdict)
+        except (ValueError, RecursionError) as error:
+            raise damaged(journal, error, CURE) from error
         with appending(journal, encoding="utf-8") as file:
             for number, (filename, sample, picture) in enumerate(asked, start=1):
                 key = key_of(picture, sample, judged_by)
                 if key not in kept:
                     kept[key] = verdict_on(filename, sample, picture, judged_by, key)
-                    file.write(as_lines([kept[key]]))
+                    file.write(as_lines([sealed(kept[key])]))
                     file.flush()
-                verdicts.append(kept[key] | {"filename": filename})
+                verdicts.append(kept[key] | words_of(filename, sample))
                 progress(number, total, "pictures judged")
         write_whole(folder / RESULTS, as_lines(verdicts))
     return verdicts
@@ -73,17 +80,20 @@ def verdict_on(filename: str, sample: Sample, picture: Picture, judged_by: Judge
     found = considered(judged_by.seen_in(picture), sample["tag"])
     judgement = judge(sample, found, judged_by.colours_in(picture))
     details = {name: [[*one.box, one.score] for one in objects] for name, objects in found.items()}
-    return {
-        "filename": filename,
-        "tag": sample["tag"],
-        "prompt": sample["prompt"],
+    return {  # type: ignore[return-value]
+        **words_of(filename, sample),
         "correct": judgement.correct,
         "reason": "\n".join(judgement.reasons),
-        "metadata": json.dumps(sample),
         "details": json.dumps(details),
         "colours": judgement.colours,
         "key": key,
     }
+
+
+def words_of(filename: str, sample: Sample) -> dict[str, str]:
+    """What a verdict has of the picture's sample."""
+    told = {"tag": sample["tag"], "prompt": sample["prompt"], "metadata": json.dumps(sample)}
+    return {"filename": filename, **told}
 
 
 def key_of(picture: Picture, sample: Sample, judged_by: Judge) -> str:

@@ -6,8 +6,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
+from threading import Thread
 from typing import TextIO
 
 import numpy as np
@@ -16,13 +17,14 @@ from microdit.evaluation.journal import as_lines, kept_lines
 from microdit.evaluation.judging.judges import Judge, first_question
 from microdit.evaluation.judging.questions import Answer, Question, chosen, probabilities_of
 from microdit.evaluation.subject import Report
-from microdit.files import alone_in, appending
+from microdit.files import alone_in, appending, sealed
 from microdit.progress import say
 
 ASKED = "asked.jsonl"
 CURE = "remove it and evaluate again, which asks anew"
 CHARACTERS_A_TOKEN, PIXELS_A_TOKEN, TOKENS_WRITTEN = 4, 28 * 28, 5  # about, as Qwen's models count
 MOST_TEXT = 2000  # characters of a reply
+AFTER_CTRL_C_S = 5.0  # that answers under way are waited for; a server may take half an hour
 
 
 def check_first(folder: Path, judge: Judge) -> None:
@@ -57,7 +59,7 @@ def answered(folder: Path, questions: Callable[[], Iterator[Question]], judge: J
 
 class Asking:
     """Questions under way. Answers are written to `file` and put into `kept` by the thread that asks; when the block
-    ends, also with an error, those that are under way are waited for and kept."""
+    ends, also with an error, those that are under way are waited for and kept; after Ctrl-C for a moment."""
 
     def __init__(self, judge: Judge, file: TextIO, kept: dict[str, Answer], total: int, progress: Report):
         self.judge, self.file, self.kept, self.total, self.progress = judge, file, kept, total, progress
@@ -65,13 +67,12 @@ class Asking:
         self.done = self.read = self.written = 0
 
     def __enter__(self) -> "Asking":
-        self.pool = ThreadPoolExecutor(self.judge.at_once, "judge")
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.pool.shutdown()
-        errors = [future.exception() for future in self.under_way]
-        for future, error in zip(list(self.under_way), errors, strict=True):
+        done = list(wait(self.under_way, AFTER_CTRL_C_S if raised[0] is KeyboardInterrupt else None).done)
+        errors = [future.exception() for future in done]
+        for future, error in zip(done, errors, strict=True):
             if error is None:
                 self.keep(future)
         if raised[0] is None and (failed := [error for error in errors if error is not None]):
@@ -83,7 +84,7 @@ class Asking:
             return
         while len(self.under_way) >= self.judge.at_once:
             self.settle()
-        self.under_way[self.pool.submit(answer_to, question, self.judge, key)] = key
+        self.under_way[begun(answer_to, question, self.judge, key)] = key
 
     def settle(self) -> None:
         """Waits until there is room. Raises what the judge raised."""
@@ -93,12 +94,26 @@ class Asking:
     def keep(self, future: Future[Answer]) -> None:
         answer = future.result()
         del self.under_way[future]
-        self.file.write(as_lines([answer]))
+        self.file.write(as_lines([sealed(answer)]))
         self.file.flush()
         self.kept[answer["key"]] = answer
         self.done, self.read = self.done + 1, self.read + answer["tokens_read"]
         self.written += answer["tokens_written"]
         self.progress(self.done, self.total, f"questions, {self.read + self.written:,} tokens")
+
+
+def begun(call: Callable[..., Answer], *arguments: object) -> Future[Answer]:
+    """A call in a thread of its own, which holds up no process that ends: those of a pool would be waited for."""
+    future: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(*arguments))
+        except BaseException as error:  # raised again by whoever asks for the result
+            future.set_exception(error)
+
+    Thread(target=run, name="judge", daemon=True).start()
+    return future
 
 
 def answer_to(question: Question, judge: Judge, key: str) -> Answer:

@@ -12,7 +12,7 @@ from PIL import Image
 from microdit.evaluation.journal import as_lines
 from microdit.evaluation.judging.answers import answered, check_first, unanswered
 from microdit.evaluation.judging.judges import JudgeSettings, check_judge, read_judge
-from microdit.evaluation.judging.prompts import Asked, read_dpg
+from microdit.evaluation.judging.prompts import Asked, broad, read_dpg
 from microdit.evaluation.judging.questions import YES_OR_NO, JudgeError, Question
 from microdit.evaluation.judging.sets import PictureSet, pictures_of, sheet, some
 from microdit.evaluation.metric import Metric
@@ -114,7 +114,7 @@ def by_category(of_pictures: Sequence[Asked], found: Sequence[Mapping[int, bool 
     for asked, truths in zip(of_pictures, found, strict=True):
         for each in asked.propositions:
             if (truth := truths[each.number]) is not None:
-                told.setdefault(each.category.partition("-")[0].strip() or "other", []).append(truth)
+                told.setdefault(broad(each.category), []).append(truth)
     return {category: 100 * float(np.mean(of_it)) for category, of_it in sorted(told.items())}
 
 

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
@@ -23,7 +22,7 @@ from microdit.evaluation.judging.prompts import Prompt, mean, of_categories, rea
 from microdit.evaluation.judging.questions import Picture
 from microdit.evaluation.judging.sets import name_of, pictures_of, sheet, some
 from microdit.evaluation.metric import Metric
-from microdit.evaluation.networks import need_transformers, network_folder, network_in
+from microdit.evaluation.networks import need_transformers, network_folder, network_in, reading
 from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.kinds import Copied, SettingsError, Weights
 from microdit.pipeline import LatentDiffusion
@@ -60,13 +59,8 @@ class HpsV2(Scorer):
             raise SettingsError(f"scorer.architecture={architecture} is none of open_clip's; HPSv2 has ViT-H-14")
         file = weights_folder(weights, [HPS_FILES], "scorer.weights") / HPS_FILES[0]
         self.clip: Any = open_clip.create_model(architecture, pretrained=None)
-        try:
+        with reading(file, f"scorer.weights={weights}", f"the weights of {architecture}"):
             self.clip.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
-        except (RuntimeError, UnpicklingError, KeyError, TypeError, EOFError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise SettingsError(
-                f"scorer.weights={weights}: {file} does not hold the weights of {architecture} ({reason})"
-            ) from error
         self.clip.eval().requires_grad_(False)
         self.preprocess = image_transform_v2(PreprocessCfg(**self.clip.visual.preprocess_cfg), is_train=False)
         self.tokenizer = open_clip.get_tokenizer(architecture)
@@ -94,10 +88,8 @@ class PickScore(Scorer):
         self.clip: Any = network_in(folder, "CLIPModel", weights, "scorer.weights").float()
         from transformers import CLIPProcessor
 
-        try:
+        with reading(beside, f"scorer.processor={processor}", "a CLIPProcessor that transformers reads"):
             self.processor: Any = CLIPProcessor.from_pretrained(beside, local_files_only=True)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise SettingsError(f"scorer.processor={processor}: transformers cannot read {beside} ({error})") from error
 
     @torch.no_grad()
     def forward(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> Float[Tensor, " n"]:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from microdit.evaluation.judging.questions import Question, Reply
-from microdit.evaluation.networks import need_transformers, network_folder, network_in
+from microdit.evaluation.networks import need_transformers, network_folder, network_in, reading
 from microdit.evaluation.pictures import fingerprint
 from microdit.kinds import SettingsError
 
@@ -44,10 +44,9 @@ class LocalModel:
         )
         from transformers import AutoProcessor
 
-        try:
+        self.folder, self.option = folder, f"{option}={weights}"
+        with reading(folder, self.option, "a processor that transformers reads"):
             self.processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-            raise SettingsError(f"{option}={weights}: transformers cannot read the processor ({error})") from error
         if getattr(self.processor, "chat_template", None) is None:
             raise SettingsError(
                 f"{option}={weights}: that model has no template of a chat, so it is not known how to ask it; choose "
@@ -60,9 +59,10 @@ class LocalModel:
     def __call__(self, question: Question) -> Reply:
         pictures = [{"type": "image", "image": Image.fromarray(picture)} for picture in question.pictures]
         chat = [{"role": "user", "content": [*pictures, {"type": "text", "text": question.words}]}]
-        given = self.processor.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(self.network.device, dtype=self.network.dtype)
+        with reading(self.folder, self.option, "a processor that takes pictures and a chat"):
+            given = self.processor.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            ).to(self.network.device, dtype=self.network.dtype)
         drawn = {"do_sample": True, "temperature": question.temperature, "top_k": 0, "top_p": 1.0}
         with torch.random.fork_rng([self.network.device] if self.network.device.type == "cuda" else []):
             torch.manual_seed(question.vote)

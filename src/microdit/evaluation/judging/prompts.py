@@ -1,8 +1,10 @@
 """Prompts by category (PartiPrompts, or a text file), and DPG-Bench's prompts with their questions."""
 
 import csv
+import io
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,10 @@ from microdit.kinds import SettingsError
 
 LARGEST_FILE = 1 << 26  # bytes; the official files have a few of 2^20
 LONGEST_PROMPT = 10_000
+LONGEST_CATEGORY, MOST_CATEGORIES = 100, 1000  # whose numbers fit into a run's record
+NAMED_OTHERWISE = re.compile(  # numbers beside those of categories
+    "all|overall|pictures|prompts|refused|unreadable|unanswered|first|(wins|ties|losses)(_low|_high)?"
+)
 PARTI = "PartiPrompts.tsv of https://github.com/google-research/parti"
 DPG = "dpg_bench/dpg_bench.csv and the folder dpg_bench/prompts of https://github.com/TencentQQGYLab/ELLA"
 QUESTION_COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
@@ -57,9 +63,10 @@ def read_prompts(path: Path, option: str, per_category: int | None = None) -> li
         rows = list(rows_of(path, text, ("Prompt", "Category"), "\t"))
         found = [Prompt(row["Prompt"], row["Category"]) for _, row in rows]
     else:
-        found = [Prompt(line.strip(), "") for line in text.splitlines() if line.strip()]
+        found = [Prompt(line.strip(), "") for line in text.split("\n") if line.strip()]
     if not found or any(not 0 < len(prompt.text) <= LONGEST_PROMPT for prompt in found):
         raise DamagedFileError(f"{path} holds no prompts, or an empty or too long one; {option} is such as {PARTI}")
+    check_categories(path, (prompt.category for prompt in found))
     before: Counter[str] = Counter()
     taken = []
     for prompt in found:
@@ -67,6 +74,18 @@ def read_prompts(path: Path, option: str, per_category: int | None = None) -> li
         if per_category is None or before[prompt.category] <= per_category:
             taken.append(prompt)
     return taken
+
+
+def check_categories(path: Path, categories: Iterable[str]) -> None:
+    """Raises DamagedFileError where there are more categories than a record takes numbers of, or one is no name, or
+    that of another number, or begins as a formula of a spreadsheet."""
+    names = sorted(set(categories))
+    for name in names:
+        strange = not name.isprintable() or name.startswith(tuple("=+-@")) or NAMED_OTHERWISE.fullmatch(name)
+        if strange or len(name) > LONGEST_CATEGORY:
+            raise DamagedFileError(f"{path}: no category is called {name[:LONGEST_CATEGORY]!r}; give it another name")
+    if len(names) > MOST_CATEGORIES:
+        raise DamagedFileError(f"{path}: {len(names):,} categories, and at most {MOST_CATEGORIES:,} are told apart")
 
 
 def of_categories(name: str, prompts: Sequence[Prompt], values: Sequence[float | None]) -> dict[str, float]:
@@ -92,6 +111,8 @@ def read_dpg(folder: Path, questions: Path, option: str) -> list[Asked]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{option}.prompts_folder={folder}: no such folder. {advice(DPG)}")
     texts = {path.stem: text_of(path, option, DPG).strip() for path in sorted(folder.glob("*.txt"))}
+    if unfit := [name for name, text in texts.items() if not 0 < len(text) <= LONGEST_PROMPT]:
+        raise DamagedFileError(f"{folder / unfit[0]}.txt is empty, or too long for a prompt; {advice(DPG)}")
     by_item: dict[str, list[Proposition]] = {}
     table = text_of(questions, f"{option}.questions_file", DPG)
     for number, row in rows_of(questions, table, QUESTION_COLUMNS, ","):
@@ -101,6 +122,8 @@ def read_dpg(folder: Path, questions: Path, option: str) -> list[Asked]:
         except ValueError as error:
             raise DamagedFileError(f"{questions} is damaged (line {number}: {error}); {advice(DPG)}") from error
         category, words = row["tuple"].partition("(")[0].strip(), row["question_natural_language"]
+        if not 0 < len(words) <= LONGEST_PROMPT:
+            raise DamagedFileError(f"{questions} is damaged (line {number} asks nothing, or too much); {advice(DPG)}")
         asked = Proposition(own, tuple(each for each in parents if each), category, words)
         by_item.setdefault(row["item_id"], []).append(asked)
     if lonely := sorted(set(texts) - set(by_item)):
@@ -108,9 +131,15 @@ def read_dpg(folder: Path, questions: Path, option: str) -> list[Asked]:
     found = [Asked(item, texts[item], tuple(asked)) for item, asked in by_item.items() if item in texts]
     if not found:
         raise DamagedFileError(f"{folder} holds no prompts ITEM.txt; {advice(DPG)}")
+    check_categories(questions, (broad(one.category) for each in found for one in each.propositions))
     for each in found:
         check_order(each, questions)
     return found
+
+
+def broad(category: str) -> str:
+    """Such as "attribute" of "attribute - color"."""
+    return category.partition("-")[0].strip() or "other"
 
 
 def check_order(asked: Asked, questions: Path) -> None:
@@ -129,7 +158,7 @@ def rows_of(path: Path, text: str, columns: Sequence[str], delimiter: str) -> It
     """The rows of a table with their line's number. DamagedFileError where a column is missing or a row is short."""
     # In a table by tabs a quotation mark is one: PartiPrompts has them in the middle and at the beginning of prompts.
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, quoting=quoting)
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, quoting=quoting)
     try:
         lacking = [column for column in columns if column not in (reader.fieldnames or ())]
         if lacking:
@@ -152,7 +181,7 @@ def unquoted(text: str) -> str:
 def text_of(path: Path, option: str, source: str) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{option}: there is no file {path}. {advice(source)}")
-    return small_text(path, advice(source), LARGEST_FILE)
+    return small_text(path, advice(source), LARGEST_FILE).removeprefix("\ufeff")  # with which Windows begins a file
 
 
 def advice(source: str) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -95,7 +96,11 @@ class ChatServer:
         self.key = os.environ.get(KEY_VARIABLE, "").strip()
         if not self.key.isascii() or not self.key.isprintable() or " " in self.key:
             raise SettingsError(f"{KEY_VARIABLE} holds no key: there are letters in it that no key has")
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        # A server may spell it in JSON as it likes.
+        letters = (rf"(?:\\u00(?i:{ord(letter):02x})|\\?{re.escape(letter)})" for letter in self.key)
+        self.key_as_spelt = re.compile("".join(letters))
+        # What is packed may be a million times as large as what was sent.
+        headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
         # No redirect is followed: a key is for the address that was typed.
         self.client = httpx.Client(headers=headers, timeout=SILENCE_S, follow_redirects=False)
 
@@ -155,7 +160,10 @@ class ChatServer:
         started, body = time.monotonic(), bytearray()
         headers = {"Content-Type": "application/json"}
         with self.client.stream("POST", self.url, content=content, headers=headers) as response:
-            for piece in response.iter_bytes(1 << 16):
+            packed = self.without_key(in_short(response.headers.get("content-encoding", "identity")))
+            if packed.lower() != "identity":
+                raise BusyError(f"an answer that is packed as {packed}, which was not asked for")
+            for piece in response.iter_raw(1 << 16):
                 body += piece
                 if len(body) > LARGEST_ANSWER:
                     raise BusyError(f"an answer of more than {LARGEST_ANSWER:,} bytes")
@@ -164,12 +172,18 @@ class ChatServer:
             return response.status_code, response.headers, bytes(body)
 
     def without_key(self, text: str) -> str:
-        return text.replace(self.key, "[key]") if self.key else text
+        return self.key_as_spelt.sub("[key]", text) if self.key else text
 
 
 def check_address(address: str, option: str) -> None:
     """Raises SettingsError for what is no address of a server."""
-    if not address.startswith(("http://", "https://")) or "@" in address or any(c.isspace() for c in address):
+    try:
+        url = httpx.URL(address)
+        host, port = url.host.encode("idna"), url.port or 1  # as it is looked up
+    except (httpx.InvalidURL, UnicodeError):
+        host, port = b"", 0
+    is_http = address.startswith(("http://", "https://")) and host and port < 1 << 16
+    if not is_http or "@" in address or any(letter.isspace() for letter in address):
         raise SettingsError(
             f"{option}={address}: that is no address of a server, such as http://localhost:8000/v1; a key is in the "
             "environment, never in an address"
@@ -204,7 +218,7 @@ def wait_told(header: str | None) -> float | None:
     except ValueError:
         try:
             when = parsedate_to_datetime(header)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None

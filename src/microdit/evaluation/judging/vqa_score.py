@@ -89,7 +89,7 @@ def likelihood(answer: Answer) -> float | None:
     """The probability of yes; None where the answer is none: refused, or without probabilities."""
     if answer["answer"] == REFUSED or answer["probabilities"] is None:
         return None
-    return answer["probabilities"]["yes"]
+    return answer["probabilities"].get("yes")
 
 
 def unread(answers: Sequence[Answer], yes: Sequence[float | None]) -> dict[str, float]:
