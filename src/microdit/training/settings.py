@@ -1,5 +1,6 @@
 """What a run of training is told, as plain dataclasses: one for each group of `conf/`."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from microdit.kinds import (
     Share,
     Steps,
     check_arguments,
+    shown,
 )
 from microdit.masking.ratio import MaskRatio
 from microdit.masking.token_path import TokenPath
@@ -236,6 +238,9 @@ TARGETS: dict[str, Any] = {
     "text_encoder": TextEncoder,
     "schedule": Schedule,
 }
+# Groups whose parts have names of their own, which become those of files.
+NAMED = ("metrics", "logger")
+NAME = re.compile(r"[\w-]{1,60}")
 STARTING = ("init_from", "init_weights", "init_optimizer")
 
 
@@ -246,6 +251,9 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
     SettingsError naming the key that is wrong and the ones there are.
     """
     check_arguments(Configuration, config, where="")
+    for group, name in ((group, name) for group in NAMED for name in config[group]):
+        if not NAME.fullmatch(name):
+            raise SettingsError(f"{group}.{shown(name)} is no name: up to 60 letters, digits, _ and - make one")
     bound = {name: bind(kind, config.get(name, {}), where=name) for name, kind in GROUPS.items()}
     if bound["data_mix"].embedded is not None:
         bind(EmbeddedShapes, bound["data_mix"].embedded, where="data_mix.embedded")
