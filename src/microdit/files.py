@@ -22,12 +22,13 @@ Described = TypeVar("Described")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ENOLCK)
 LARGEST_SETTINGS = 1 << 20  # bytes; what is written here is a thousand times smaller
+LARGEST_YAML = 1 << 18  # bytes, of which each may be a value, and takes a hundred times as long as one of JSON
 CHECKSUM = "crc32"
 SEALED = "# Written by microdit; its checksum is the last line."
 LAST_LINE = re.compile(rf"^# {CHECKSUM} ([0-9a-f]{{8}})$\n?\Z", re.MULTILINE)
 BY_HAND = "if you changed it yourself, remove"
 DEEPEST, MOST_DIGITS = 60, 1000
-MOST_CHARACTERS = 4 * LARGEST_SETTINGS  # once every alias stands for what it repeats; a value is one at least
+MOST_CHARACTERS = 16 * LARGEST_YAML  # once every alias stands for what it repeats; a value is one at least
 
 
 class NoRoomError(OSError):
@@ -255,7 +256,7 @@ def read_yaml(path: Path, cure: str) -> dict[str, Any]:
     """The mapping in a YAML file, plain values only. DamagedFileError, which ends with `cure`, for anything else, also
     for one whose aliases stand for more than could be meant; OSError as `open`."""
     try:
-        text = small_text(path, cure)
+        text = small_text(path, cure, LARGEST_YAML)
         check_seal(text)
         content = yaml.load(text, PlainLoader)
         if characters_in(content, {}) > MOST_CHARACTERS:
@@ -301,7 +302,7 @@ def check_seal(text: str) -> None:
         raise ValueError(f"its checksum is another; {BY_HAND} the first and the last line")
 
 
-def small_text(path: Path, cure: str, largest: int = LARGEST_SETTINGS) -> str:
+def small_text(path: Path, cure: str, largest: int) -> str:
     if (size := size_of_file(path)) > largest:
         raise DamagedFileError(f"{path} has {size:,} bytes, which no such file needs; {cure}")
     return path.read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, net
 from microdit.files import partial_name, room_for, size_of_file
 from microdit.runs.folder import checkpoint_step, is_checkpoint
 
+LONGEST_LIST = 1 << 23  # bytes of a file's header; a tensor takes 100, and costs as much as ten thousand numbers
 CHECKSUM = "sha256"  # in the file's metadata: of all tensors, by `checksum_of`
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OURS = {"step", "weights"}  # what `export_weights` says beside it
@@ -51,6 +52,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file. Raises CheckpointError where it is damaged: by the checksum that
     `write_weights` leaves; files of others have none."""
     size_of_file(path)
+    with path.open("rb") as file:  # first, because safetensors tells of any refusal that there is no such file
+        length = int.from_bytes(file.read(8), "little")
+    if LONGEST_LIST < length < path.stat().st_size:
+        raise CheckpointError(f"{path} is no network: its list of tensors has {length:,} bytes, and none needs so many")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -251,9 +251,10 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
     SettingsError naming the key that is wrong and the ones there are.
     """
     check_arguments(Configuration, config, where="")
-    for group, name in ((group, name) for group in NAMED for name in config[group]):
-        if not NAME.fullmatch(name):
-            raise SettingsError(f"{group}.{shown(name)} is no name: up to 60 letters, digits, _ and - make one")
+    for group in NAMED:
+        for name in config[group]:
+            if not NAME.fullmatch(name):
+                raise SettingsError(f"{group}.{shown(name)} is no name: up to 60 letters, digits, _ and - make one")
     bound = {name: bind(kind, config.get(name, {}), where=name) for name, kind in GROUPS.items()}
     if bound["data_mix"].embedded is not None:
         bind(EmbeddedShapes, bound["data_mix"].embedded, where="data_mix.embedded")
