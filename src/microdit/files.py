@@ -36,8 +36,18 @@ class NoRoomError(OSError):
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the system did not let us look, which says nothing about what is there."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in REFUSALS)
+    """Whether there is a `refusal_in` an error."""
+    return refusal_in(error) is not None
+
+
+def refusal_in(error: BaseException) -> OSError | None:
+    """The system's word that it did not let us look, which says nothing about what is there; torch has it in a text of
+    its own. None for any other error."""
+    if isinstance(error, OSError):
+        return error if error.errno in REFUSALS else None
+    said = errno.ENOMEM if isinstance(error, MemoryError) else None
+    number = next((each for each in REFUSALS if str(error).endswith(f"{os.strerror(each)} ({each})")), said)
+    return None if number is None else OSError(number, str(error) or os.strerror(number))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, network_weights
-from microdit.files import partial_name, room_for, size_of_file
+from microdit.files import partial_name, refusal_in, room_for, size_of_file
 from microdit.runs.folder import checkpoint_step, is_checkpoint
 
 LONGEST_LIST = 1 << 23  # bytes of a file's header; a tensor takes 100, and costs as much as ten thousand numbers
@@ -62,6 +62,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); download it again, or export it anew") from error
+    except (RuntimeError, MemoryError) as error:
+        raise (refusal_in(error) or error) from None
     told = metadata.get(CHECKSUM)
     lost = told is None and (metadata.keys() >= OURS or any(is_checksum(*said) for said in metadata.items()))
     if lost or (told is not None and told != checksum_of(state)):
