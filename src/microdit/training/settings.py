@@ -118,7 +118,7 @@ class ReadingSettings:
 class SampleSettings:
     """Pictures drawn during training, the same prompts and noise each time; what is None as in `sampling`."""
 
-    prompts: Annotated[list[str], Limits(0, 1000)]
+    prompts: Annotated[list[Annotated[str, Limits(0, 2000)]], Limits(0, 1000)]  # of which a sheet has room for all
     every_n_steps: Steps
     seed: int
     sampler: SamplerName | None = None
