@@ -77,8 +77,8 @@ def test_whatever_was_written_is_read(tmp_path_factory, content):
         "[" * 100_000,
         "a: &a [1]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
         + "".join(f"c{n}: &c{n} [{', '.join([f'*c{n - 1}' if n else '*b'] * 9)}]\n" for n in range(9)),
-        f"a: &a {'x' * 900_000}\nb: [{', '.join(['*a'] * 1_000)}]",
-        f"a: &a {'x' * 900_000}\nb:\n" + "  - {? *a : 1}\n" * 1_000,
+        f"a: &a {'x' * 200_000}\nb: [{', '.join(['*a'] * 1_000)}]",
+        f"a: &a {'x' * 200_000}\nb:\n" + "  - {? *a : 1}\n" * 1_000,
         "a: &a\n  b: *a\n",
         "!!python/object/apply:os.system ['true']",
         "a: !!pairs [k: '${oc.env:HOME}']",
@@ -111,6 +111,12 @@ def test_yaml_that_is_no_settings_is_refused_before_it_takes_memory(tmp_path, te
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(DamagedFileError, match=r"a\.yaml is damaged"):
         read_yaml(tmp_path / "a.yaml", "")
+
+
+def test_yaml_that_takes_a_minute_to_read_is_not_read(tmp_path):
+    (tmp_path / "a.yaml").write_text(f"a: [{'1,' * 140_000}]")
+    with pytest.raises(DamagedFileError, match="280,005 bytes, which no such file needs; mend it"):
+        read_yaml(tmp_path / "a.yaml", "mend it")
 
 
 def test_a_file_larger_than_any_settings_is_not_read(tmp_path):

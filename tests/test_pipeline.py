@@ -115,6 +115,15 @@ def test_pictures_that_no_machine_has_room_for_are_refused_before_they_are_drawn
         next(pipeline.growing(["a ring"] * 10, seed=0))
 
 
+@pytest.mark.parametrize("return_latents", [False, True])
+def test_no_picture_is_made_of_what_are_no_numbers(settings, return_latents):
+    """It would be black, and nobody would know why."""
+    broken = build_pipeline(settings)
+    torch.nn.init.constant_(broken.dit.final_layer.linear.weight, float("nan"))
+    with pytest.raises(FloatingPointError, match="no finite numbers: the network's weights or settings"):
+        broken.generate("a circle", num_inference_steps=2, return_latents=return_latents)
+
+
 def test_a_batch_of_no_pictures_is_refused(pipeline):
     with pytest.raises(ValueError, match="1 or more, got 0"):
         pipeline.generate(PROMPTS, batch_size=0, **STEPS)

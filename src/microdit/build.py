@@ -71,8 +71,8 @@ def locate(target: str, expected: type[Built]) -> Callable[..., Built]:
     module_name, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise SettingsError(f"_target_ {target} cannot be imported: {error}") from error
+    except (ImportError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise SettingsError(f"_target_ {shown(target)} cannot be imported: {error}") from error
     try:
         makes = found if inspect.isclass(found) else inspect.signature(found).return_annotation
     except (TypeError, ValueError):  # no function, or one written in C that does not say what it takes

@@ -22,12 +22,13 @@ Described = TypeVar("Described")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ENOLCK)
 LARGEST_SETTINGS = 1 << 20  # bytes; what is written here is a thousand times smaller
+LARGEST_YAML = 1 << 18  # bytes, of which each may be a value, and takes a hundred times as long as one of JSON
 CHECKSUM = "crc32"
 SEALED = "# Written by microdit; its checksum is the last line."
 LAST_LINE = re.compile(rf"^# {CHECKSUM} ([0-9a-f]{{8}})$\n?\Z", re.MULTILINE)
 BY_HAND = "if you changed it yourself, remove"
 DEEPEST, MOST_DIGITS = 60, 1000
-MOST_CHARACTERS = 4 * LARGEST_SETTINGS  # once every alias stands for what it repeats; a value is one at least
+MOST_CHARACTERS = 16 * LARGEST_YAML  # once every alias stands for what it repeats; a value is one at least
 
 
 class NoRoomError(OSError):
@@ -35,8 +36,18 @@ class NoRoomError(OSError):
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the system did not let us look, which says nothing about what is there."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in REFUSALS)
+    """Whether there is a `refusal_in` an error."""
+    return refusal_in(error) is not None
+
+
+def refusal_in(error: BaseException) -> OSError | None:
+    """The system's word that it did not let us look, which says nothing about what is there; torch has it in a text of
+    its own. None for any other error."""
+    if isinstance(error, OSError):
+        return error if error.errno in REFUSALS else None
+    said = errno.ENOMEM if isinstance(error, MemoryError) else None
+    number = next((each for each in REFUSALS if str(error).endswith(f"{os.strerror(each)} ({each})")), said)
+    return None if number is None else OSError(number, str(error) or os.strerror(number))
 
 
 @contextmanager
@@ -265,7 +276,7 @@ def read_yaml(path: Path, cure: str) -> dict[str, Any]:
     """The mapping in a YAML file, plain values only. DamagedFileError, which ends with `cure`, for anything else, also
     for one whose aliases stand for more than could be meant; OSError as `open`."""
     try:
-        text = small_text(path, cure)
+        text = small_text(path, cure, LARGEST_YAML)
         check_seal(text)
         content = yaml.load(text, PlainLoader)
         if characters_in(content, {}) > MOST_CHARACTERS:

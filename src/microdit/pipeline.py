@@ -153,7 +153,7 @@ class LatentDiffusion(nn.Module):
         Raises ValueError when there are both or neither of `prompt` and `tokenized_prompts`, for settings that
         SamplingSettings refuses, guidance that this network cannot have, a precision it does not know, or a size that
         the autoencoder and patches do not divide; FileNotFoundError, before anything is drawn, where the encoders'
-        weights cannot be had.
+        weights cannot be had; FloatingPointError where the latents are no finite numbers.
         """
         if (prompt is None) == (tokenized_prompts is None):
             raise ValueError("generate() wants either prompt=... or tokenized_prompts=...")
@@ -196,6 +196,11 @@ class LatentDiffusion(nn.Module):
             noise = torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
             captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
             *_, (latents, _) = self.steps(noise, captions, sampling, halved, report, weaker)
+            if not latents.isfinite().all():
+                raise FloatingPointError(
+                    "what was drawn are no finite numbers: the network's weights or settings are damaged, or its "
+                    "training diverged. Draw with another checkpoint, or with a temperature and guidance near 1"
+                )
             pictures.append(latents if return_latents else self.autoencoder.decode(latents))
         if pictures:
             return torch.cat(pictures)

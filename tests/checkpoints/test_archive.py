@@ -109,6 +109,18 @@ def test_a_list_that_is_long_for_its_few_tensors_is_refused_before_it_is_looked_
         check_torch_file(saved)
 
 
+@pytest.mark.parametrize("step", [b"]", b"N0"])
+def test_a_list_that_takes_more_steps_than_any_network_is_refused_after_these(saved, step):
+    """Among members by the thousand, which cost next to nothing, it would not be long for them."""
+    rewritten(saved, {"data.pkl": b"\x80\x02](" + step * (5_000_100 // len(step)) + b"e."})
+    with zipfile.ZipFile(saved, "a") as archive:
+        folder = archive.namelist()[0].partition("/")[0]
+        for number in range(1_200):
+            archive.writestr(f"{folder}/data/{100 + number}", b"")
+    with pytest.raises(ValueError, match=r"takes over 5,000,000 steps to read"):
+        check_torch_file(saved)
+
+
 def test_plain_values_cost_no_memory_of_their_own():
     pickled = b"\x80\x02(" + b"N" * 100_000 + b"l."
     tracemalloc.start()

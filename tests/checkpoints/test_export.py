@@ -1,6 +1,10 @@
 """Weights for others."""
 
+import errno
+import os
 import random
+import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +84,27 @@ def test_a_checksum_whose_name_is_damaged_still_counts(tmp_path, metadata, damag
 def test_files_of_others_have_no_checksum_and_are_read(tmp_path, metadata):
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors", metadata)
     assert read_weights(tmp_path / "a.safetensors")["a"].tolist() == [1, 1]
+
+
+def test_a_file_that_may_not_be_read_is_not_called_absent(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    write_weights({"a": torch.ones(2)}, path, {})
+
+    def refused(*given, **named):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", refused)
+    for read in (read_weights, read_released):
+        with pytest.raises(PermissionError, match=r"a\.safetensors"):
+            read(path)
+
+
+def test_a_file_of_names_without_numbers_is_refused_before_each_becomes_a_tensor(tmp_path):
+    nothing = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = "{" + ",".join(f'"{number:x}":{nothing}' for number in range(150_000)) + "}"
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    with pytest.raises(CheckpointError, match=r"its list of tensors has 8,\d+,\d+ bytes"):
+        read_weights(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])

@@ -1,5 +1,7 @@
 """Weights come out of checkpoint files safely, the right ones, and with what does not fit listed."""
 
+import errno
+import os
 import pickle
 import random
 from pathlib import Path
@@ -15,6 +17,7 @@ from microdit.checkpoints.reading import (
     network_weights,
     read_checkpoint,
 )
+from microdit.checkpoints.released import read_released
 from microdit.files import write_yaml
 from microdit.runs.folder import checkpoint_step, checkpoints_of
 
@@ -121,6 +124,32 @@ def test_weights_are_either_ema_or_raw(tmp_path):
     path = saved(tmp_path / "a.ckpt", network__a=1.0)
     with pytest.raises(CheckpointError, match='"ema" or "raw", got "best"'):
         network_weights(path, "best")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_no_run_goes_on_from_weights_that_are_no_floating_point_numbers(tmp_path, dtype):
+    torch.save({"state_dict": {"network.a": torch.ones(2, dtype=dtype)}}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt holds no weights in network\.a"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_checkpoint_without_a_network_gives_no_weights(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt holds no weights of a network"):
+        network_weights(tmp_path / "a.ckpt", "ema")
+
+
+@pytest.mark.parametrize("refusal", [errno.EMFILE, errno.ENOMEM, errno.EACCES])
+@pytest.mark.parametrize("read", [read_checkpoint, read_released])
+def test_what_torch_was_refused_by_the_system_is_not_told_as_damage(tmp_path, monkeypatch, refusal, read):
+    def load(path, **options):
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: {os.strerror(refusal)} ({refusal})")
+
+    torch.save({"state_dict": {"network.a": torch.ones(2)}}, tmp_path / "a.ckpt")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(OSError, match=r"unable to open file <.*a\.ckpt>") as raised:
+        read(tmp_path / "a.ckpt")
+    assert raised.value.errno == refusal
 
 
 def test_weights_that_fit_are_loaded():

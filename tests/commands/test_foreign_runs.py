@@ -20,6 +20,7 @@ from microdit.build import SettingsError, locate, trust
 from microdit.checkpoints.reading import CheckpointError, read_checkpoint
 from microdit.checkpoints.released import read_released
 from microdit.commands.compose import as_text, changed_values, read_elsewhere
+from microdit.commands.messages import tell_places
 from microdit.commands.train import check_it_fits
 from microdit.data.prepare.embedded import EmbeddedShapes
 from microdit.data.sources.captioned import Source
@@ -31,14 +32,14 @@ from microdit.evaluation.frechet import Features
 from microdit.evaluation.judging.learned import Scorer
 from microdit.evaluation.metric import Metric
 from microdit.files import DamagedFileError, appending, claim
-from microdit.kinds import alternatives, kinds_of
+from microdit.kinds import Place, alternatives, kinds_of
 from microdit.pipeline import LatentDiffusion, build_pipeline
 from microdit.reports.report import report
 from microdit.runs.folder import places_named, read_config, refuse_links
 from microdit.runs.record import add_to_record
 from microdit.training.data import open_data
 from microdit.training.run import network_settings
-from microdit.training.settings import Configuration, bind
+from microdit.training.settings import Configuration, bind, training_settings
 
 NOW = OmegaConf.create({"trainer": {"max_steps": 1, "max_flops": None}, "reading": {"cache_folder": "/home/me/cache"}})
 WANDB = {"_target_": "lightning.pytorch.loggers.WandbLogger", "project": "theirs", "offline": False}
@@ -549,6 +550,30 @@ def test_processes_by_the_thousand_are_refused(run_settings):
 def test_three_question_marks_are_told_with_their_file():
     with pytest.raises(SettingsError, match=r"config\.yaml: Missing mandatory value: a"):
         resumed({"a": "???"})
+
+
+def test_a_place_is_told_on_one_line(capsys):
+    """Else a file could say there what the program did not."""
+    tell_places([("init_from", "theirs\nfinished, and nothing was read", Place())], Path("config.yaml"))
+    assert capsys.readouterr().out == "as config.yaml says: init_from=theirs finished, and nothing was read\n"
+
+
+def test_a_name_of_dots_is_no_class():
+    with pytest.raises(SettingsError, match=r"_target_ 'microdit\.\.\..*\.\.\. cannot be imported"):
+        locate("microdit" + "." * 5_000, Metric)
+
+
+def test_an_embedded_folder_of_something_else_is_told_with_the_setting():
+    encoder = OpenClipTextEncoder("embedded:shapes_kl", 16, 8)
+    with pytest.raises(FileNotFoundError, match=r"text_encoder\.weights=embedded:shapes_kl: .* no open_clip_config"):
+        encoder.load()
+
+
+def test_prompts_longer_than_a_sheet_are_refused(run_settings):
+    saved = run_settings().config
+    samples = {**saved["callbacks"]["samples"], "prompts": ["a circle", "x" * 3_000]}
+    with pytest.raises(SettingsError, match=r"callbacks\.samples\.prompts\.1 must be a text, 0 to 2,000 of them"):
+        training_settings({**saved, "callbacks": {"samples": samples}}, Path("runs"), {})
 
 
 def test_a_class_that_nobody_can_make_is_refused():

@@ -115,6 +115,17 @@ def test_what_is_larger_than_file_or_machine_is_refused_before_it_is_made(run_se
         resume_a_run({**settings.config, "choices": settings.choices}, tmp_path / "config.yaml")
 
 
+@pytest.mark.parametrize("group", ["metrics", "logger"])
+@pytest.mark.parametrize("name", ["/elsewhere/picture", "../../picture", "a/b", "..", "a.b", "", "x" * 300, "a\0b"])
+def test_no_name_of_a_metric_or_logger_leads_elsewhere(run_settings, tmp_path, group, name):
+    settings = run_settings("metrics=shapes", "logger=tensorboard")
+    one = next(iter(settings.config[group].values()))
+    saved = {**settings.config, group: {name: one}, "choices": settings.choices}
+    with pytest.raises(SettingsError, match=rf"config\.yaml: {group}\..* is no name"):
+        check_saved(saved, tmp_path / "config.yaml")
+    check_saved({**saved, group: {"fid_5k-2": one}}, tmp_path / "config.yaml")
+
+
 def test_data_is_not_kept_where_a_runs_choices_lead(run_settings, tmp_path):
     saved = {**run_settings().config, "choices": {"autoencoder": "a/../../../b", "text_encoder": "words"}}
     with pytest.raises(SettingsError, match="lead elsewhere"):

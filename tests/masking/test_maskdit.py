@@ -149,6 +149,11 @@ def test_the_decoder_of_the_papers_network_is_eight_blocks_of_512():
     assert with_decoder - without > 6 * 256 * products
 
 
+def test_a_decoder_has_no_more_blocks_than_a_network_may():
+    with torch.device("meta"), pytest.raises(ValueError, match=r"depth_ratio=10\.0 of 101 blocks are 1,010, and 1,000"):
+        MicroDiT_XL_2(depth=101, use_patch_mixer=False, token_path=MaskDiT(10.0, 0.5, 0.1))
+
+
 @pytest.mark.parametrize("ratio", ["decoder_depth_ratio", "decoder_width_ratio"])
 def test_a_decoder_of_nothing_is_refused(ratio):
     settings = {"decoder_depth_ratio": 0.5, "decoder_width_ratio": 0.5, "reconstruction_weight": 0.1, ratio: 0.0}

@@ -203,6 +203,33 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_offered(run_se
     read_checkpoint(checkpoints_of(tmp_path)[-1])
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            lambda content: content["state_dict"].pop("network.mask_token"),
+            r"ckpt does not fit .*\n  missing network\.ma",
+        ),
+        (lambda content: content["optimizer_states"][0]["state"][0].clear(), None),
+        (lambda content: content["optimizer_states"][0]["state"][0].popitem(), "of the optimizer does not fit"),
+        (lambda content: content["optimizer_states"][0].update(param_groups=[5]), r"param_groups\.0 must be settings"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_its_run_is_told_in_a_sentence(run_settings, tmp_path, changed, told):
+    quiet = Console(quiet=True)
+    train(run_settings("trainer.max_steps=1", output=tmp_path), quiet)
+    newest = checkpoints_of(tmp_path)[-1]
+    content = torch.load(newest, weights_only=True)
+    changed(content)
+    torch.save(content, newest)
+    again = run_settings("trainer.max_steps=2", output=tmp_path)
+    if told is None:
+        train(again, quiet, newest)
+    else:
+        with pytest.raises(CheckpointError, match=told):
+            train(again, quiet, newest)
+
+
 @pytest.mark.parametrize("override", ["resolution_stage.ema_decay=null", "optimizer=adamw_short"])
 def test_a_change_that_the_checkpoints_do_not_fit_is_refused_and_leaves_the_run_as_it_was(
     run_settings, tmp_path, override

@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 from microdit.build import SettingsError
+from microdit.checkpoints.reading import CheckpointError
 from microdit.model.sizes import MicroDiT_Tiny_2
 from microdit.training.optimizers import (
     KINDS,
     MuonWithAdamW,
     check_optimizer,
+    check_states,
     make_optimizer,
     orthogonalised,
     parameter_kinds,
@@ -51,6 +53,42 @@ def test_a_stack_of_matrices_is_orthogonalised_one_by_one():
     torch.manual_seed(0)
     stack = torch.randn(3, 8, 12) * torch.tensor([1e-4, 1.0, 1e4])[:, None, None]
     torch.testing.assert_close(orthogonalised(stack)[0], orthogonalised(stack[0]))
+
+
+def state_of(settings: dict, network) -> dict:
+    """What an optimizer keeps after a step."""
+    optimizer = make_optimizer(network, settings)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adafactor", "NAdam", "RMSprop", "Rprop", "Adagrad", "SGD", "ASGD"])
+def test_what_an_optimizer_keeps_is_what_a_run_goes_on_from(name):
+    settings = {"_target_": f"torch.optim.{name}", "lr": 1e-3}
+    check_states(state_of(settings, small_network()), small_network(), settings, "a")
+    check_states(state_of(MUON, small_network()), small_network(), MUON, "a")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda state: state.pop("exp_avg"), r"a: .* does not fit, exp_avg of parameter 0 \(shape "),
+        (lambda state: state.update(exp_avg=torch.zeros(1)), "does not fit, exp_avg of"),
+        (lambda state: state.update(exp_avg=state["exp_avg"].bool()), "does not fit, exp_avg of"),
+        (lambda state: state.update(exp_avg_sq="x"), "does not fit, exp_avg_sq of"),
+        (lambda state: state.update(step=torch.ones(3)), "does not fit, step of"),
+    ],
+)
+def test_what_no_optimizer_keeps_is_told_with_its_place(changed, told):
+    saved = state_of(MUON, small_network())
+    check_states({**saved, "state": {}}, small_network(), MUON, "a")
+    changed(saved["state"][0])
+    with pytest.raises(CheckpointError, match=told):
+        check_states(saved, small_network(), MUON, "a")
+    with pytest.raises(CheckpointError, match=r"an optimizer of \[1\] parameters, and this run's has"):
+        check_states({"state": {}, "param_groups": [{"params": [0]}]}, small_network(), MUON, "a")
 
 
 def test_a_gradient_of_zeros_moves_nothing():

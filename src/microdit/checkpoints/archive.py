@@ -22,6 +22,7 @@ HEADER = struct.Struct("<4sHHHHHLLLHH")
 IN_64_BITS = 0xFFFFFFFF
 LONGEST_DIRECTORY = 1 << 28  # bytes; hundreds of thousands of tensors
 LONGEST_LIST, LIST_PER_MEMBER = 1 << 20, 1 << 12  # bytes; a tensor takes 200, and so does the name of a parameter
+MOST_STEPS = 5_000_000  # of reading it: a tensor takes about 30; each may be an object in memory
 MEMBER = re.compile(
     r"data\.pkl|data/\d{1,9}|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id"
 )
@@ -160,9 +161,13 @@ def check_pickle(pickled: bytes) -> None:
 
 
 def operations(pickled: bytes) -> Iterator[tuple[str, Any]]:
-    """What a pickle does, step by step, without doing it. ValueError where it is damaged."""
+    """What a pickle does, step by step, without doing it. ValueError where it is damaged or does too much."""
     try:
-        for operation, argument, _ in pickletools.genops(pickled):
+        for step, (operation, argument, _) in enumerate(pickletools.genops(pickled)):
+            if step > MOST_STEPS:
+                raise ValueError(
+                    f"its list of tensors takes over {MOST_STEPS:,} steps to read, and no network needs them"
+                )
             yield operation.name, argument
     except (LookupError, struct.error, UnicodeDecodeError, OverflowError) as error:
         raise ValueError(f"its list of tensors is damaged ({error})") from error

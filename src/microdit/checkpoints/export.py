@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, network_weights
-from microdit.files import partial_name, room_for, size_of_file
+from microdit.files import partial_name, refusal_in, room_for, size_of_file
 from microdit.runs.folder import checkpoint_step, is_checkpoint
 
+LONGEST_LIST = 1 << 23  # bytes of a file's header; a tensor takes 100, and costs as much as ten thousand numbers
 CHECKSUM = "sha256"  # in the file's metadata: of all tensors, by `checksum_of`
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OURS = {"step", "weights"}  # what `export_weights` says beside it
@@ -51,12 +52,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file. Raises CheckpointError where it is damaged: by the checksum that
     `write_weights` leaves; files of others have none."""
     size_of_file(path)
+    with path.open("rb") as file:  # first, because safetensors tells of any refusal that there is no such file
+        length = int.from_bytes(file.read(8), "little")
+    if LONGEST_LIST < length < path.stat().st_size:
+        raise CheckpointError(f"{path} is no network: its list of tensors has {length:,} bytes, and none needs so many")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); download it again, or export it anew") from error
+    except (RuntimeError, MemoryError) as error:
+        raise (refusal_in(error) or error) from None
     told = metadata.get(CHECKSUM)
     lost = told is None and (metadata.keys() >= OURS or any(is_checksum(*said) for said in metadata.items()))
     if lost or (told is not None and told != checksum_of(state)):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from microdit.checkpoints.archive import check_torch_file
 from microdit.checkpoints.sharded import METADATA_FILE, as_lightning_states, damaged_files, read_tensors
-from microdit.files import DamagedFileError, characters_in, is_refusal, read_json, size_of_file
+from microdit.files import DamagedFileError, characters_in, read_json, refusal_in, size_of_file
 from microdit.kinds import Limits, check_kind, shown
 from microdit.runs.differences import as_setting, differences, flat
 from microdit.runs.folder import (
@@ -42,7 +42,8 @@ KEPT = ("model", "variation", "moe", "masking", *SAMPLES_OF_A_STEP)
 Progress = TypedDict("Progress", {"total": dict[str, int], "current": dict[str, int], "**": Any})
 FitLoop = TypedDict("FitLoop", {"epoch_loop.batch_progress": Progress, "**": Any})
 Loops = TypedDict("Loops", {"fit_loop": FitLoop, "**": Any})
-Optimizer = TypedDict("Optimizer", {"state": dict[int, dict[str, Any]], "param_groups": list[Any], "**": Any})
+Group = TypedDict("Group", {"params": list[int], "**": Any})
+Optimizer = TypedDict("Optimizer", {"state": dict[int, dict[str, Any]], "param_groups": list[Group], "**": Any})
 Rates = TypedDict("Rates", {"last_epoch": int, "lr_lambdas": list[NoneType], "**": Any})
 Told = TypedDict(
     "Told",
@@ -52,7 +53,7 @@ Told = TypedDict(
 Callbacks = TypedDict("Callbacks", {"Telemetry": Told, "**": dict[str, Any]}, total=False)
 PLAIN: dict[str, Any] = {
     **{"global_step": int, "loops": Loops, "callbacks": Callbacks, "metadata": dict[str, Any], LIGHTNING: str},
-    **{"optimizer_states": Annotated[list[Optimizer], Limits(1, 1)], "optimizer_groups": list[dict[str, Any]]},
+    **{"optimizer_states": Annotated[list[Optimizer], Limits(1, 1)], "optimizer_groups": list[Group]},
     **{"lr_schedulers": Annotated[list[Rates], Limits(1, 1)], "parameter_names": list[str]},
 }
 TO_GO_ON = ["state_dict", *(name for name in PLAIN if name not in ("metadata", "optimizer_groups"))]
@@ -79,6 +80,7 @@ def read_checkpoint(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
         rest = read_rest(path, needed)
         groups = rest.pop("optimizer_groups")
         module, optimizer = as_lightning_states(read_tensors(path), rest["parameter_names"], groups)
+        check_numbers(module, str(path))
         return {**rest, "state_dict": module, "optimizer_states": [optimizer]}
 
 
@@ -152,8 +154,8 @@ def told_as_unreadable(path: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # torch and zipfile raise RuntimeError, UnpicklingError, EOFError, ... for any damage
-        if is_refusal(error):
-            raise
+        if refusal := refusal_in(error):
+            raise refusal from None
         raise unreadable(path, error) from error
 
 
@@ -179,6 +181,7 @@ def plain_content(content: Any, path: Path, needed: Collection[str]) -> dict[str
         # Tensors may share what lies in the file, as an average that has not begun does, but not all of them one thing.
         if sum(value.nbytes for value in content["state_dict"].values()) > MOST_TIMES * path.stat().st_size:
             raise ValueError("its tensors are larger than the file")
+        check_numbers(content["state_dict"], str(path))
     return content
 
 
@@ -252,7 +255,11 @@ def network_weights(path: Path, weights: str) -> dict[str, Tensor]:
         state = content["state_dict"]
     prefixes = {key.partition(".")[0] for key in state}
     prefix = "ema." if weights == "ema" and "ema" in prefixes else "network."
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not found:
+        raise CheckpointError(f"{path} holds no weights of a network: none of its names begins with {prefix}")
+    check_numbers(found, str(path))
+    return found
 
 
 def check_numbers(state: Mapping[str, Tensor], source: str) -> None:
@@ -272,6 +279,14 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source: str, into
     """
     check_numbers(state, source)
     own = network.state_dict()
+    check_fits(own, state, source)
+    if into_nothing:  # copies, because a file that is mapped into memory may change
+        state = {name: value.to(own[name].dtype, copy=True) for name, value in state.items()}
+    network.load_state_dict(state, strict=True, assign=into_nothing)
+
+
+def check_fits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError listing every name or shape in which a state dict is not like a network's own."""
     problems = [f"missing {key}" for key in sorted(own.keys() - state.keys())]
     problems += [f"unexpected {key}" for key in sorted(state.keys() - own.keys())]
     problems += [
@@ -282,6 +297,3 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source: str, into
     if problems:
         shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise CheckpointError(f"{source} does not fit this network:\n  {shown}")
-    if into_nothing:  # copies, because a file that is mapped into memory may change
-        state = {name: value.to(own[name].dtype, copy=True) for name, value in state.items()}
-    network.load_state_dict(state, strict=True, assign=into_nothing)

@@ -13,7 +13,7 @@ from torch import Tensor
 from microdit.checkpoints.archive import check_torch_file
 from microdit.checkpoints.export import read_weights
 from microdit.checkpoints.reading import CheckpointError, check_numbers, check_tensors, load_weights, told
-from microdit.files import is_refusal, size_of_file
+from microdit.files import refusal_in, size_of_file
 from microdit.kinds import SettingsError
 from microdit.model.sizes import RELEASED, TINY, XL, layerwise_scaled_dit
 
@@ -109,8 +109,8 @@ def read_released(path: Path) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for what it cannot read
-        if is_refusal(error):
-            raise
+        if refusal := refusal_in(error):
+            raise refusal from None
         raise CheckpointError(f"{path} cannot be read as tensors alone ({told(error)}); download it again") from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in dict.items(content)

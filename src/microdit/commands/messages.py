@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.text import Text
 
 from microdit.kinds import Place, SettingsError
-from microdit.progress import VisibleConsole, VisibleRecord
+from microdit.progress import VisibleConsole, VisibleRecord, on_one_line
 
 # What is printed holds paths and other people's words: nothing in it is markup.
 console = VisibleConsole(soft_wrap=True, markup=False, emoji=False)
@@ -63,7 +63,7 @@ def run_told(main: Callable[[], None]) -> None:
 
 def tell_places(places: Iterable[tuple[str, str, Place]], file: Path) -> None:
     """Names what is about to be read because a run's file says so: the file may come from somebody else."""
-    if told := list(dict.fromkeys(f"{key}={text}" for key, text, _ in places)):
+    if told := list(dict.fromkeys(on_one_line(f"{key}={text}") for key, text, _ in places)):
         console.print(f"as {file} says: {', '.join(told)}", highlight=False)
 
 

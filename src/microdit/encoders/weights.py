@@ -67,7 +67,12 @@ def weights_folder(
     FileNotFoundError, within seconds, if the folder lacks a file or the hub is out of reach.
     """
     if weights.startswith(EMBEDDED):
-        return embedded_folder(weights)
+        folder = embedded_folder(weights)
+        if lacking := _lacking(folder, files):
+            raise FileNotFoundError(
+                f"{option}={weights}: what comes with this package has no {' and no '.join(lacking)}"
+            )
+        return folder
     local = weights.removeprefix("local-dir:")
     folder = Path(local).expanduser()
     if not weights.startswith("hf-hub:") and (

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from microdit.masking.patches import KeptPatches, cut_patches
-from microdit.masking.token_path import NetworkParts, TokenPath
+from microdit.masking.token_path import MOST_BLOCKS, NetworkParts, TokenPath
 
 LEARNED_TOKEN_STD = 0.02
 LARGEST_RATIO = 10
@@ -39,6 +39,9 @@ class MaskDiT(TokenPath):
     def make_layers(self, network: NetworkParts) -> None:
         width = network.head_dim * max(1, round(self.width_ratio * network.dim / network.head_dim))
         depth = max(1, round(self.depth_ratio * network.depth))
+        if depth > MOST_BLOCKS:
+            told = f"{self.depth_ratio} of {network.depth} blocks are {depth:,}, and {MOST_BLOCKS:,} are the most"
+            raise ValueError(f"masking.decoder_depth_ratio={told}")
         self.register_buffer("positions", network.position_table(network.grid, width), persistent=False)
         self.map_in, self.map_captions = (network.change_width(network.dim, width) for _ in range(2))
         self.learned_token = nn.Parameter(LEARNED_TOKEN_STD * torch.randn(1, 1, width))

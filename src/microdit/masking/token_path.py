@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from microdit.kinds import SettingsError
 from microdit.masking.patches import KeptPatches, keep_blocks
 
+MOST_BLOCKS = 1000  # of one kind in a network
+
 
 @runtime_checkable
 class Conditioning(Protocol):

@@ -12,7 +12,7 @@ from microdit.kinds import Limits, Positive, Ratio, Width
 from microdit.masking.deferred import Deferred
 from microdit.masking.naive import Naive
 from microdit.masking.patches import KeptPatches, assemble_patches
-from microdit.masking.token_path import NetworkParts, TokenPath
+from microdit.masking.token_path import MOST_BLOCKS, NetworkParts, TokenPath
 from microdit.model.blocks import CaptionBlock, DiTBlock, FinalLayer, ReadCaptions
 from microdit.model.embeddings import (
     CaptionEmbedding,
@@ -27,7 +27,6 @@ from microdit.model.feed_forward import ExpertChoice, GELUFeedForward, SwiGLU
 from microdit.model.initialisation import initialise_attention_and_mlp, initialise_block, liken_keys_to_queries
 from microdit.model.operations import product_type
 
-MOST_BLOCKS = 1000
 DENSE_FEED_FORWARDS = {"swiglu": SwiGLU, "gelu": GELUFeedForward}
 
 

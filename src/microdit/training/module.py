@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from microdit.checkpoints.reading import check_fits
 from microdit.checkpoints.starting import OptimizerStates
 from microdit.cost.flops import on_meta
 from microdit.distributed.sharding import gathered, is_sharded, local_part, optimizer_state, shard, whole_tensor
@@ -16,7 +17,7 @@ from microdit.kernels.gpu.graphs import GraphedGradients
 from microdit.model.dit import DiT
 from microdit.objectives.objective import Draws, LossTerms, Network, Objective, training_loss
 from microdit.representation.alignment import Alignment, Seen
-from microdit.training.optimizers import clip_in_step, clips_by_itself, make_optimizer
+from microdit.training.optimizers import check_states, clip_in_step, clips_by_itself, make_optimizer
 from microdit.training.settings import TrainingSettings
 
 
@@ -226,6 +227,12 @@ class DenoisingTask(L.LightningModule):
         checkpoint["parameter_names"] = [names[id(parameter)] for group in groups for parameter in group["params"]]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a sharded network every rank has taken its parts already. CheckpointError for what does not fit."""
+        source = str(self.trainer.ckpt_path)
+        if "state_dict" in checkpoint:
+            check_fits(self.state_dict(), checkpoint["state_dict"], source)
+        if "optimizer_states" in checkpoint:
+            check_states(checkpoint["optimizer_states"][0], self.learning, self.optimizer, source)
         count_micro_batches(checkpoint, self.trainer.accumulate_grad_batches)
         # Torch makes whatever else is in there a part of the schedule, methods included.
         kept = ("last_epoch", "lr_lambdas")

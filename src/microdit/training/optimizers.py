@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from microdit.build import build, locate
+from microdit.checkpoints.reading import CheckpointError
 from microdit.distributed.sharding import part_like, whole_tensor
 from microdit.kinds import SettingsError, check_kind, check_names, kinds_of
 from microdit.model.blocks import CrossAttention, SelfAttention
@@ -50,36 +51,24 @@ def make_optimizer(network: nn.Module, settings: Mapping[str, Any]) -> torch.opt
     `kinds` in them says what is different for parameters of some of KINDS, which then are groups of their own; the rest
     is the first group, in the network's order.
     """
+    return build(plain(settings), torch.optim.Optimizer, params=parameter_groups(network, settings))
+
+
+def parameter_groups(network: DiT, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The groups of an optimizer with these settings: each has its parameters, and what is different for them."""
     kinds = settings.get("kinds") or {}
     of_kind = parameter_kinds(network)
     taken = {id(parameter) for kind in kinds for parameter in of_kind[kind]}
     rest = [parameter for parameter in network.parameters() if id(parameter) not in taken]
-    groups = [{"params": rest}, *({"params": of_kind[kind], **plain(changed)} for kind, changed in kinds.items())]
-    return build(plain(settings), torch.optim.Optimizer, params=groups)
+    return [{"params": rest}, *({"params": of_kind[kind], **plain(changed)} for kind, changed in kinds.items())]
 
 
 def check_optimizer(settings: Mapping[str, Any]) -> None:
     """Raises SettingsError for an optimizer that is none or cannot train a network's weights, an argument or value that
     it does not take, or a kind that is none: it makes a step with small weights, once with the arguments of each
     kind."""
-    on_any_device = {**plain(settings), **({"capturable": False} if "capturable" in settings else {})}
-
-    def made(sides: Sequence[int] = (2, 2), **changed: Any) -> torch.optim.Optimizer:
-        weight = nn.Parameter(torch.zeros(*sides))
-        weight.grad = torch.ones_like(weight)
-        try:
-            groups = [{"params": [weight], **plain(changed)}]
-            optimizer = build(on_any_device, torch.optim.Optimizer, "optimizer", params=groups)
-            optimizer.step()
-            return optimizer
-        except SettingsError:
-            raise
-        except Exception as error:  # each of torch's optimizers complains in its own way
-            given = plain({**settings, **changed})
-            raise SettingsError(f"optimizer: {settings['_target_']} cannot train with {given}: {error}") from error
-
     check_kind(settings.get("kinds"), Mapping[str, Mapping[str, Any]] | None, "optimizer.kinds")
-    known = {*made().param_groups[0]} - {"params"}
+    known = {*after_a_step(settings).param_groups[0]} - {"params"}
     for kind, changed in (settings.get("kinds") or {}).items():
         if kind not in KINDS:
             there = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
@@ -88,7 +77,58 @@ def check_optimizer(settings: Mapping[str, Any]) -> None:
         kinds = kinds_of(locate(settings["_target_"], torch.optim.Optimizer))
         for name, value in changed.items():
             check_kind(value, kinds.get(name, (float | bool | None, False))[0], f"optimizer.kinds.{kind}.{name}")
-        made((2,) if kind == "norms_and_biases" else (2, 2), **changed)
+        after_a_step(settings, (2,) if kind == "norms_and_biases" else (2, 2), **changed)
+
+
+def after_a_step(settings: Mapping[str, Any], sides: Sequence[int] = (2, 2), **changed: Any) -> torch.optim.Optimizer:
+    """The optimizer that `settings` name, after a step with one small weight. SettingsError where it makes none."""
+    on_any_device = {**plain(settings), **({"capturable": False} if "capturable" in settings else {})}
+    weight = nn.Parameter(torch.zeros(*sides))
+    weight.grad = torch.ones_like(weight)
+    try:
+        groups = [{"params": [weight], **plain(changed)}]
+        optimizer = build(on_any_device, torch.optim.Optimizer, "optimizer", params=groups)
+        optimizer.step()
+        return optimizer
+    except SettingsError:
+        raise
+    except Exception as error:  # each of torch's optimizers complains in its own way
+        given = plain({**settings, **changed})
+        raise SettingsError(f"optimizer: {settings['_target_']} cannot train with {given}: {error}") from error
+
+
+def check_states(saved: Mapping[str, Any], network: DiT, settings: Mapping[str, Any], source: str) -> None:
+    """Raises CheckpointError where what a checkpoint keeps of an optimizer is not what one with these settings leaves
+    after a step: for so many parameters, by these names, of the shapes of theirs."""
+    groups = parameter_groups(network, settings)
+    counted, own = ([len(group["params"]) for group in each] for each in (saved["param_groups"], groups))
+    if counted != own:
+        raise CheckpointError(f"{source} keeps an optimizer of {counted} parameters, and this run's has {own}")
+    for told, group in zip(saved["param_groups"], groups, strict=True):
+        changed = {name: value for name, value in group.items() if name != "params"}
+        of_matrices = {
+            matrices: after_a_step(settings, (2, 2) if matrices else (2,), **changed).state
+            for matrices in {parameter.ndim > 1 for parameter in group["params"]}
+        }
+        for number, parameter in zip(told["params"], group["params"], strict=True):
+            ((small, expected),) = of_matrices[parameter.ndim > 1].items() or [(parameter, {})]
+            state = saved["state"].get(number)
+            for name, like in expected.items() if state else ():
+                if not is_like(state.get(name), parameter, like, small):
+                    raise CheckpointError(
+                        f"{source}: what it keeps of the optimizer does not fit, {name} of parameter {number} (shape "
+                        f"{list(parameter.shape)}); take another checkpoint, or start a new run from its weights: "
+                        f"init_from={source}"
+                    )
+
+
+def is_like(value: Any, parameter: Tensor, like: Any, small: Tensor) -> bool:
+    """Whether a value is to a parameter what `like` is to a small one: as large as it, or a single number."""
+    if not isinstance(like, Tensor) or not isinstance(value, Tensor):
+        return type(value) is type(like)
+    if value.dtype.is_floating_point != like.dtype.is_floating_point:
+        return False
+    return value.shape == parameter.shape if like.shape == small.shape else like.numel() > 1 or value.numel() == 1
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:

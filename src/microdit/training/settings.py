@@ -1,5 +1,6 @@
 """What a run of training is told, as plain dataclasses: one for each group of `conf/`."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from microdit.kinds import (
     Share,
     Steps,
     check_arguments,
+    shown,
 )
 from microdit.masking.ratio import MaskRatio
 from microdit.masking.token_path import TokenPath
@@ -119,7 +121,7 @@ class ReadingSettings:
 class SampleSettings:
     """Pictures drawn during training, the same prompts and noise each time; what is None as in `sampling`."""
 
-    prompts: Annotated[list[str], Limits(0, 1000)]
+    prompts: Annotated[list[Annotated[str, Limits(0, 2000)]], Limits(0, 1000)]  # of which a sheet has room for all
     every_n_steps: Steps
     seed: int
     sampler: SamplerName | None = None
@@ -241,6 +243,9 @@ TARGETS: dict[str, Any] = {
     "text_encoder": TextEncoder,
     "schedule": Schedule,
 }
+# Groups whose parts have names of their own, which become those of files.
+NAMED = ("metrics", "logger")
+NAME = re.compile(r"[\w-]{1,60}")
 STARTING = ("init_from", "init_weights", "init_optimizer")
 
 
@@ -251,6 +256,10 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
     SettingsError naming the key that is wrong and the ones there are.
     """
     check_arguments(Configuration, config, where="")
+    for group in NAMED:
+        for name in config[group]:
+            if not NAME.fullmatch(name):
+                raise SettingsError(f"{group}.{shown(name)} is no name: up to 60 letters, digits, _ and - make one")
     bound = {name: bind(kind, config.get(name, {}), where=name) for name, kind in GROUPS.items()}
     if bound["data_mix"].embedded is not None:
         bind(EmbeddedShapes, bound["data_mix"].embedded, where="data_mix.embedded")
