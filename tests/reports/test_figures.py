@@ -26,12 +26,23 @@ def test_quality_is_drawn_against_cost_with_its_spread(read):
     _, rows, layout = read
     (axis,) = quality_against_cost(rows, layout).axes
     drawn = {container.get_label(): container for container in axis.containers}
-    assert drawn.keys() == {"none", "naive", "deferred"}
-    line, _, (bars,) = drawn["none"].lines
+    assert drawn.keys() == {"none, none", "naive, p75", "deferred, p75"}
+    line, _, (bars,) = drawn["none, none"].lines
     assert line.get_xydata().tolist() == [[pytest.approx(2e-6), pytest.approx(0.415)]]
     low, high = bars.get_segments()[0][:, 1]
     assert high - low == pytest.approx(2 * 0.00707107, rel=1e-4)
-    assert {text.get_text() for text in axis.texts} == {"none", "p75"}
+    assert not axis.texts
+
+
+def test_rows_of_one_method_are_one_line_whose_points_are_named(make_run, tmp_path):
+    for ratio in ("p50", "p75"):
+        make_run("naive", ratio)
+    make_run("deferred", "p75")
+    results = collect(find_runs([tmp_path]))
+    layout = read_layout(tmp_path, results)
+    (axis,) = quality_against_cost(summarise(results, layout), layout).axes
+    assert {container.get_label() for container in axis.containers} == {"naive", "deferred, p75"}
+    assert {text.get_text() for text in axis.texts} == {"p50", "p75"}
 
 
 def test_a_figure_is_the_same_whatever_matplotlib_was_told(read):
@@ -53,18 +64,18 @@ def test_a_figure_shows_as_many_rows_as_it_has_room_for_and_says_so(read, monkey
     points, rows, layout = read
     monkeypatch.setattr(figures, "MOST_DRAWN", 2)
     for figure, shown in ((quality_against_cost(rows, layout), 2), (loss_curves(points, rows, layout), 1)):
-        assert f"the first {shown} of 3 rows" in figure.get_suptitle()
-        assert "deferred, p50: 0 (1 unfinished)" in figure.get_suptitle()
+        assert f"the first {shown} of 3 rows" in figure.get_supxlabel()
+        assert "deferred, p50: 0 (1 unfinished)" in figure.get_supxlabel()
         for axis in figure.axes:
             named = [name for name in axis.get_legend_handles_labels()[1] if not name.startswith("_")]
             assert len(named) == shown
 
 
-def test_what_a_figure_does_not_show_is_in_its_title(read):
+def test_what_a_figure_does_not_show_is_at_its_foot(read):
     points, rows, layout = read
     for figure in (quality_against_cost(rows, layout), loss_curves(points, rows, layout)):
-        assert "deferred, p50: 0 (1 unfinished)" in figure.get_suptitle()
-    assert "deferred, p75: 1 (1 failed)" in quality_against_cost(rows, layout).get_suptitle()
+        assert "deferred, p50: 0 (1 unfinished)" in figure.get_supxlabel()
+    assert "deferred, p75: 1 (1 failed)" in quality_against_cost(rows, layout).get_supxlabel()
 
 
 def test_curves_are_means_over_the_steps_all_seeds_have_against_steps_and_flops(read):

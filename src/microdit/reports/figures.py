@@ -17,7 +17,7 @@ from microdit.reports.results import Rows, number
 from microdit.reports.tables import Row
 
 PANEL_INCHES = (5.2, 3.9)
-LINE_CHARACTERS = 55  # of the title, over one panel
+LINE_CHARACTERS = 85  # of the notes, below one panel
 MARKERS = "osD^vP*X"
 Drawn = TypeVar("Drawn")
 MOST_DRAWN = 500  # rows, counted in each panel: beyond that nobody tells them apart, and each takes milliseconds
@@ -38,30 +38,33 @@ def save_figure(figure: Figure, file: BinaryIO) -> None:
 @mpl.rc_context(AS_IT_IS)
 def quality_against_cost(rows: Sequence[Row], layout: Layout) -> Figure | None:
     """A panel for each number of `layout.figure` against training FLOPs: mean over seeds, bars of one standard
-    deviation. Rows with the same first key are joined to a line, its points named by their other keys. None where no
-    row has such numbers."""
+    deviation. Rows with the same first key are joined to a line, its points named by their other keys; a row that is
+    alone with its first key is named beside the panels in full. None where no row has such numbers."""
     panels = [column for column in layout.figure if any(point(row, column, layout.cost) for row in rows)]
     if not panels:
         return None
     shown, told = with_room([row for row in rows if any(point(row, one, layout.cost) for one in panels)], len(panels))
     figure, axes = panelled(len(panels))
-    lines = list(dict.fromkeys(row.labels[0] for row in shown))
+    lines: dict[str, list[Row]] = {}
+    for row in shown:
+        lines.setdefault(row.labels[0], []).append(row)
     for axis, column in zip(axes, panels, strict=True):
-        for index, line in enumerate(lines):
-            mine = [(row, point(row, column, layout.cost)) for row in shown if row.labels[0] == line]
-            drawn = sorted(((p, row) for row, p in mine if p is not None), key=lambda pair: pair[0])
+        for index, (line, mine) in enumerate(lines.items()):
+            points = [(p, row) for row in mine if (p := point(row, column, layout.cost)) is not None]
+            drawn = sorted(points, key=lambda pair: pair[0])
             if drawn:
-                draw_line(axis, drawn, line, index)
+                alone = len(mine) == 1
+                draw_line(axis, drawn, ", ".join(mine[0].labels) if alone else line, index, names_points=not alone)
         axis.set_xlabel(layout.cost.title)
         axis.set_ylabel(column.title)
         if found := [p for row in shown if (p := point(row, column, layout.cost)) is not None]:
             scale(axis, [x for x, _, _ in found], [end for _, y, spread in found for end in (y - spread, y)])
-    finish(figure, axes, f"{layout.title}{told}{not_drawn(rows, panels, layout)}", lines)
+    finish(figure, axes, layout.title, list(lines), f"{told}{not_drawn(rows, panels, layout)}")
     return figure
 
 
 def with_room(drawn: Sequence[Drawn], panels: int) -> tuple[Sequence[Drawn], str]:
-    """Those that so many panels have room for, and what to say in the title where that is not all of them."""
+    """Those that so many panels have room for, and what to say at its foot where that is not all of them."""
     shown = drawn[: MOST_DRAWN // panels]
     return shown, "" if len(shown) == len(drawn) else f"\nthe first {len(shown):,} of {len(drawn):,} rows"
 
@@ -72,19 +75,22 @@ def point(row: Row, column: Column, cost: Column) -> tuple[float, float, float] 
     return None if x is None or y is None else (x.mean, y.mean, y.spread or 0.0)
 
 
-def draw_line(axis: Axes, drawn: Sequence[tuple[tuple[float, float, float], Row]], label: str, index: int) -> None:
+def draw_line(
+    axis: Axes, drawn: Sequence[tuple[tuple[float, float, float], Row]], label: str, index: int, names_points: bool
+) -> None:
     x, y, spread = (np.array(values) for values in zip(*(p for p, _ in drawn), strict=True))
     axis.errorbar(
         x, y, spread, label=label, color=f"C{index % 10}", marker=MARKERS[index % len(MARKERS)],
         markersize=5, linewidth=1.3, capsize=2.5, elinewidth=1,
     )  # fmt: skip
     for (cost, quality, _), row in drawn:
-        if name := ", ".join(row.labels[1:]):
+        name = ", ".join(row.labels[1:])
+        if name and names_points:
             axis.annotate(name, (cost, quality), (4, 4), textcoords="offset points", fontsize=7, color="0.3")
 
 
 def not_drawn(rows: Sequence[Row], panels: Sequence[Column], layout: Layout) -> str:
-    """What the figure does not show, for its title: no run of a row may go missing unsaid."""
+    """What the figure does not show, for its foot: no run of a row may go missing unsaid."""
     absent = [row for row in rows if not any(point(row, column, layout.cost) for column in panels)]
     partly = [row for row in rows if row not in absent and not row.ended.isdigit()]
     return listed("not drawn: ", absent, len(panels)) + listed("", partly, len(panels))
@@ -147,7 +153,7 @@ def loss_curves(curves: Rows, rows: Sequence[Row], layout: Layout) -> Figure | N
         axis.set_ylabel(name)
         scale(axis, [at for _, x, _ in drawn for at in x], [loss for _, _, curve in drawn for loss in curve.mean])
     told += listed("no curve: ", [row for row, curve in found if curve is None], len(panels))
-    finish(figure, axes, f"{layout.title}{told}", [label for label, _ in lines])
+    finish(figure, axes, layout.title, [label for label, _ in lines], told)
     return figure
 
 
@@ -189,11 +195,14 @@ def scale(axis: Axes, x: Sequence[float], y: Sequence[float]) -> None:
             one.set_minor_formatter(NullFormatter())
 
 
-def finish(figure: Figure, axes: Sequence[Axes], title: str, lines: Sequence[str]) -> None:
-    """Title, light grid, and the lines' names beside the panels where there are several."""
+def finish(figure: Figure, axes: Sequence[Axes], title: str, lines: Sequence[str], notes: str) -> None:
+    """Title, light grid, the lines' names beside the panels where there are several, and small at the foot the notes,
+    lines of text."""
     for axis in axes:
         axis.grid(True, which="both", linewidth=0.4, alpha=0.4)
     figure.suptitle(title, fontsize=10)
+    if notes:
+        figure.supxlabel(notes.strip(), fontsize=6.5, color="0.4")
     if len(lines) > 1:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)

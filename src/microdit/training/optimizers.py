@@ -54,7 +54,7 @@ def make_optimizer(network: nn.Module, settings: Mapping[str, Any]) -> torch.opt
     return build(plain(settings), torch.optim.Optimizer, params=parameter_groups(network, settings))
 
 
-def parameter_groups(network: DiT, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def parameter_groups(network: nn.Module, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The groups of an optimizer with these settings: each has its parameters, and what is different for them."""
     kinds = settings.get("kinds") or {}
     of_kind = parameter_kinds(network)
@@ -97,7 +97,7 @@ def after_a_step(settings: Mapping[str, Any], sides: Sequence[int] = (2, 2), **c
         raise SettingsError(f"optimizer: {settings['_target_']} cannot train with {given}: {error}") from error
 
 
-def check_states(saved: Mapping[str, Any], network: DiT, settings: Mapping[str, Any], source: str) -> None:
+def check_states(saved: Mapping[str, Any], network: nn.Module, settings: Mapping[str, Any], source: str) -> None:
     """Raises CheckpointError where what a checkpoint keeps of an optimizer is not what one with these settings leaves
     after a step: for so many parameters, by these names, of the shapes of theirs."""
     groups = parameter_groups(network, settings)
