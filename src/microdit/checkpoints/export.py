@@ -19,7 +19,7 @@ from microdit.kinds import shown
 from microdit.runs.folder import PIPELINE_FILE, checkpoint_step, is_checkpoint
 from microdit.runs.older import todays_pipeline
 
-CHECKSUM = "sha256"  # in the file's metadata: of all tensors, by `checksum_of`
+CHECKSUM = "sha256"  # in the file's metadata: of all that counts, by `checksum_of`
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OURS = {"step", "weights"}  # what `export_weights` says beside it
 OBJECTIVE = "objective"  # and this, as JSON: what the network learned, where the run says
