@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from microdit.build import build
-from microdit.checkpoints.export import read_weights, write_weights
+from microdit.checkpoints.export import learned_objective, read_weights, write_weights
 from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, load_weights, network_weights
 from microdit.checkpoints.released import (
     SIZES,
@@ -365,13 +365,17 @@ class LatentDiffusion(nn.Module):
 
         The file says which of `sizes` its network has, its resolution, and its latent channels, with which the
         autoencoder comes: SDXL's for 4, ostris' for 16. The encoders' weights come from the Hugging Face hub on first
-        use, or from the local folders given here.
+        use, or from the local folders given here. What the network learned is EDM's, the paper's, unless the file says
+        otherwise, as export.py's do.
         Raises CheckpointError, listing the keys, for a file that is no such network.
         """
-        state = read_released(Path(path).expanduser())
+        path = Path(path).expanduser()
+        state = read_released(path)
         model = {**recognise(state, str(path), sizes), "pos_interp_scale": position_scale(state["pos_embed"])}
         settings = pipeline_settings(model, autoencoder_weights, text_encoder_weights)
-        pipeline = build_pipeline(settings, device="meta")
+        with told_with(path):
+            settings["objective"] = learned_objective(path) or settings["objective"]
+            pipeline = build_pipeline(settings, device="meta")
         pipeline.dit.load_state_dict(state, strict=True, assign=True)
         return pipeline
 
@@ -464,11 +468,14 @@ def pipeline_settings_of(run: Path) -> dict[str, Any]:
     return settings
 
 
-def objective_of(run: Path) -> str:
-    """The class of the objective that a run's or saved folder's network learned; EDM, the paper's, where no
-    pipeline.json says."""
-    settings = pipeline_settings_of(run) if (run / PIPELINE_FILE).is_file() else {}
-    return str(settings.get("objective", {}).get("_target_", f"{EDM.__module__}.{EDM.__qualname__}"))
+def objective_of(place: Path) -> str:
+    """The class of the objective that the network of a run, a checkpoint in it, a saved folder or a file of weights
+    learned; EDM, the paper's, where neither the file nor a pipeline.json says."""
+    told = learned_objective(place) if place.is_file() else None
+    run = run_of(place)
+    if told is None and (run / PIPELINE_FILE).is_file():
+        told = pipeline_settings_of(run).get("objective")
+    return str((told or {}).get("_target_", f"{EDM.__module__}.{EDM.__qualname__}"))
 
 
 def sampling_of(run: Path) -> SamplingSettings:

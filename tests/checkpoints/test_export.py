@@ -1,6 +1,7 @@
 """Weights for others."""
 
 import errno
+import json
 import os
 import random
 import struct
@@ -11,10 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from microdit.checkpoints.export import export_weights, read_weights, write_weights
+from microdit.checkpoints.export import export_weights, learned_objective, read_weights, write_weights
 from microdit.checkpoints.reading import CheckpointError, load_weights, network_weights
 from microdit.checkpoints.released import read_released
 from microdit.kinds import SettingsError
+from microdit.pipeline import objective_of
 
 
 def checkpoint(run):
@@ -37,6 +39,40 @@ def test_the_average_or_the_raw_weights_are_written_with_released_names(tmp_path
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert export_weights(path, output=tmp_path / "new" / "a.safetensors").is_file()
+
+
+FLOW = {"_target_": "microdit.objectives.rectified_flow.RectifiedFlow", "time_shift": 2.0}
+
+
+def test_the_file_says_what_its_network_learned(tmp_path):
+    path = checkpoint(tmp_path)
+    assert learned_objective(export_weights(path)) is None  # a checkpoint whose run does not say
+    (tmp_path / "pipeline.json").write_text(json.dumps({"model": {}, "objective": FLOW}))
+    for run, weights in ((tmp_path, "ema"), (path, "raw")):
+        written = export_weights(run, weights)
+        assert learned_objective(written) == FLOW
+        assert objective_of(written) == FLOW["_target_"]
+    assert learned_objective(tmp_path / "a.pt") is None
+    (tmp_path / "pipeline.json").write_text(json.dumps({"model": {}, "sigma_data": 0.7}))  # of a run of before
+    assert learned_objective(export_weights(path)) == {"_target_": "microdit.objectives.edm.EDM", "sigma_data": 0.7}
+
+
+@pytest.mark.parametrize("damage", [(b"rectified_flow", b"rectified_flaw"), (b'objective":', b'objectivf":')])
+def test_another_objective_than_was_written_is_noticed(tmp_path, damage):
+    path = checkpoint(tmp_path)
+    (tmp_path / "pipeline.json").write_text(json.dumps({"model": {}, "objective": FLOW}))
+    written = export_weights(path)
+    assert read_weights(written).keys() == {"a", "b"}
+    written.write_bytes(written.read_bytes().replace(*damage))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_weights(written)
+
+
+@pytest.mark.parametrize("told", ["{", "[1]", "3", '"flow"'])
+def test_an_objective_that_is_none_is_refused_with_the_file_named(tmp_path, told):
+    write_weights({"a": torch.ones(2)}, tmp_path / "a.safetensors", {"objective": told})
+    with pytest.raises(CheckpointError, match=r"a\.safetensors (cannot be read|says that its network learned)"):
+        learned_objective(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("linked", ["checkpoints", "checkpoints/step_0000012.ckpt"])

@@ -30,6 +30,8 @@ from microdit.checkpoints.released import (
 from microdit.model.dit import DiT
 from microdit.model.embeddings import sincos_position_table
 from microdit.model.sizes import layerwise_scaled_dit
+from microdit.objectives.edm import EDM
+from microdit.objectives.rectified_flow import RectifiedFlow
 from microdit.pipeline import LatentDiffusion, build_pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +147,19 @@ def test_what_is_loaded_is_what_the_file_holds(released, sizes, network):
     for key, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_file_that_says_what_its_network_learned_is_opened_as_that(network, sizes, tmp_path):
+    flow = {"_target_": "microdit.objectives.rectified_flow.RectifiedFlow", "time_shift": 2.0}
+    for name, metadata in (("flow", {"objective": json.dumps(flow)}), ("unsaid", {})):
+        save_file(network.state_dict(), tmp_path / f"{name}.safetensors", metadata)
+    learned = LatentDiffusion.from_released(tmp_path / "flow.safetensors", sizes=sizes).objective
+    assert learned == RectifiedFlow(sigma_data=0.9, time_shift=2.0)
+    assert LatentDiffusion.from_released(tmp_path / "unsaid.safetensors", sizes=sizes).objective == EDM(0.9)
+    stranger = {"objective": json.dumps({"_target_": "os.system", "command": "true"})}
+    save_file(network.state_dict(), tmp_path / "stranger.safetensors", stranger)
+    with pytest.raises(SettingsError, match=r"stranger\.safetensors: .*os\.system is not of microdit"):
+        LatentDiffusion.from_released(tmp_path / "stranger.safetensors", sizes=sizes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

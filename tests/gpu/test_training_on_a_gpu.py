@@ -49,7 +49,7 @@ def test_float32_losses_are_those_of_a_cpu(run_settings, logged, tmp_path):
         ["mask_ratio=falling"],
         ["resolution_stage.ema_decay=null"],
         ["masking=sprint", "masking.path_drop=0.5", "model.depth=3"],
-        ["representation=repa", "representation.hidden=24", "representation.until=0.5"],
+        ["representation=repa", "representation.hidden_ratio=0.75", "representation.until=0.5"],
         ["representation=irepa", "masking=tread", "model.depth=3"],
     ],
 )

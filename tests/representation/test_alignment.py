@@ -28,12 +28,12 @@ from microdit.representation.repa import Repa
 
 SHAPES = {"_target_": "microdit.representation.features.ShapesPatchFeatures"}
 REPA = {"_target_": "microdit.representation.repa.Repa", "features": SHAPES, "weight": 0.5, "block_share": 0.25}
-REPA |= {"until": 1.0, "hidden": 24}
+REPA |= {"until": 1.0, "hidden_ratio": 0.75}
 
 
 def repa(weight=0.5, block_share=0.5, until=1.0, dim=32) -> Repa:
     torch.manual_seed(3)
-    alignment = Repa(BrightPlaces(), weight, block_share, until, hidden=8)
+    alignment = Repa(BrightPlaces(), weight, block_share, until, hidden_ratio=0.25)
     alignment.make_layers(dim)
     return alignment
 
@@ -63,7 +63,7 @@ class Unprojected(Repa):
 
 
 def test_repas_loss_is_minus_the_mean_cosine_of_each_sample():
-    alignment = Unprojected(BrightPlaces(), 0.5, 0.5, 1.0, hidden=8)
+    alignment = Unprojected(BrightPlaces(), 0.5, 0.5, 1.0, hidden_ratio=0.25)
     # Cosines by hand: equal, at a right angle, opposite, at 45 degrees.
     features = torch.tensor([[1.0, 0], [0, 2], [3, 0], [1, 1]]).T.reshape(1, 2, 2, 2)
     tokens = torch.tensor([[[5.0, 0], [4, 0], [-1, 0], [0, 2]]])
@@ -72,7 +72,7 @@ def test_repas_loss_is_minus_the_mean_cosine_of_each_sample():
 
 
 def test_kept_tokens_are_compared_with_the_features_of_their_own_patches():
-    alignment = Unprojected(BrightPlaces(), 1.0, 0.5, 1.0, hidden=8)
+    alignment = Unprojected(BrightPlaces(), 1.0, 0.5, 1.0, hidden_ratio=0.25)
     features = torch.tensor([[1.0, 0], [0, 2], [3, 0], [1, 1]]).T.reshape(1, 2, 2, 2)
     kept = KeptPatches(torch.tensor([[3, 1]]), torch.tensor([[1.0, 0, 1, 0]]))
     tokens = torch.tensor([[[0.0, 2], [0, 1]]])  # of patches 3 and 1: cosines of 45 degrees and of none
@@ -81,7 +81,7 @@ def test_kept_tokens_are_compared_with_the_features_of_their_own_patches():
 
 
 def test_features_of_another_grid_are_brought_to_that_of_the_patches():
-    alignment = Unprojected(BrightPlaces(), 1.0, 0.5, 1.0, hidden=8)
+    alignment = Unprojected(BrightPlaces(), 1.0, 0.5, 1.0, hidden_ratio=0.25)
     features = torch.zeros(1, 2, 4, 4)
     features[:, 0, :, :2], features[:, 1, :, 2:] = 1, 1  # left, right
     tokens = torch.tensor([[[1.0, 0], [0, 1], [1, 0], [0, 1]]])
@@ -215,7 +215,7 @@ def test_what_it_costs_ends_with_it(small_network):
 
 def test_settings_make_an_alignment_for_the_networks_width(small_network):
     alignment = make_alignment(REPA, small_network())
-    assert alignment.projection[0].in_features == 32
+    assert (alignment.projection[0].in_features, alignment.projection[0].out_features) == (32, 24)
     assert alignment.projection[-1].out_features == alignment.channels == 80
     assert features_of(REPA).name == "shapes_v1"
 
@@ -231,7 +231,7 @@ def test_nothing_and_a_weight_of_zero_make_none(small_network, settings):
     [
         ({"weight": -1.0}, "representation.weight is the factor of the loss"),
         ({"until": 1.5}, "until must be a number from 0 to 1"),
-        ({"hiden": 3}, "did you mean 'hidden'"),
+        ({"hiden_ratio": 3}, "did you mean 'hidden_ratio'"),
         ({"features": {"_target_": "microdit.encoders.pixel.PixelAutoencoder"}}, "does not make a PatchFeatures"),
     ],
 )

@@ -10,7 +10,7 @@ from microdit.pipeline import LatentDiffusion
 from microdit.runs.folder import checkpoints_of
 from microdit.training.run import train
 
-REPA = ["representation=repa", "representation.hidden=24", "representation.weight=1.0"]
+REPA = ["representation=repa", "representation.hidden_ratio=0.75", "representation.weight=1.0"]
 STEPS = ["trainer.max_steps=6", "trainer.checkpoint_every_n_steps=3", "callbacks.samples.prompts=[]"]
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from microdit.distributed.hardware import divide_batch
 from microdit.pipeline import objective_of
-from microdit.runs.folder import SAMPLES, run_of
+from microdit.runs.folder import SAMPLES
 from microdit.training.callbacks.progress import clock
 from microdit.training.settings import TrainingSettings
 
@@ -43,7 +43,7 @@ def show_summary(
         )
     if settings.init_from is not None:
         rows["starts from"] = f"{settings.init_weights} weights of {settings.init_from}"
-        learned, asked = objective_of(run_of(Path(settings.init_from))), settings.objective["_target_"]
+        learned, asked = objective_of(Path(settings.init_from)), settings.objective["_target_"]
         if learned != asked:
             names = [name.rsplit(".", 1)[-1] for name in (learned, asked)]
             rows["starts from"] += f", which learned {names[0]} and begins anew with {names[1]}"
