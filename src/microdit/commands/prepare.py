@@ -9,11 +9,12 @@ from omegaconf import DictConfig
 from microdit.build import build, locate
 from microdit.commands.compose import as_texts, choices, trusted
 from microdit.commands.messages import check_device, console
+from microdit.data.prepare.choices import Pick
 from microdit.data.prepare.convert import check_resolutions, prepare
 from microdit.data.prepare.embedded import EmbeddedShapes, ensure_shapes
 from microdit.data.prepare.encoding import CaptionStorage, Encoders
 from microdit.data.prepare.foreign import index_foreign
-from microdit.data.prepare.plan import Recipe, share_of
+from microdit.data.prepare.plan import Recipe, kept_of, share_of
 from microdit.data.prepare.report import Summary
 from microdit.data.sources.captioned import Source
 from microdit.data.sources.held_out import PartOfSource, check_both_sides
@@ -38,6 +39,11 @@ class Preparation(TypedDict):
     caption_storage: CaptionStorage
     batch_size: Images
     decode_threads: Images
+    captions: Pick
+    clean_captions: Sequence[str]
+    transparency: str
+    crops: int
+    flips: bool
     device: str
     shard_of: str
     refresh: bool
@@ -66,6 +72,11 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
         settings["caption_storage"],
         settings["batch_size"],
         settings["decode_threads"],
+        settings["captions"],
+        settings["clean_captions"],
+        settings["transparency"],
+        settings["crops"],
+        settings["flips"],
     )
     for folder in ("name", "split"):
         if not is_inside(settings[folder]):
@@ -78,9 +89,11 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
             return "\n".join(map(str, ensure_shapes(root, wanted, encoders, recipe, progress)))
     source = build(settings["source"], Source, "source")
     share_of(len(source.shards()), settings["shard_of"])
+    if source.encoded:
+        check_encoded(recipe)
     encoders = build_encoders(settings, autoencoder_name, text_encoder_name)
     check_resolutions(encoders, recipe)
-    for encoder in (encoders.autoencoder, encoders.text_encoder):
+    for encoder in () if source.encoded else (encoders.autoencoder, encoders.text_encoder):
         encoder.load()  # pyright: ignore[reportAttributeAccessIssue]  # what is missing comes out before any work
     if share:
         check_both_sides(source, share)
@@ -102,6 +115,13 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
         ]
     check_written(summaries)
     return "\n".join(map(str, summaries))
+
+
+def check_encoded(recipe: Recipe) -> None:
+    """Raises SettingsError for a choice that has no effect on latents, which are taken as they are."""
+    for name, value in kept_of(recipe).items():
+        if name not in ("resolutions_px", "min_side_px") and (name, value) != ("caption_storage", "full"):
+            raise SettingsError(f"{name}={value} has no effect: the source holds latents, which are taken as they are")
 
 
 def is_inside(name: str) -> bool:
