@@ -6,7 +6,6 @@ import os
 import sqlite3
 import tempfile
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -94,7 +93,7 @@ class CaptionList:
         self.place = Path(os.path.realpath(path))
         self._database: sqlite3.Connection | None = None
         self._problems: list[str] = []  # of rows that tell of no picture
-        self._twice: frozenset[str] = frozenset()  # names that several pictures have
+        self._folders: dict[str, set[str]] = {}  # of the pictures, by a name that some in several folders have
         self._state: str | None = None
 
     @property
@@ -129,7 +128,8 @@ class CaptionList:
                 f"; {len(self._problems)} of its rows cannot be read ({self._problems[0]})" if self._problems else ""
             )
             raise NoCaptionError(f"no caption: {self.path} names no {stem!r}{others}{broken}")
-        if len({row[:2] for row in fitting}) > 1 or (stem in self._twice and fitting[0][0] != folder):
+        meant = [one for one in self._folders.get(stem, ()) if fits(one, fitting[0][0])]
+        if len({row[:2] for row in fitting}) > 1 or (len(meant) > 1 and fitting[0][0] != folder):
             raise NoCaptionError(f"no caption: several pictures are called {stem!r}, and {self.path} may mean another")
         captions: list[str] = []
         for _, _, words, problem, unwanted in fitting:
@@ -153,8 +153,10 @@ class CaptionList:
 
     def without_picture(self, pictures: Iterable[str]) -> list[Ignored]:
         """What the list says of pictures that are not among these, as one thing."""
-        called = Counter(parts_of(name, self.suffix)[1] for name in pictures)
-        self._twice = frozenset(stem for stem, count in called.items() if count > 1)
+        called: dict[str, set[str]] = {}
+        for folder, stem, _ in (parts_of(name, self.suffix) for name in pictures):
+            called.setdefault(stem, set()).add(folder)
+        self._folders = {stem: folders for stem, folders in called.items() if len(folders) > 1}
         names = (stem for (stem,) in self.read().execute("SELECT DISTINCT stem FROM told ORDER BY stem"))
         missing = [name for name in names if name not in called]
         if not missing:
