@@ -6,7 +6,7 @@ import os
 import sqlite3
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -35,7 +35,7 @@ from microdit.data.sources.captions import (
 )
 from microdit.data.sources.images import SUFFIXES, FilteredImageError
 from microdit.data.sources.rows import DELIMITERS, Row, Separated, json_lines, json_rows, lines_of_json, parquet
-from microdit.files import size_of_file
+from microdit.files import near_path, size_of_file
 from microdit.kinds import SettingsError
 
 TABLES = (*DELIMITERS, ".jsonl", ".json", ".parquet")
@@ -94,6 +94,7 @@ class CaptionList:
         self._database: sqlite3.Connection | None = None
         self._problems: list[str] = []  # of rows that tell of no picture
         self._folders: dict[str, set[str]] = {}  # of the pictures, by a name that some in several folders have
+        self._has_folders = False
         self._state: str | None = None
 
     @property
@@ -118,12 +119,13 @@ class CaptionList:
         query = "SELECT folder, file, words, problem, unwanted FROM told WHERE stem = ? ORDER BY rowid"
         folder, stem, file = parts_of(picture, self.suffix)
         rows = self.read().execute(query, (stem,)).fetchall()
-        fitting = [row for row in rows if fits(folder, row[0])]
+        # Where the list has folders, a name without one is not that of a picture in one.
+        fitting = [row for row in rows if fits(folder, row[0]) and (row[0] or not folder or not self._has_folders)]
         for exact in ((folder, file), (folder,)):
             if len({row[:2] for row in fitting}) > 1:
                 fitting = [row for row in fitting if row[: len(exact)] == exact] or fitting
         if not fitting:
-            others = f", but one in {rows[0][0]}" if rows else ""
+            others = f", but one in {rows[0][0] or 'no folder'}" if rows else ""
             broken = (
                 f"; {len(self._problems)} of its rows cannot be read ({self._problems[0]})" if self._problems else ""
             )
@@ -151,12 +153,18 @@ class CaptionList:
         except (OSError, ValueError) as error:
             raise NoCaptionError(f"no caption: {self.path / name} cannot be read: {error}") from error
 
-    def without_picture(self, pictures: Iterable[str]) -> list[Ignored]:
-        """What the list says of pictures that are not among these, as one thing."""
+    def tell_apart(self, pictures: Iterable[str]) -> Collection[str]:
+        """From here on the list is asked of these pictures: a name that several of them have is that of none, unless
+        the list says in which folder. Returns their names without folders and suffixes."""
         called: dict[str, set[str]] = {}
         for folder, stem, _ in (parts_of(name, self.suffix) for name in pictures):
             called.setdefault(stem, set()).add(folder)
         self._folders = {stem: folders for stem, folders in called.items() if len(folders) > 1}
+        return called.keys()
+
+    def without_picture(self, pictures: Iterable[str]) -> list[Ignored]:
+        """What the list says of pictures that are not among these, of which it is asked, as one thing."""
+        called = self.tell_apart(pictures)
         names = (stem for (stem,) in self.read().execute("SELECT DISTINCT stem FROM told ORDER BY stem"))
         missing = [name for name in names if name not in called]
         if not missing:
@@ -170,7 +178,9 @@ class CaptionList:
         not there."""
         if self._database is None:
             if not self.path.exists():
-                raise FileNotFoundError(f"source.captions={self.path}: there is no such file or folder")
+                raise FileNotFoundError(
+                    f"source.captions={self.path}: there is no such file or folder{near_path(self.path)}"
+                )
             # A temporary database of this process alone, on the disk where it is large.
             database = sqlite3.connect("", check_same_thread=False)
             database.execute("PRAGMA journal_mode = OFF")
@@ -180,6 +190,7 @@ class CaptionList:
             except (TarError, PackedError, ValueError) as error:
                 raise ValueError(f"source.captions={self.path} cannot be read: {error}") from error
             database.execute("CREATE INDEX by_stem ON told (stem)")
+            (self._has_folders,) = database.execute("SELECT EXISTS (SELECT 1 FROM told WHERE folder != '')").fetchone()
             if not database.execute("SELECT COUNT(*) FROM told").fetchone()[0]:
                 why = f": {self._problems[0]}" if self._problems else ""
                 raise ValueError(f"source.captions={self.path} names no picture{why}")

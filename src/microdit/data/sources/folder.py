@@ -20,6 +20,7 @@ from microdit.data.sources.captioned import (
 from microdit.data.sources.captions import CAPTION_SUFFIX, Bounds, Lines, NoCaptionError
 from microdit.data.sources.elsewhere import Words, caption_list
 from microdit.data.sources.images import SUFFIXES, FilteredImageError
+from microdit.files import near_path
 from microdit.kinds import Copied
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json")
@@ -77,8 +78,9 @@ class FolderSource(Source):
         """The pictures, and whatever else lies below the folder and is no part of one."""
         if self._found is None:
             if not self.path.is_dir():
+                near = "" if self.path.exists() else near_path(self.path)
                 raise FileNotFoundError(
-                    f"{self.path} is no folder. Give the folder of your pictures: source.path=FOLDER"
+                    f"{self.path} is no folder{near}. Give the folder of your pictures: source.path=FOLDER"
                 )
             files, others = files_below(self.path)
             pictures = [name for name in files if is_picture(name)]

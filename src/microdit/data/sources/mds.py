@@ -36,7 +36,7 @@ from microdit.data.sources.captions import (
     text_in,
 )
 from microdit.data.sources.images import FilteredImageError
-from microdit.files import read_json, size_of_file
+from microdit.files import near_path, read_json, size_of_file
 from microdit.kinds import Copied, Limits, SettingsError, check_kind
 
 INDEX = "index.json"
@@ -108,7 +108,10 @@ class MdsSource(Source):
         is missing, DamagedFileError and SettingsError for an index that is none, or lacks the columns."""
         if self._shards is None:
             if not self.path.is_dir():
-                raise FileNotFoundError(f"{self.path} is no folder: give the one with the {INDEX}, source.path=FOLDER")
+                near = "" if self.path.exists() else near_path(self.path)
+                raise FileNotFoundError(
+                    f"{self.path} is no folder{near}: give the one with the {INDEX}, source.path=FOLDER"
+                )
             names, self._others = files_below(self.path)
             indices = [INDEX] if INDEX in names else [name for name in names if Path(name).name == INDEX]
             if not indices:

@@ -30,7 +30,7 @@ from microdit.data.sources.captions import (
 from microdit.data.sources.folder import TABLES
 from microdit.data.sources.images import FilteredImageError
 from microdit.data.sources.rows import ALWAYS_ROOM, MOST_TIMES, NO_PARQUET
-from microdit.files import is_refusal, size_of_file
+from microdit.files import is_refusal, near_path, size_of_file
 from microdit.kinds import Copied, SettingsError
 
 SUFFIX = ".parquet"
@@ -90,7 +90,7 @@ class ParquetSource(Source):
                     if not name.lower().endswith(SUFFIX)
                 )
             if missing := [path for path in found if not path.is_file()]:
-                raise FileNotFoundError(f"{missing[0]}: there is no such file or folder")
+                raise FileNotFoundError(f"{missing[0]}: there is no such file or folder{near_path(missing[0])}")
             if not found:
                 raise FileNotFoundError(f"{self.paths[0]} holds no {SUFFIX} file{self.instead()}")
             with open_parquet(next(iter(found))) as file:

@@ -31,7 +31,7 @@ from microdit.data.sources.captions import (
 from microdit.data.sources.images import SUFFIXES as PICTURES
 from microdit.data.sources.images import FilteredImageError
 from microdit.data.sources.rows import DELIMITERS, SURROGATE, Quoting, Row, Separated, json_lines, parquet
-from microdit.files import is_refusal, size_of_file
+from microdit.files import is_refusal, near_path, size_of_file
 from microdit.kinds import Copied, SettingsError
 
 LONGEST_NAME = 40  # characters, that a column's name has and a caption may pass
@@ -122,6 +122,8 @@ class TableSource(Source):
         if self._rows is None:
             if self.path.is_dir():
                 raise ValueError(f"{self.path} is a folder: name the table in it, source.path=FILE")
+            if not self.path.exists():
+                raise FileNotFoundError(f"{self.path}: there is no such table{near_path(self.path)}")
             if self.suffix not in SUFFIXES:
                 raise ValueError(f"{self.path}: a table is one of {', '.join(SUFFIXES)}{self.if_json()}")
             rows: list[tuple[str, object, Unreadable | Unwanted | None]] = []

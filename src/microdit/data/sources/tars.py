@@ -29,6 +29,7 @@ from microdit.data.sources.captions import CAPTION_SUFFIX, Bounds, Lines, NoCapt
 from microdit.data.sources.elsewhere import Words, caption_list
 from microdit.data.sources.folder import TABLES, by_bare_name, is_picture, near_names, no_picture, not_part_of
 from microdit.data.sources.images import FilteredImageError
+from microdit.files import near_path
 from microdit.kinds import Copied
 
 MOST_TARS = 1_000_000
@@ -65,8 +66,10 @@ def expand(location: str) -> list[str]:
                 found += sorted(filesystem.glob(path)) if "*" in one else [path]
     missing = [tar for tar in found if not is_remote(tar) and not Path(tar).is_file()]
     if missing or not found:
+        near = near_path(Path(missing[0])) if missing else ""
+        told = f"{missing[0] if missing else location}: there is no tar{instead_of_tars(location) or near}"
         raise FileNotFoundError(
-            f"{missing[0] if missing else location}: there is no tar{instead_of_tars(location)}. Give a folder of .tar "
+            f"{told}. Give a folder of .tar "
             'files, or their URLs, such as source.path="https://HOST/{00000..00099}.tar"'
         )
     return found
@@ -215,6 +218,8 @@ def items_in(archive: Archive, name: str, path: str, words: Words) -> Iterator[P
         damage = str(error).replace(path, name)
     pictures = [one for one in members if is_picture(one)]
     near = by_bare_name(one for one in members if not is_picture(one))
+    if words.elsewhere:
+        words.elsewhere.tell_apart(pictures)
     first = {os.path.splitext(one)[0]: one for one in reversed(pictures)}
     for one in pictures:
         stem = os.path.splitext(one)[0]
