@@ -4,7 +4,9 @@ import json
 import multiprocessing
 import os
 import random
+import unicodedata
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from microdit.files import (
     DamagedFileError,
     InUseError,
     claim,
+    near_path,
     new_folder,
     only_writer,
     read_json,
@@ -202,3 +205,29 @@ def test_json_that_is_nested_more_deeply_than_settings_is_named(tmp_path, depth)
     (tmp_path / "a.json").write_text('{"a":' * depth + "1" + "}" * depth)
     with pytest.raises(DamagedFileError, match="nested"):
         read_json(tmp_path / "a.json", "")
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "said"),
+    [
+        ("photos/", "fotos", "did you mean {root}/photos?"),
+        ("runs/first/checkpoints/", "rums/first/checkpoints", "did you mean {root}/runs/first/checkpoints?"),
+        (unicodedata.normalize("NFD", "fête/"), unicodedata.normalize("NFC", "fête"), "did you mean {root}/f"),
+        ("photos /", "photos", "did you mean {root}/photos ?"),
+        ("photos/", "photos/zzz", "{root}/photos is there, and has no zzz"),
+        ("photos", "photos/a", "{root}/photos is a file, and no folder"),
+        ("photos/", "qqqqqq", "{root} is there, and has no qqqqqq"),
+    ],
+)
+def test_what_lies_near_a_path_that_is_not_there(tmp_path: Path, there: str, asked: str, said: str):
+    place = tmp_path / there
+    if there.endswith("/"):
+        place.mkdir(parents=True)
+    else:
+        place.write_text("")
+    assert said.format(root=tmp_path) in near_path(tmp_path / asked)
+
+
+def test_nothing_near_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert near_path(Path("nowhere")) == ""

@@ -1,6 +1,7 @@
 """Files that several processes may want to make: each appears once, and whole, whoever is killed on the way. And small
 files that may be damaged, or made by somebody else: what they hold is text and numbers, of a size that fits."""
 
+import difflib
 import errno
 import fcntl
 import itertools
@@ -8,6 +9,7 @@ import json
 import os
 import re
 import stat
+import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ CHECKSUM = "crc32"
 SEALED = "# Written by microdit; its checksum is the last line."
 LAST_LINE = re.compile(rf"^# {CHECKSUM} ([0-9a-f]{{8}})$\n?\Z", re.MULTILINE)
 BY_HAND = "if you changed it yourself, remove"
+MOST_COMPARED = 10_000  # names of a folder, with one that is not in it
 DEEPEST, MOST_DIGITS = 60, 1000
 MOST_CHARACTERS = 16 * LARGEST_YAML  # once every alias stands for what it repeats; a value is one at least
 
@@ -109,6 +112,27 @@ def alone_in(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         # Said aloud: a process that was forked meanwhile shares the lock, and closing the file here would not end it.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def near_path(path: Path) -> str:
+    """What is said of a path that is not there: what lies nearby and may be meant; "" where nothing does."""
+    missing, above = path, path.parent
+    while not above.is_dir():
+        if above.exists():
+            return f"; {above} is a file, and no folder"
+        if above == above.parent:
+            return ""
+        missing, above = above, above.parent
+    try:
+        names = sorted(os.listdir(above))
+    except OSError:
+        return ""
+    alike = [name for name in names if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", missing.name)]
+    stripped = [name for name in names if name.strip() == missing.name.strip()]
+    near = alike or stripped or difflib.get_close_matches(missing.name, names[:MOST_COMPARED], n=1)
+    if near:
+        return f"; did you mean {above / near[0] / path.relative_to(missing)}?"
+    return f"; {above} is there, and has no {missing.name}" if above != Path() else ""
 
 
 class InUseError(ValueError):

@@ -28,7 +28,7 @@ from microdit.checkpoints.released import (
     recognise,
 )
 from microdit.encoders.protocols import Autoencoder, TextEncoder
-from microdit.files import read_json, write_json
+from microdit.files import near_path, read_json, write_json
 from microdit.kinds import (
     OneOf,
     Positive,
@@ -63,6 +63,7 @@ PRECISIONS = ("fp32", "bf16")
 Precision = Annotated[str, OneOf(PRECISIONS)]
 WEIGHTS_FILE = "weights.safetensors"
 BYTES_A_NUMBER = 64  # of latents, that drawing holds: noise, captioned and not, the sampler's states in float64
+RUNS_NAMED = 10  # in a message
 PIPELINE_CURE = "train.py resume=THE_RUN writes a run's anew, LatentDiffusion.save a saved folder's"
 
 
@@ -331,9 +332,15 @@ class LatentDiffusion(nn.Module):
         folder = run_of(run)
         settings_file = folder / PIPELINE_FILE
         if not run.exists():
-            raise CheckpointError(f"there is no {run}")
+            raise CheckpointError(f"there is no {run}{near_path(run)}")
         if not settings_file.is_file():
             released = "; a released file of weights opens with LatentDiffusion.from_released" if run.is_file() else ""
+            if below := sorted(
+                path.parent.name for path in itertools.islice(folder.glob(f"*/{PIPELINE_FILE}"), RUNS_NAMED)
+            ):
+                released = (
+                    f". There are runs in it, name one of them: {', '.join(str(folder / name) for name in below)}"
+                )
             raise CheckpointError(
                 f"{folder} holds no {PIPELINE_FILE}: name the folder of a training run, such as runs/..., "
                 f"a file in its checkpoints/, or a folder that LatentDiffusion.save wrote{released}"

@@ -50,10 +50,16 @@ def test_pictures_that_were_kept_are_judged_again(run):
     assert (run / "result.json").read_text() == before
 
 
-def test_a_mistake_is_told_in_one_sentence(tmp_path):
+def test_a_mistake_is_told_in_one_sentence(tmp_path, run):
     for arguments, message in (
         ([], "either checkpoint=RUN or pictures=RUN/evaluation"),
         ([f"checkpoint={tmp_path}"], "name the folder of a training run"),
+        ([f"checkpoint={run.parent}"], f"There are runs in it, name one of them: {run}"),
+        ([f"checkpoint={run}x"], f"did you mean {run}?"),
+        ([f"pictures={run}/evaluatoin"], f"did you mean {run}/evaluation?"),
+        (["checkpoint=2024_06"], "there is no 2024_06"),
+        (["checkpoint=~nobody/2024_06"], """'checkpoint="~nobody/2024_06"'"""),
+        (["batch_size=many", f"checkpoint={run}"], "batch_size must be a whole number"),
     ):
         ended = run_script("evaluate.py", *arguments)
         assert ended.returncode == 1

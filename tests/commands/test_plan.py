@@ -12,6 +12,7 @@ from microdit.commands.plan import (
     plan_table,
     planned_memory,
     planned_stage,
+    tell_missing_start,
 )
 from microdit.kinds import SettingsError, check_arguments
 
@@ -92,6 +93,14 @@ def test_a_gpu_that_holds_not_one_image_is_told_what_helps(run_settings):
     found = planned_memory(run_settings("trainer.accelerator=gpu"), 1e-4)
     assert "not even one image fits" in found.refused
     assert "trainer.strategy=fsdp" in found.refused
+
+
+def test_weights_to_start_from_that_are_not_there_are_told(tmp_path, capsys):
+    (tmp_path / "first").mkdir()
+    tell_missing_start({"init_from": str(tmp_path / "frist")})
+    assert f"did you mean {tmp_path / 'first'}?" in capsys.readouterr().out.replace("\n", "")
+    tell_missing_start({"init_from": None})
+    assert capsys.readouterr().out == ""
 
 
 def test_tables_are_readable_on_80_columns(run_settings):

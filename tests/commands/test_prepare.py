@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from made_sets import write_mds
 from PIL import Image
 
 from microdit.commands import prepare as command
 from microdit.commands.prepare import NothingWrittenError, run_preparation
+from microdit.data.stream.opening import open_mix
 from microdit.kinds import SettingsError
 
 
@@ -43,6 +46,13 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "caption_storage": "full",
         "batch_size": 4,
         "decode_threads": 1,
+        "captions": "all",
+        "clean_captions": [],
+        "transparency": "white",
+        "crops": 1,
+        "flips": False,
+        "near_duplicates": None,
+        "look": False,
         "device": "cpu",
         "shard_of": "1/1",
         "refresh": False,
@@ -86,7 +96,7 @@ def test_the_closing_count_is_of_both_sides(settings: dict[str, Any]) -> None:
         ("source.path", None, "path must be a text"),
         ("source.path", [["a"]], "path must be a text"),
         ("source.shard_size", 0, "shard_size must be at least 1"),
-        ("source.caption_column", 7, "caption_column must be a text or null"),
+        ("source.caption_column", 7, "caption_column must be a text or a list whose values are each a text or null"),
         ("source.caption_columm", "x", "has no setting 'caption_columm'; did you mean 'caption_column'"),
     ],
 )
@@ -169,3 +179,68 @@ def test_a_corrected_path_is_not_refused_because_the_wrong_one_was_tried(
     assert "10 written" in run({**settings, "held_out": 0})
     plan = tmp_path / "data/mine/train/latents-pixel-words-8px/plan.json"
     assert json.loads(plan.read_text())["source"]["path"] == str(tmp_path / "pictures")
+
+
+def test_looking_writes_a_sheet_and_nothing_else(settings: dict[str, Any], tmp_path: Path) -> None:
+    told = run({**settings, "look": True})
+    assert "10 samples from 1 of 1 input shards" in told
+    assert [path.name for path in (tmp_path / "data/mine").iterdir()] == ["look.png"]
+
+
+def test_near_duplicates_are_filtered_and_counted(settings: dict[str, Any], tmp_path: Path) -> None:
+    for number in (3, 7):
+        pixels = np.random.default_rng(5).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).resize((32, 32)).save(tmp_path / f"pictures/{number}.png")
+    told = run({**settings, "held_out": 0, "near_duplicates": 4})
+    assert "9 written, 1 filtered" in told
+    assert "it looks like number 3 of pictures from 0 (7.png)" in told
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"captions": "first"}, "captions=first has no effect"),
+        ({"crops": 2}, "crops=2 has no effect"),
+        ({"caption_storage": "trimmed"}, "caption_storage=trimmed has no effect"),
+        ({"near_duplicates": 3}, "near_duplicates has no effect"),
+    ],
+)
+def test_choices_of_pictures_are_refused_for_latents(
+    settings: dict[str, Any], tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        run(settings | latents_in(tmp_path / "mds") | changed)
+
+
+def latents_in(folder: Path) -> dict[str, Any]:
+    """Settings for shards as micro_diffusion's preparation writes them."""
+    chance = np.random.default_rng(0)
+    samples = [
+        {
+            "caption": f"caption {number}".encode(),
+            "caption_latents": chance.normal(size=(6, 8)).astype("<f2").tobytes(),
+            "latents_8": chance.normal(size=(3, 8, 8)).astype("<f2").tobytes() if number else bytes(7),
+        }
+        for number in range(5)
+    ]
+    write_mds(folder, {"caption": "str", "caption_latents": "bytes", "latents_8": "bytes"}, samples)
+    return {"source": {"_target_": "microdit.data.sources.mds.MdsSource", "path": str(folder)}, "held_out": 0}
+
+
+def test_latents_of_others_are_taken_as_they_are_without_any_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+    told = run(settings | latents_in(tmp_path / "mds"))
+    assert "4 written, 0 filtered, 1 broken" in told
+    assert "which are no numbers in half precision" in told
+    folder = tmp_path / "data/mine/train/latents-pixel-words-8px"
+    mix = [{"name": "mine", "folder": str(folder), "weight": "size"}]
+    stream = open_mix(mix, resolution_px=8, seed=0, autoencoder="pixel", text_encoder="words", shuffle=False)
+    first = (tmp_path / "mds/shard.00000.mds").read_bytes().split(b"caption 1")[1]
+    assert first.startswith(stream[0]["captions"].numpy().tobytes())
+    assert first[6 * 8 * 2 :].startswith(stream[0]["latents"].numpy().tobytes())
+
+
+@pytest.mark.parametrize("more", [{"crops": 2}, {"flips": True}])
+def test_features_are_of_one_square_of_a_picture(settings: dict[str, Any], more: dict[str, Any]) -> None:
+    features = {"_target_": "microdit.representation.features.ShapesPatchFeatures"}
+    with pytest.raises(SettingsError, match="features are of one square of each picture: set crops=1"):
+        run({**settings, "features": features, **more})

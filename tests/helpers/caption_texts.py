@@ -13,7 +13,7 @@ def caption_texts(stream: LatentStream, positions: Sequence[int]) -> list[str]:
     texts = []
     for source, number in zip(sources, numbers, strict=True):
         reader = stream.sources[source].reader
-        rows, choices = stream._locate(int(source), np.array([number]))
+        rows, choices, _ = stream._locate(int(source), np.array([number]))
         record = reader.record(int(rows[0]))
         captions = record.get("captions") or [record.get("caption")]
         if not isinstance(captions, list) or len(captions) <= choices[0] or not isinstance(captions[choices[0]], str):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from microdit.checkpoints.archive import check_torch_file
 from microdit.checkpoints.sharded import METADATA_FILE, as_lightning_states, damaged_files, read_tensors
-from microdit.files import DamagedFileError, characters_in, read_json, refusal_in, size_of_file
+from microdit.files import DamagedFileError, characters_in, near_path, read_json, refusal_in, size_of_file
 from microdit.kinds import Limits, check_kind, shown
 from microdit.runs.differences import as_setting, differences, flat
 from microdit.runs.folder import (
@@ -227,7 +227,7 @@ def latest_checkpoint(run: Path) -> Path:
     if found:
         return found[-1]
     if not run.is_dir():
-        raise CheckpointError(f"there is no {run}: name the folder of a run, or one of its checkpoints")
+        raise CheckpointError(f"there is no {run}{near_path(run)}: name the folder of a run, or one of its checkpoints")
     if below := sorted({path.parent.parent for path in run.glob(f"*/{CHECKPOINTS}/step_*.ckpt")}):
         raise CheckpointError(f"{run} holds several runs, name one of them: {', '.join(map(str, below))}")
     raise CheckpointError(f"{run} has no {CHECKPOINTS}/step_*.ckpt yet: it ended before its first checkpoint")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from microdit.build import SettingsError
-from microdit.commands.compose import trusted
+from microdit.commands.compose import as_texts, trusted
 from microdit.commands.generate import open_pipeline
 from microdit.commands.messages import check_device, console
 from microdit.kinds import Limits, Positive, Share, check_arguments
@@ -42,6 +42,18 @@ class Asked(TypedDict):
     num_inference_steps: Annotated[float, Limits(2, MOST_STEPS)]
     guidance_scale: Annotated[float, Limits(0, 1000)]
     temperature: Positive
+
+
+class Page(TypedDict):
+    """What conf/demo.yaml may hold."""
+
+    checkpoint: str
+    beside: str | None
+    weights: str
+    device: str
+    address: str
+    port: Annotated[int, Limits(0, 65535)]
+    open_browser: bool
 
 
 class Subject(NamedTuple):
@@ -134,6 +146,8 @@ def demo_command(config: DictConfig) -> None:
     except ImportError as error:
         raise SettingsError("the page needs gradio: pip install 'microdit[demo]'") from error
     given = trusted(config)
+    as_texts(given, Page)
+    check_arguments(Page, given, "")
     check_device(given["device"])
     names = [name for name in (given["checkpoint"], given["beside"]) if name is not None]
     subjects = [

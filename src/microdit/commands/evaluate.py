@@ -11,12 +11,14 @@ from rich.table import Table
 
 from microdit.build import SettingsError, build, shown
 from microdit.checkpoints.reading import CheckpointError
-from microdit.commands.compose import trusted
+from microdit.commands.compose import as_texts, trusted
 from microdit.commands.messages import check_device, console, tell_places
 from microdit.evaluation.curve import SWEPT, Point, points_of, write_curves
 from microdit.evaluation.geneval.folders import FolderSubject, is_folder_of_prompts
 from microdit.evaluation.metric import Metric, measure
 from microdit.evaluation.subject import KeptSubject, Subject, checked_sampling, differing
+from microdit.files import near_path
+from microdit.kinds import check_arguments
 from microdit.pipeline import LatentDiffusion, sampling_of
 from microdit.runs.differences import flat
 from microdit.runs.folder import (
@@ -69,10 +71,12 @@ def evaluate(
     if pictures is not None:
         if chosen:
             raise SettingsError(f"pictures={pictures} are drawn already: sampling.{next(iter(chosen))} cannot change")
-        return evaluate_kept(Path(pictures), built, metrics, device, console)
+        return evaluate_kept(Path(pictures).expanduser(), built, metrics, device, console)
     assert checkpoint is not None
     weights = [weights] if isinstance(weights, str) else weights
-    return evaluate_checkpoint(Path(checkpoint), weights, built, metrics, chosen, batch_size, device, console)
+    return evaluate_checkpoint(
+        Path(checkpoint).expanduser(), weights, built, metrics, chosen, batch_size, device, console
+    )
 
 
 def evaluate_checkpoint(
@@ -143,7 +147,8 @@ def evaluate_kept(
     have the record in their own folder."""
     if not folder.is_dir():
         raise SettingsError(
-            f"pictures={folder} is no folder; evaluate.py checkpoint=RUN keeps them in RUN/{EVALUATION}"
+            f"pictures={folder} is no folder{near_path(folder)}; evaluate.py checkpoint=RUN keeps them in "
+            f"RUN/{EVALUATION}"
         )
     if is_folder_of_prompts(folder):
         refuse_links(folder)
@@ -209,4 +214,7 @@ def show_numbers(console: Console, numbers: Mapping[str, float], run: Path) -> N
 
 def evaluate_command(config: DictConfig) -> None:
     """Measures what the command line asks for."""
-    evaluate(**trusted(config), console=console)
+    settings = trusted(config)
+    as_texts(settings, evaluate)
+    check_arguments(evaluate, settings, "", given_later=["console"])
+    evaluate(**settings, console=console)

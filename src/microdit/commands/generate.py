@@ -32,7 +32,7 @@ def open_pipeline(
     """
     if checkpoint.startswith(EMBEDDED):
         return LatentDiffusion.load(checkpoint, weights, autoencoder_weights, text_encoder_weights)
-    path = Path(checkpoint)
+    path = Path(checkpoint).expanduser()
     if path.is_file() and not (path.parent.parent / PIPELINE_FILE).is_file():
         return LatentDiffusion.from_released(path, autoencoder_weights, text_encoder_weights)
     pipeline = LatentDiffusion.load(path, weights, autoencoder_weights, text_encoder_weights)

@@ -10,7 +10,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from microdit.commands.compose import choices, trusted, with_choices
+from microdit.checkpoints.reading import CheckpointError
+from microdit.checkpoints.starting import initial_checkpoint
+from microdit.commands.compose import as_texts, choices, trusted, with_choices
 from microdit.commands.messages import console
 from microdit.cost.budget import step_costs, total_cost
 from microdit.cost.memory import DeviceMemory
@@ -20,7 +22,7 @@ from microdit.pipeline import build_pipeline
 from microdit.representation.alignment import alignment_costs, make_alignment
 from microdit.training.fitting import fitted, memory_held
 from microdit.training.run import network_settings
-from microdit.training.settings import TrainingSettings, bind, training_settings
+from microdit.training.settings import Configuration, TrainingSettings, bind, training_settings
 
 # Tables that fit on 80 columns: what a terminal has, and what is taken for it where there is none.
 ONE_RUN = [{}]  # the stages of a scale for which conf/plan.yaml has none
@@ -180,7 +182,21 @@ def plan_command(config: DictConfig) -> None:
     own = trusted(config)
     hardware, stages = own["hardware"], own["stages"].get(choices().get("scale", "laptop"), ONE_RUN)
     composed = [with_choices("plan", decisive(changed)) for changed in stages]
-    show_plan([(without_own(plan), chosen) for plan, chosen in composed], hardware, console)
+    planned = [(without_own(plan), chosen) for plan, chosen in composed]
+    for plan, _ in planned:
+        as_texts(plan, Configuration)
+        tell_missing_start(plan)
+    show_plan(planned, hardware, console)
+
+
+def tell_missing_start(config: Mapping[str, Any]) -> None:
+    """Says where the command line names weights to start from that are not there: the cost is the same, and a run that
+    is still to come may make them, but training would end at once."""
+    try:
+        if isinstance(config.get("init_from"), str):
+            initial_checkpoint(config["init_from"])
+    except CheckpointError as error:
+        console.print(f"init_from={config['init_from']}: {error}", highlight=False)
 
 
 def decisive(stage: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What `prepare.py` does, from its settings: the one place where the data room meets the encoders."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -9,19 +10,24 @@ from omegaconf import DictConfig
 from microdit.build import build, locate
 from microdit.commands.compose import as_texts, choices, trusted
 from microdit.commands.messages import check_device, console
+from microdit.data.prepare.choices import Pick
 from microdit.data.prepare.convert import check_resolutions, prepare
+from microdit.data.prepare.duplicates import WithoutDuplicates
 from microdit.data.prepare.embedded import EmbeddedShapes, ensure_shapes
 from microdit.data.prepare.encoding import CaptionStorage, Encoders
 from microdit.data.prepare.foreign import index_foreign
-from microdit.data.prepare.plan import Recipe, share_of
+from microdit.data.prepare.look import sheet_of
+from microdit.data.prepare.plan import Recipe, kept_of, share_of
 from microdit.data.prepare.report import Summary
 from microdit.data.sources.captioned import Source
 from microdit.data.sources.held_out import PartOfSource, check_both_sides
 from microdit.encoders import Autoencoder, TextEncoder
+from microdit.files import folder_within, replacing
 from microdit.kinds import Images, Limits, SettingsError, Share, check_arguments
 from microdit.progress import progress_bar
 from microdit.representation.features import PatchFeatures
 
+SHEET = "look.png"
 EMBEDDED = "microdit.data.prepare.embedded.EmbeddedShapes"
 
 
@@ -40,6 +46,13 @@ class Preparation(TypedDict):
     caption_storage: CaptionStorage
     batch_size: Images
     decode_threads: Images
+    captions: Pick
+    clean_captions: Sequence[str]
+    transparency: str
+    crops: int
+    flips: bool
+    near_duplicates: Annotated[int, Limits(0, 31)] | None
+    look: bool
     device: str
     shard_of: str
     refresh: bool
@@ -68,27 +81,43 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
         settings["caption_storage"],
         settings["batch_size"],
         settings["decode_threads"],
+        settings["captions"],
+        settings["clean_captions"],
+        settings["transparency"],
+        settings["crops"],
+        settings["flips"],
     )
     for folder in ("name", "split"):
         if not is_inside(settings[folder]):
             raise SettingsError(f"{folder}={settings[folder]} is no folder in {settings['paths']['data_root']}")
     root, share = Path(settings["paths"]["data_root"]), settings["held_out"]
     if settings["source"].get("_target_") == EMBEDDED:
+        if settings["look"] or settings["near_duplicates"] is not None:
+            raise SettingsError("look and near_duplicates are for pictures of your own; the shapes are drawn by code")
         wanted = build(settings["source"], EmbeddedShapes, "source")
         with progress_bar("prepare") as progress:
             encoders = build_encoders(settings, autoencoder_name, text_encoder_name)
             return "\n".join(map(str, ensure_shapes(root, wanted, encoders, recipe, progress)))
     source = build(settings["source"], Source, "source")
-    share_of(len(source.shards()), settings["shard_of"])
+    mine = share_of(len(source.shards()), settings["shard_of"])
+    folder = root / settings["name"]
+    if settings["look"]:
+        return look(source, recipe, root, folder)
+    if source.encoded:
+        check_encoded(recipe, settings["near_duplicates"])
     encoders = build_encoders(settings, autoencoder_name, text_encoder_name)
     check_resolutions(encoders, recipe)
-    for encoder in filter(None, (encoders.autoencoder, encoders.text_encoder, encoders.features)):
+    check_features(encoders, recipe, source)
+    needed = () if source.encoded else (encoders.autoencoder, encoders.text_encoder, encoders.features)
+    for encoder in filter(None, needed):
         encoder.load()  # pyright: ignore[reportAttributeAccessIssue]  # what is missing comes out before any work
     if share:
         check_both_sides(source, share)
-    folder = root / settings["name"]
     parts = {"train": False, "validation": True} if share else {settings["split"]: False}
-    with progress_bar("prepare") as progress:
+    with progress_bar("prepare") as progress, ThreadPoolExecutor(recipe.decode_threads, "hash") as pool:
+        if settings["near_duplicates"] is not None:
+            kept = folder_within(root, folder / "hashes")
+            source = WithoutDuplicates(source, settings["near_duplicates"], kept, pool, mine, progress)
         summaries = [
             prepare(
                 PartOfSource(source, share, held),
@@ -104,6 +133,34 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
         ]
     check_written(summaries)
     return "\n".join(map(str, summaries))
+
+
+def look(source: Source, recipe: Recipe, root: Path, folder: Path) -> str:
+    """Writes a sheet of samples with their captions, and nothing else; returns where it is and what was left out."""
+    sheet, told = sheet_of(source, recipe)
+    folder_within(root, folder).mkdir(parents=True, exist_ok=True)
+    with replacing(folder / SHEET, "wb") as file:
+        sheet.save(file, "png")
+    return f"{folder / SHEET}: {told}"
+
+
+def check_encoded(recipe: Recipe, near_duplicates: int | None) -> None:
+    """Raises SettingsError for a choice that has no effect on latents, which are taken as they are."""
+    if near_duplicates is not None:
+        raise SettingsError("near_duplicates has no effect: the source holds latents, and no pictures")
+    for name, value in kept_of(recipe).items():
+        if name not in ("resolutions_px", "min_side_px") and (name, value) != ("caption_storage", "full"):
+            raise SettingsError(f"{name}={value} has no effect: the source holds latents, which are taken as they are")
+
+
+def check_features(encoders: Encoders, recipe: Recipe, source: Source) -> None:
+    """Raises SettingsError where there is not one square of a picture that features could be of."""
+    if encoders.features is None:
+        return
+    if source.encoded:
+        raise SettingsError("features has no effect: the source holds latents, and no pictures; set features=none")
+    if recipe.crops > 1 or recipe.flips:
+        raise SettingsError("features are of one square of each picture: set crops=1 flips=false, or features=none")
 
 
 def is_inside(name: str) -> bool:

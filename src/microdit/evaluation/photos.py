@@ -17,7 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.multimodal.clip_score import CLIPScore
 
 from microdit.build import build
-from microdit.data.sources.captioned import CaptionedImage, Ignored, Source
+from microdit.data.sources.captioned import CaptionedImage, EncodedImage, Ignored, Source, Unwanted
 from microdit.data.sources.images import square_images
 from microdit.evaluation.clip import clip_model_and_processor
 from microdit.evaluation.discrepancy import discrepancy
@@ -132,8 +132,10 @@ def captioned(source: Mapping[str, Any], count: int | None) -> Iterator[Captione
     """The first `count` captioned pictures of a source (None: all). Raises PicturesError at one that cannot be read."""
     opened = build(source, Source)
     read = (item for shard in range(len(opened.shards())) for item in opened.read(shard))
-    found = (item for item in read if not isinstance(item, Ignored))
+    found = (item for item in read if not isinstance(item, Ignored | Unwanted))
     for item in itertools.islice(found, count):
+        if isinstance(item, EncodedImage):
+            raise PicturesError(f"{dict(source)}: {item.key} is encoded already, and pictures are asked for")
         if not isinstance(item, CaptionedImage):
             raise PicturesError(f"{dict(source)}: {item.key}: {item.reason}. Remove it: all of a set must be judged")
         yield item

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from microdit.build import places_in
-from microdit.files import read_yaml, write_yaml
+from microdit.files import near_path, read_yaml, write_yaml
 from microdit.kinds import Place, SettingsError, told_with
 from microdit.pretrained import EMBEDDED
 from microdit.runs.older import todays_config
@@ -108,7 +108,8 @@ def run_to_resume(resume: str, output_root: str) -> Path:
     the one that was begun last and has a checkpoint (any, where none has one). SettingsError when there is none."""
     if resume != "last":
         if not Path(resume).exists():
-            raise SettingsError(f"resume={resume}: no such run or checkpoint; resume=last takes the newest run")
+            near = near_path(Path(resume))
+            raise SettingsError(f"resume={resume}: no such run or checkpoint{near}; resume=last takes the newest run")
         run = run_of(Path(resume))
         if not is_run(run):
             raise SettingsError(f"resume={resume}: that is no run, {run} holds no {CONFIG_FILE}")

@@ -314,7 +314,7 @@ def test_pictures_whose_decoding_has_not_begun_are_not_waited_for_after_ctrl_c(
         begun.wait()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "square_images", decode)
+    monkeypatch.setattr(convert, "square_views", decode)
     monkeypatch.setattr(convert, "decoded", lambda items, recipe, pool: stop(*[pool.submit(decode) for _ in range(60)]))
     with pytest.raises(KeyboardInterrupt):
         run(pictures, tmp_path / "data")

@@ -7,18 +7,21 @@ import io
 import json
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from caption_texts import caption_texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_tars import tar_of
 from PIL import Image
+from pyarrow import parquet as pq
 
 from microdit.data.prepare.convert import prepare
 from microdit.data.prepare.encoding import Encoders
@@ -27,6 +30,7 @@ from microdit.data.prepare.report import Summary, grouped
 from microdit.data.sources.captioned import Source
 from microdit.data.sources.folder import FolderSource
 from microdit.data.sources.held_out import PartOfSource
+from microdit.data.sources.parquet import ParquetSource
 from microdit.data.sources.table import TableSource
 from microdit.data.sources.tars import TarSource
 from microdit.data.stream.opening import open_mix
@@ -264,12 +268,14 @@ def test_tables_of_any_lines_add_up(lines: list[str], between: str) -> None:
 def check_any(source: Source, root: Path) -> list[Summary]:
     def own(key: str) -> Any:
         class Near(str):
-            """Equal to the caption of the key, with or without quotes that stand beside it."""
+            """Equal to the caption of the key, with or without quotes that stand beside it, and with lines that are no
+            rows by themselves and that quotes hold together with it."""
 
             __hash__ = str.__hash__
 
             def __eq__(self, other: object) -> bool:
-                return str(other).strip('"') == str(self)
+                first, *rest = str(other).strip('"').split("\n")
+                return first.strip('"') == str(self) and not any("own" in line for line in rest)
 
         return Near(f"own of {key.removeprefix('./').removesuffix('.png')}")
 
@@ -309,3 +315,82 @@ def test_a_name_cannot_pass_for_another_line(name: str) -> None:
     told = Summary(**empty | {"reasons": grouped([[name, "broken", f"reason\n{name}"]]), "folder": Path("x")}).why()
     assert len(told) == 2
     assert not any("\n" in line or "\x1b" in line for line in told)
+
+
+# What a row may hold for a caption; the own one of each picture is told by nobody else.
+LISTED: dict[str, Callable[[str], object]] = {
+    "own": lambda own: own,
+    "list": lambda own: [own, None],
+    "none": lambda own: None,
+    "number": lambda own: 3,
+    "nested": lambda own: {"en": own},
+    "blank": lambda own: " ",
+    "huge": lambda own: "word " * 30_000,
+    "many": lambda own: [own] * 200,
+}
+rows_of_pictures = st.lists(
+    st.tuples(
+        st.sampled_from(FOLDERS[:3]),
+        st.sampled_from(["a", "b", "c.d", "ü", "e f"]),
+        st.sampled_from([*PICTURES, "absent"]),
+        st.sampled_from([*LISTED, "absent"]),
+    ),
+    min_size=1,
+    max_size=8,
+    unique_by=lambda row: row[:2],
+)
+
+
+@few
+@given(rows_of_pictures, st.sampled_from(["folder", "tar", "zip"]), st.sampled_from([".jsonl", ".json"]), st.booleans())
+def test_captions_elsewhere_add_up(drawn: list[tuple[str, str, str, str]], lies: str, suffix: str, odd: bool) -> None:
+    with place() as root:
+        names = [(f"{folder}/{stem}.png".removeprefix("/"), kind, told) for folder, stem, kind, told in drawn]
+        files = {"z.png": SOUND} | {name: PICTURES[kind] for name, kind, _ in names if kind in PICTURES}
+        listed = [
+            {"image": name, "caption": LISTED[told](f"own of {name}")} for name, _, told in names if told in LISTED
+        ]
+        rows: list[object] = [{"image": "./z.png", "caption": "own of z.png"}, *listed]
+        rows.append({"image": "sub/gone.png", "caption": "so names here are whole paths"})
+        rows += [{"image": None, "caption": "x"}, {"caption": "y"}] if odd else []
+        text = json.dumps(rows) if suffix == ".json" else "\n".join([*map(json.dumps, rows), *(["{"] if odd else [])])
+        (root / f"list{suffix}").write_text(text)
+        (root / "pictures").mkdir()
+        if lies == "folder":
+            for name, content in files.items():
+                (root / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / "pictures" / name).write_bytes(content)
+        elif lies == "tar":
+            (root / "pictures/0.tar").write_bytes(tar_of([*files.items()]))
+        else:
+            with zipfile.ZipFile(root / "pictures/0.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, content in files.items():
+                    archive.writestr(name, content)
+        kind = FolderSource if lies == "folder" else TarSource
+        source = kind(str(root / "pictures"), captions=str(root / f"list{suffix}"))
+        keys = {name if lies == "folder" else name.removesuffix(".png") for name in files}
+        check(source, root, keys, lambda key: f"own of {key.removesuffix('.png')}.png")
+
+
+@few
+@given(rows_of_pictures, st.booleans())
+def test_parquet_with_pictures_adds_up(drawn: list[tuple[str, str, str, str]], cut: bool) -> None:
+    with place() as root:
+        images = [
+            {"bytes": PICTURES.get(kind), "path": None if kind in PICTURES else "gone.png"} for _, _, kind, _ in drawn
+        ]
+        told = {"own": lambda own: [own], "list": lambda own: [own, None], "many": lambda own: [own] * 200}
+        captions = [told.get(kind, lambda own: None)(f"own of t/{n + 1:06d}") for n, (*_, kind) in enumerate(drawn)]
+        table = pa.table(
+            {"image": [{"bytes": SOUND, "path": None}, *images], "caption": [["own of t/000000"], *captions]}
+        )
+        (root / "pictures").mkdir()
+        pq.write_table(table, root / "pictures/t.parquet", row_group_size=2)
+        if cut:  # damaged where the pictures are, its directory at the end sound
+            content = bytearray((root / "pictures/t.parquet").read_bytes())
+            content[-len(content) // 3 * 2 : -len(content) // 2] = bytes(len(content) // 3 * 2 - len(content) // 2)
+            (root / "pictures/t.parquet").write_bytes(content)
+        keys = None if cut else {f"t/{number:06d}" for number in range(len(drawn) + 1)}
+        # Where its first file cannot be opened, nothing is begun.
+        with suppress(ValueError) if cut else nullcontext():
+            check(ParquetSource(str(root / "pictures")), root, keys, lambda key: f"own of {key}")

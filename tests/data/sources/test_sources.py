@@ -20,7 +20,8 @@ from pyarrow import parquet as pq
 from microdit.data import shapes
 from microdit.data.shards.remote import RemoteFileError
 from microdit.data.sources import table
-from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable, captions_in
+from microdit.data.sources.captioned import CaptionedImage, Source, Unreadable
+from microdit.data.sources.captions import captions_in
 from microdit.data.sources.embedded_shapes import SCENES_VERSION, ShapesSource
 from microdit.data.sources.folder import FolderSource
 from microdit.data.sources.held_out import PartOfSource

@@ -3,13 +3,14 @@
 import bz2
 import gzip
 import lzma
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from made_tars import tar_of
 
-from microdit.data.sources import tars
+from microdit.data.sources import archives
 from microdit.data.sources.captioned import CaptionedImage, Found, Ignored, Unreadable
 from microdit.data.sources.tars import TarSource
 
@@ -116,20 +117,22 @@ def test_a_damaged_compressed_tar_is_told(tmp_path: Path, pack: Callable[[bytes]
 def test_a_tar_that_unpacks_to_much_more_than_its_file_is_told_and_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tars, "ALWAYS_ROOM", 1 << 20)
+    monkeypatch.setattr(archives, "ALWAYS_ROOM", 1 << 20)
     (tmp_path / "0.tar.gz").write_bytes(gzip.compress(tar_of([("a.jpg", bytes(1 << 25))])))
     assert told(everything(TarSource(str(tmp_path)))) == {
         "0.tar.gz": "it is compressed, and unpacks to over 100 times its size"
     }
 
 
-def test_a_tar_of_a_compression_that_is_not_read_says_what_to_do(tmp_path: Path) -> None:
+def test_zstd_without_its_library_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "0.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(99))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "unpack it first (zstd -d)" in told(everything(TarSource(str(tmp_path))))["0.tar.zst"]
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("a.jpg", "source=folder"), ("t.parquet", "source=table"), ("shard.00000.mds", "MDS shards")]
+    ("name", "said"),
+    [("a.jpg", "source=folder"), ("t.parquet", "source=huggingface"), ("shard.00000.mds", "source=mds")],
 )
 def test_a_folder_without_tars_says_what_it_has(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / name).write_bytes(b"")

@@ -5,25 +5,28 @@ Output shard i depends on input shard i alone and appears whole or not at all; w
 So killing it costs the shards in flight, and any number of jobs may share the work without speaking to each other.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from microdit.data.prepare.choices import background_of, views_of, with_chosen_captions
 from microdit.data.prepare.encoding import Encoders, encode_captions, encode_features, encode_images
 from microdit.data.prepare.plan import Recipe, keep_plan, latents_folder, share_of
 from microdit.data.prepare.report import IGNORED, ShardReport, Summary, finish, renew, write_report
 from microdit.data.shards.index import index_shard, write_part
 from microdit.data.shards.tars import LatentSample, latent_fields, write_tar
-from microdit.data.sources.captioned import CaptionedImage, Found, Ignored, Source
-from microdit.data.sources.images import BrokenImageError, FilteredImageError, square_images
+from microdit.data.sources.captioned import CaptionedImage, EncodedImage, Found, Ignored, Source, Unwanted
+from microdit.data.sources.images import BrokenImageError, FilteredImageError, square_views
 from microdit.files import claim, folder_within
 from microdit.progress import Report, silent
 
 LARGEST_BATCH = 1 << 28  # bytes of the files of pictures, after which no other is taken; two batches are held at once
+NOT_FINITE = "its latents or its caption's embedding are not finite in half precision"
 Squares = dict[int, np.ndarray]
 
 
@@ -115,11 +118,13 @@ def latent_rows(
     report: Callable[[int], None],
 ) -> Iterator[LatentSample]:
     """The rows of one output shard; what does not become one is entered in `outcome`."""
-    for batch in decoded(source.read(number), recipe, pool):
+    for batch in decoded(chosen(source.read(number), recipe), recipe, pool):
         sound: list[tuple[int, CaptionedImage, Squares]] = []
         for place, item, squares in batch:
             if isinstance(squares, dict) and isinstance(item, CaptionedImage):
                 sound.append((place, item, squares))
+            elif isinstance(item, EncodedImage):
+                yield from as_encoded(number, place, item, source, encoders, recipe, outcome)
             elif isinstance(item, Ignored):
                 outcome.rejects.append([item.key, IGNORED, item.reason])
             elif isinstance(squares, Exception):
@@ -127,6 +132,13 @@ def latent_rows(
         yield from encode_batch(number, sound, source, encoders, recipe, outcome)
         outcome.read += len(batch)
         report(outcome.read)
+
+
+def chosen(items: Iterable[Found], recipe: Recipe) -> Iterator[Found]:
+    """What is in an input shard, each picture with those of its captions that the recipe asks for."""
+    for item in items:
+        is_picture = isinstance(item, CaptionedImage)
+        yield with_chosen_captions(item, recipe.clean_captions, recipe.captions) if is_picture else item
 
 
 def encode_batch(
@@ -140,36 +152,77 @@ def encode_batch(
     """Latent samples of decoded pictures, without those whose encoding is not finite."""
     if not sound:
         return
-    latents = {
-        side: encode_images(encoders, np.stack([squares[side] for _, _, squares in sound]))
-        for side in recipe.resolutions_px
-    }
-    features = encode_features(encoders, [squares[max(squares)] for _, _, squares in sound])
+    views = range(len(sound[0][2][recipe.resolutions_px[0]]))
+    latents = [
+        {
+            side: encode_images(encoders, np.stack([squares[side][view] for _, _, squares in sound]))
+            for side in recipe.resolutions_px
+        }
+        for view in views
+    ]
+    features = encode_features(encoders, [squares[max(squares)][0] for _, _, squares in sound])
     texts = [caption for _, item, _ in sound for caption in item.captions]
     encoded = encode_captions(encoders, texts, recipe.caption_storage)
     for row, (place, item, _) in enumerate(sound):
         captions, ends, cut = zip(*islice(encoded, len(item.captions)), strict=True)
-        arrays = [*(latents[side][row] for side in recipe.resolutions_px), *captions]
+        mine = [{side: ours[side][row] for side in recipe.resolutions_px} for ours in latents]
+        arrays = [*(array for ours in mine for array in ours.values()), *captions]
         arrays += [features[row]] if features[row] is not None else []
         if not all(np.isfinite(array).all() for array in arrays):
-            outcome.reject(
-                item.key,
-                BrokenImageError("its latents, features or its caption's embedding are not finite in half precision"),
-            )
+            outcome.reject(item.key, BrokenImageError(NOT_FINITE))
             continue
-        record: dict[str, object] = {
-            "caption": item.captions[0],
-            "key": item.key,
-            "source": str(source.identity["kind"]),
-        }
-        if len(item.captions) > 1:
-            record["captions"] = list(item.captions)
         outcome.captions += len(captions)
         outcome.caption_positions += sum(ends)
         outcome.captions_cut += sum(cut)
         # Keys are numbers: a dot or a folder in the source's key would mean something else in a WebDataset.
-        by_resolution = {side: latents[side][row] for side in recipe.resolutions_px}
-        yield LatentSample(f"{number:05d}{place:06d}", by_resolution, captions, record, features[row])
+        key = f"{number:05d}{place:06d}"
+        yield LatentSample(key, mine[0], captions, record_of(item, source), mine[1:], features[row])
+
+
+def as_encoded(
+    number: int,
+    place: int,
+    item: EncodedImage,
+    source: Source,
+    encoders: Encoders,
+    recipe: Recipe,
+    outcome: ShardReport,
+) -> Iterator[LatentSample]:
+    """The row of what was encoded elsewhere, unless it is not what these encoders make."""
+    autoencoder, text_encoder, latents = encoders.autoencoder, encoders.text_encoder, {}
+    try:
+        for px in recipe.resolutions_px:
+            if px not in item.latents:
+                raise BrokenImageError(f"it has no latents of {px} px, but of {', '.join(map(str, item.latents))}")
+            shape = autoencoder.channels, px // autoencoder.downscale, px // autoencoder.downscale
+            latents[px] = shaped(item.latents[px], shape, f"latents of {px} px")
+        captions = [shaped(one, (text_encoder.length, text_encoder.channels), "caption") for one in item.embeddings]
+    except BrokenImageError as error:
+        outcome.reject(item.key, error)
+        return
+    outcome.captions += len(captions)
+    outcome.caption_positions += text_encoder.length * len(captions)
+    yield LatentSample(f"{number:05d}{place:06d}", latents, captions, record_of(item, source))
+
+
+def shaped(numbers: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Numbers in the shape that they have for an encoder. BrokenImageError where they have another number, or are not
+    finite."""
+    if numbers.size != math.prod(shape):
+        raise BrokenImageError(f"its {name} are {numbers.size:,} numbers, and {shape} are expected of these encoders")
+    if not np.isfinite(numbers).all():
+        raise BrokenImageError(NOT_FINITE)
+    return numbers.reshape(shape)
+
+
+def record_of(item: CaptionedImage | EncodedImage, source: Source) -> dict[str, object]:
+    """What is kept of a picture beside its numbers."""
+    record: dict[str, object] = {
+        "caption": item.captions[0],
+        "key": item.key,
+        "source": str(source.identity["kind"]),
+    }
+    return record | ({"captions": list(item.captions)} if len(item.captions) > 1 else {})
 
 
 def decoded(
@@ -179,10 +232,17 @@ def decoded(
     used; smaller ones where the files are large."""
 
     def decode(item: Found) -> Squares | Exception:
+        if isinstance(item, EncodedImage):
+            return {}
+        if isinstance(item, Unwanted):
+            return FilteredImageError(item.reason)
         if not isinstance(item, CaptionedImage):
             return BrokenImageError(item.reason)
         try:
-            return square_images(item.image, recipe.resolutions_px, recipe.smallest_side)
+            views = views_of(item.key, recipe.crops, recipe.flips)
+            background = background_of(item.key, recipe.transparency)
+            sides, least = recipe.resolutions_px, recipe.smallest_side
+            return square_views(item.image, sides, least, views=views, background=background)
         except (BrokenImageError, FilteredImageError) as error:
             return error
 

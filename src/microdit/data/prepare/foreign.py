@@ -1,5 +1,6 @@
 """Latent shards from elsewhere: index them, and describe them as far as they describe themselves."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from microdit.data.shards.index import INDEX_NAME, ShardIndex, index_folder
 from microdit.files import alone_in
 from microdit.progress import Report, silent
 
+FIRST_VIEW = re.compile(r"latents_\d+\.npy")
 TOLD_BY_TARS = "latent_channels resolutions_px caption_length caption_width caption_storage samples shards"
 
 
@@ -40,7 +42,7 @@ def index_foreign(folder: Path, on_corrupt: str = "error", progress: Report = si
 def describe(folder: Path, index: ShardIndex, kept: LatentDescription | None = None) -> LatentDescription:
     """What an index alone tells, beside what is `kept` of an earlier description. NoLatentsError without latents or
     captions."""
-    latents = [name for name in index.fields if name.startswith("latents_")]
+    latents = [name for name in index.fields if FIRST_VIEW.fullmatch(name)]
     if not latents or "caption.npy" not in index.fields:
         raise NoLatentsError(
             f"{folder} holds {', '.join(index.fields) or 'no known fields'}: training reads "

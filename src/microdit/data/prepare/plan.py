@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
+from microdit.data.prepare.choices import CLEANING, Pick, colour_of
 from microdit.data.prepare.encoding import CaptionStorage, Encoders
 from microdit.data.shards.description import DESCRIPTION_NAME
 from microdit.data.shards.index import INDEX_NAME, PARTS_FOLDER, part_path
 from microdit.data.shards.tars import tar_members
 from microdit.data.sources.captioned import Source
 from microdit.files import alone_in, read_json, write_whole
-from microdit.kinds import Images, Limits, SettingsError, check_arguments
+from microdit.kinds import Images, Limits, OneOf, SettingsError, check_arguments
 
 PLAN_NAME = "plan.json"
 OF_CONTENTS = {("source", "pictures"), ("source", "rows"), ("input_shards",)}  # in a plan, what a source's contents say
@@ -28,6 +29,9 @@ class Recipe:
     """How pictures become latents. `min_side_px`: smaller pictures are left out; None means the largest resolution.
 
     `caption_storage`: "full" keeps all positions, as the paper does, "trimmed" those up to the end of the text.
+    `captions`: which of several are encoded; `clean_captions`: steps of `choices.CLEANING`, in order. `transparency`:
+    what transparent places become, a colour or "random". `crops`: squares that are cut from each picture, the first the
+    centre; `flips`: each also mirrored; training takes another one of them in each epoch.
     `batch_size` pictures are decoded by `decode_threads` while the batch before is encoded.
     """
 
@@ -36,9 +40,15 @@ class Recipe:
     caption_storage: CaptionStorage = "full"
     batch_size: Images = 64
     decode_threads: Images = 2
+    captions: Pick = "all"
+    clean_captions: Sequence[Annotated[str, OneOf(tuple(CLEANING))]] = ()
+    transparency: str = "white"
+    crops: Annotated[int, Limits(1, 16)] = 1
+    flips: bool = False
 
     def __post_init__(self) -> None:
         check_arguments(Recipe, vars(self), "")
+        colour_of(self.transparency)
         if len({*self.resolutions_px}) < len(self.resolutions_px):
             raise SettingsError(f"resolutions_px must be different sizes, such as [256,512], got {self.resolutions_px}")
 
@@ -79,16 +89,24 @@ def keep_plan(folder: Path, source: Source, encoders: Encoders, recipe: Recipe, 
         "text_encoder_settings": dict(encoders.text_encoder_settings),
         **({} if encoders.features is None else {"features": encoders.features.name}),
         "features_settings": dict(encoders.features_settings),
-        "recipe": {
-            name: value for name, value in asdict(recipe).items() if name not in ("batch_size", "decode_threads")
-        }
-        | {"resolutions_px": list(recipe.resolutions_px)},
+        "recipe": kept_of(recipe),
     }
     path = folder / PLAN_NAME
     with alone_in(folder):
         if path.exists() and not may_be_replaced(folder, plan, refresh):
             return
         write_whole(path, json.dumps(plan, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def kept_of(recipe: Recipe) -> dict[str, object]:
+    """What a plan keeps of a recipe: all that changes what is made; what was added since the first plans, where it is
+    not as it was then."""
+    first = ("resolutions_px", "min_side_px", "caption_storage")
+    usual = {each.name: each.default for each in fields(Recipe)}
+    kept = {name: list(value) if isinstance(value, tuple | list) else value for name, value in asdict(recipe).items()}
+    kept = {name: value for name, value in kept.items() if name not in ("batch_size", "decode_threads")}
+    usual["clean_captions"] = []
+    return {name: value for name, value in kept.items() if name in first or value != usual[name]}
 
 
 def may_be_replaced(folder: Path, plan: dict[str, object], refresh: bool) -> bool:

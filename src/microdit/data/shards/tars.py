@@ -78,13 +78,15 @@ def tar_members(path: Path) -> Iterator[TarMember]:
 
 @dataclass(frozen=True)
 class LatentSample:
-    """One row of a latent shard: `latents` by resolution in pixels (already scaled), one embedding for each caption,
-    `features` of the places of the picture where they were asked for."""
+    """One row of a latent shard: `latents` by resolution in pixels (already scaled), one embedding for each caption.
+    `views`: latents of further squares of the same picture. `features` of the places of the picture where they were
+    asked for."""
 
     key: str
     latents: Mapping[int, Float16[np.ndarray, "c h w"]]
     captions: Sequence[Float16[np.ndarray, "l d"]]
     record: Mapping[str, object]
+    views: Sequence[Mapping[int, Float16[np.ndarray, "c h w"]]] = ()
     features: Float16[np.ndarray, "c h w"] | None = None
 
 
@@ -96,9 +98,10 @@ def caption_field(number: int) -> str:
     return f"caption_{number}.npy" if number else "caption.npy"
 
 
-def latents_field(resolution_px: int) -> str:
-    """The field of an image's latents at a resolution in pixels."""
-    return f"latents_{resolution_px}.npy"
+def latents_field(resolution_px: int, view: int = 0) -> str:
+    """The field of an image's latents at a resolution in pixels: `latents_256.npy`, of its second square
+    `latents_256_1.npy`, ..."""
+    return f"latents_{resolution_px}_{view}.npy" if view else f"latents_{resolution_px}.npy"
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
@@ -111,7 +114,8 @@ def npy_bytes(array: np.ndarray) -> bytes:
 def latent_fields(sample: LatentSample) -> dict[str, str | bytes]:
     """A latent sample as WebDataset fields."""
     fields: dict[str, str | bytes] = {"__key__": sample.key, "json": json_bytes(sample.record)}
-    fields |= {latents_field(resolution): npy_bytes(latents) for resolution, latents in sample.latents.items()}
+    for view, ours in enumerate((sample.latents, *sample.views)):
+        fields |= {latents_field(resolution, view): npy_bytes(latents) for resolution, latents in ours.items()}
     fields |= {} if sample.features is None else {FEATURES_FIELD: npy_bytes(sample.features)}
     fields |= {caption_field(number): npy_bytes(caption) for number, caption in enumerate(sample.captions)}
     return fields

@@ -8,20 +8,19 @@ from pathlib import Path, PurePosixPath
 
 from microdit.data.sources.below import files_below, hidden, state_of
 from microdit.data.sources.captioned import (
-    CAPTION_COLUMN,
-    CAPTION_SUFFIX,
     CaptionedImage,
     Found,
     Ignored,
-    NoCaptionError,
     Source,
     Unreadable,
-    captions_beside,
-    check_caption_suffix,
+    Unwanted,
     check_shard_size,
     content_of,
 )
-from microdit.data.sources.images import SUFFIXES
+from microdit.data.sources.captions import CAPTION_SUFFIX, Bounds, Lines, NoCaptionError
+from microdit.data.sources.elsewhere import Words, caption_list
+from microdit.data.sources.images import SUFFIXES, FilteredImageError
+from microdit.files import near_path
 from microdit.kinds import Copied
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json")
@@ -31,29 +30,36 @@ LISTINGS_KEPT = 64  # of folders with pictures without captions
 class FolderSource(Source):
     """Captioned pictures below `path`, in the order of their names, `shard_size` of them to an input shard.
 
-    NAME`caption_suffix` holds one caption; NAME.json an object with "caption", a text or a list of texts. Where both
-    are there, see `captions_beside`. With a `caption_column` the captions are those in that column of the `.json`.
+    NAME`caption_suffix` holds one caption, or with `caption_lines` separate one a line; NAME.json an object with
+    "caption", a text or a list of texts. Where both are there, see `captions_beside`. With a `caption_column` the
+    captions are those in that column of the `.json`, or in several. `captions`: a file, folder or tar that has them
+    instead, see `CaptionList`, with the name of the picture in its `image_column`. `least` and `most`: what numbers
+    told of a picture, by column, may be; others are left out.
     """
 
     def __init__(
         self,
         path: Copied,
-        caption_column: str | None = None,
+        caption_column: str | Sequence[str] | None = None,
         shard_size: int = 2_000,
         caption_suffix: str = CAPTION_SUFFIX,
+        caption_lines: Lines = "joined",
+        captions: Copied | None = None,
+        image_column: str | None = None,
+        least: Bounds = None,
+        most: Bounds = None,
     ) -> None:
         check_shard_size(shard_size)
-        check_caption_suffix(caption_suffix)
-        self.path, self.caption_column, self.shard_size = Path(path).expanduser(), caption_column, shard_size
-        self.caption_suffix = caption_suffix
+        self.path, self.shard_size = Path(path).expanduser(), shard_size
+        elsewhere = caption_list(captions, image_column, caption_column, caption_suffix, least, most)
+        self.words = Words(caption_column, caption_suffix, caption_lines, least or {}, most or {}, elsewhere)
         self._found: tuple[list[Path], list[Unreadable | Ignored]] | None = None
         self._listings: dict[Path, tuple[Mapping[str, list[str]], list[str]]] = {}
 
     @property
     def identity(self) -> Mapping[str, object]:
         names = {"path": str(self.path.resolve()), "shard_size": self.shard_size}
-        captions = caption_identity(self.caption_column, self.caption_suffix)
-        return {"kind": "folder", **names, **captions, "pictures": len(self.pictures())}
+        return {"kind": "folder", **names, **self.words.identity, "pictures": len(self.pictures())}
 
     def pictures(self) -> list[Path]:
         """Every picture in the folder, by its path in it."""
@@ -72,12 +78,17 @@ class FolderSource(Source):
         """The pictures, and whatever else lies below the folder and is no part of one."""
         if self._found is None:
             if not self.path.is_dir():
+                near = "" if self.path.exists() else near_path(self.path)
                 raise FileNotFoundError(
-                    f"{self.path} is no folder. Give the folder of your pictures: source.path=FOLDER"
+                    f"{self.path} is no folder{near}. Give the folder of your pictures: source.path=FOLDER"
                 )
             files, others = files_below(self.path)
             pictures = [name for name in files if is_picture(name)]
-            others += (Ignored(name, no_picture(name)) for name in not_part_of(files, pictures, self.caption_suffix))
+            alone, elsewhere = not_part_of(files, pictures, self.words.suffix), self.words.elsewhere
+            if elsewhere:
+                alone = (name for name in alone if not elsewhere.is_part(self.path / name))
+                others += elsewhere.without_picture(pictures)
+            others += (Ignored(name, no_picture(name)) for name in alone)
             self._found = sorted(self.path / name for name in pictures), others
         return self._found
 
@@ -89,9 +100,10 @@ class FolderSource(Source):
     def instead(self) -> str:
         """What a folder without pictures has, if it is one that another source reads."""
         names = [item.key for item in self.beside()]
-        for suffixes, source in (((".tar", ".tgz", ".tar.gz"), "webdataset"), ((".csv", ".tsv", ".jsonl"), "table")):
+        archives, tables = (".tar", ".tgz", ".tar.gz", ".zip"), (".csv", ".tsv", ".jsonl")
+        for suffixes, source in ((archives, "webdataset"), (tables, "table"), ((".parquet",), "huggingface")):
             if there := [name for name in names if name.lower().endswith(suffixes)]:
-                path = self.path if source == "webdataset" else self.path / there[0]
+                path = self.path / there[0] if source == "table" else self.path
                 return f", but {there[0]}: try source={source} source.path={path}"
         return f", but {len(names):,} other things, such as {', '.join(names[:3])}" if names else ""
 
@@ -99,27 +111,37 @@ class FolderSource(Source):
         return self.pictures()[shard * self.shard_size : (shard + 1) * self.shard_size]
 
     def state(self, shard: int) -> str:
-        suffixes = (self.caption_suffix, ".json")
+        if self.words.elsewhere:
+            return self.words.elsewhere.state() + state_of(self.of_shard(shard))
+        suffixes = (self.words.suffix, ".json")
         return state_of([path for one in self.of_shard(shard) for path in (one, *caption_files(one, suffixes))])
 
     def read(self, shard: int) -> Iterator[Found]:
         for picture in self.of_shard(shard):
             key = self.key_of(picture)
             try:
-                text, record = (
-                    content_of(path) if (path := named_like(picture, suffix)) else None
-                    for suffix in (self.caption_suffix, ".json")
-                )
-                captions = captions_beside(text, record, self.caption_column, self.caption_suffix)
+                captions = self.words.of(key, *self.beside_picture(picture))
                 yield CaptionedImage(key, content_of(picture), captions)
+            except FilteredImageError as error:
+                yield Unwanted(key, str(error))
             except NoCaptionError as error:
-                yield Unreadable(key, f"{error}{self.near(picture)}")
+                yield Unreadable(key, f"{error}{'' if self.words.elsewhere else self.near(picture)}")
             except OSError as error:
                 yield Unreadable(key, f"cannot be read: {error}")
 
+    def beside_picture(self, picture: Path) -> tuple[bytes | None, bytes | None]:
+        """The text file and the `.json` beside a picture, None where there is none or neither is read."""
+        if self.words.elsewhere:
+            return None, None
+        text, record = (
+            content_of(path) if (path := named_like(picture, suffix)) else None
+            for suffix in (self.words.suffix, ".json")
+        )
+        return text, record
+
     def near(self, picture: Path) -> str:
         """What lies near a picture without a caption and may be meant as one."""
-        expected = (f"{picture.stem}{self.caption_suffix}", f"{picture.stem}.json")
+        expected = (f"{picture.stem}{self.words.suffix}", f"{picture.stem}.json")
         if near := near_names(picture.name, self.listing(picture.parent)[0], expected):
             return f"; {near}"
         for folder in (picture.parent, *picture.parent.parents):
@@ -145,17 +167,10 @@ class FolderSource(Source):
                 names = sorted(name for name in os.listdir(folder) if not hidden(name))
             except PermissionError:
                 names = []
-            others = [*not_part_of(names, filter(is_picture, names), self.caption_suffix)]
+            others = [*not_part_of(names, filter(is_picture, names), self.words.suffix)]
             tables = [name for name in others if name.lower().endswith(TABLES)]
             self._listings[folder] = by_bare_name(name for name in names if not is_picture(name)), tables
         return self._listings[folder]
-
-
-def caption_identity(column: str | None, suffix: str) -> dict[str, object]:
-    """What the identity of a source says of where its captions are."""
-    more = {} if column is None else {"captions": "of the .json"}
-    more |= {} if suffix == CAPTION_SUFFIX else {"caption_suffix": suffix}
-    return {"caption_column": column or CAPTION_COLUMN, **more}
 
 
 def is_picture(name: str) -> bool:

@@ -65,5 +65,9 @@ class PartOfSource(Source):
         known = self.source.keys()
         return known and [key for key in known if is_held_out(key, self.share) == self.held_out]
 
+    @property
+    def encoded(self) -> bool:
+        return self.source.encoded
+
     def state(self, shard: int) -> str:
         return self.source.state(shard)

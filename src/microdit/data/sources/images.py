@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -44,6 +44,23 @@ START, SCAN, END = b"\xff\xd8", b"\xda", b"\xd9"
 MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 
 
+Colour = tuple[int, int, int]
+WHITE: Colour = (255, 255, 255)
+
+
+class View(NamedTuple):
+    """A square of a picture: its side as a share of the shorter one, where it lies between left and right, top and
+    bottom, each from 0 to 1, and whether it is mirrored."""
+
+    size: float = 1.0
+    across: float = 0.5
+    down: float = 0.5
+    mirrored: bool = False
+
+
+CENTRE = View()
+
+
 class ReadTwice:
     """An open file of which no more is read than it holds twice over. FilteredImageError for more."""
 
@@ -80,20 +97,36 @@ class FilteredImageError(ValueError):
 def square_images(
     data: bytes, sides_px: Sequence[int], min_side_px: int = 0, max_pixels: int = MAX_PIXELS
 ) -> dict[int, UInt8[np.ndarray, "side side 3"]]:
-    """The centre square of a picture, resized with antialiasing to each of `sides_px`.
+    """The centre square of a picture over white, otherwise as `square_views`."""
+    return {side: views[0] for side, views in square_views(data, sides_px, min_side_px, max_pixels).items()}
 
-    The first frame of an animation, turned as its EXIF orientation says, transparency over white, any colour mode.
+
+def square_views(
+    data: bytes,
+    sides_px: Sequence[int],
+    min_side_px: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    views: Sequence[View] = (CENTRE,),
+    background: Colour = WHITE,
+) -> dict[int, UInt8[np.ndarray, "views side side 3"]]:
+    """Squares of a picture, resized with antialiasing to each of `sides_px`.
+
+    The first frame of an animation, turned as its EXIF orientation says, transparency over a colour, any colour mode.
     BrokenImageError, or FilteredImageError where the shorter side has less than `min_side_px`, or all have over
     `max_pixels` or, for some formats, what takes over MOST_BYTES. Memory: the decoder's own, and three bytes a pixel.
     """
     # A JPEG may be decoded at a fraction of its size; twice the target loses nothing that the resize would keep.
-    rgb = rgb_image(data, min_side_px, max_pixels, enough_px=2 * max(sides_px))
-    width, height = rgb.size
-    side = min(width, height)
-    # Resizing the centre square equals resizing the whole and cropping, and a 10,000 x 10 strip costs no more.
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return {target: np.asarray(rgb.resize((target, target), Image.Resampling.LANCZOS, box=box)) for target in sides_px}
+    rgb = rgb_image(data, min_side_px, max_pixels, enough_px=2 * max(sides_px), background=background)
+    return {target: np.stack([square_of(rgb, view, target) for view in views]) for target in sides_px}
+
+
+def square_of(rgb: Image.Image, view: View, side_px: int) -> UInt8[np.ndarray, "side side 3"]:
+    """One square of a picture at a size."""
+    side = view.size * min(rgb.size)
+    # Resizing the square equals resizing the whole and cropping, and a 10,000 x 10 strip costs no more.
+    left, top = (rgb.width - side) * view.across, (rgb.height - side) * view.down
+    square = rgb.resize((side_px, side_px), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return np.asarray(square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.mirrored else square)
 
 
 def rgb_image(
@@ -102,9 +135,10 @@ def rgb_image(
     max_pixels: int = MAX_PIXELS,
     enough_px: int | None = None,
     formats: list[str] = FORMATS,
+    background: Colour = WHITE,
 ) -> Image.Image:
-    """A picture file as 8-bit RGB, turned upright; of `enough_px` on each side where more costs more. Raises as
-    `square_images`."""
+    """A picture file as 8-bit RGB over a background, turned upright; of `enough_px` on each side where more costs
+    more. Raises as `square_views`."""
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             width, height = image.size
@@ -121,7 +155,7 @@ def rgb_image(
                 image.draft(None, (enough_px, enough_px))
             image.load()  # of some formats this alone turns the picture, or finds where its EXIF is
             turn = turn_of(image)
-            rgb = to_rgb(image)
+            rgb = to_rgb(image, background)
             return rgb if turn is None else rgb.transpose(turn)
     except FilteredImageError:
         raise
@@ -151,8 +185,9 @@ def scans_of(data: bytes) -> int:
     return scans
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB, transparent places white; band by band, so that no second copy of the whole is made."""
+def to_rgb(image: Image.Image, background: Colour = WHITE) -> Image.Image:
+    """Any mode as 8-bit RGB, transparent places in the background's colour; band by band, so that no second copy of the
+    whole is made."""
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
@@ -162,7 +197,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     rgb = Image.new("RGB", image.size)
     for top in range(0, image.height, rows):
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        rgb.paste(band_to_rgb(band, scale), (0, top))
+        rgb.paste(band_to_rgb(band, scale, background), (0, top))
     return rgb
 
 
@@ -177,11 +212,11 @@ def grey_scale(image: Image.Image) -> float:
     return 1 / 257 if image.mode.startswith("I;16") or brightest > 255 else 1.0
 
 
-def band_to_rgb(image: Image.Image, scale: float) -> Image.Image:
+def band_to_rgb(image: Image.Image, scale: float, background: Colour) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         levels = np.asarray(image, dtype=np.float64) * scale
         return Image.fromarray(levels.clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
     return image.convert("RGB")

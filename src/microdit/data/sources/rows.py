@@ -19,6 +19,8 @@ MOST_TIMES, ALWAYS_ROOM = 100, 1 << 26  # of its size, or bytes, may a table unp
 TEXT_BYTES = 50  # that a text takes, however short it is
 Quoting = Literal["auto", "none"]
 Row = Mapping[str, object] | str  # or why it cannot be read
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+LARGEST_JSON = 1 << 30  # bytes, of a file that is read as a whole
 
 
 def lines_of(file: TextIO) -> Iterator[str | None]:
@@ -149,27 +151,63 @@ def json_lines(path: Path) -> Iterator[Row]:
     """The rows of a JSONL file; empty lines are none."""
     check_encoding(path)
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for line in lines_of(file):
-            if line is None:
-                yield TOO_LONG
-            elif SURROGATE.search(line):
-                yield "it is not UTF-8; save the table as UTF-8"
-            elif line.strip():
-                try:
-                    row = json.loads(line)
-                    yield row if isinstance(row, dict) else "it is no JSON object"
-                except (ValueError, RecursionError) as error:
-                    yield f"it is no JSON: {error}"
+        yield from lines_of_json(file)
 
 
-def parquet(path: Path, needed: Sequence[str]) -> Iterator[Row]:
-    """The `needed` columns of a Parquet file, which hold texts or lists of texts. ValueError where they do not, where
-    they unpack to much more than the file, or where the library for it is not installed."""
+def lines_of_json(file: TextIO) -> Iterator[Row]:
+    """The rows of an open JSONL file."""
+    for line in lines_of(file):
+        if line is None:
+            yield TOO_LONG
+        elif SURROGATE.search(line):
+            yield "it is not UTF-8; save the table as UTF-8"
+        elif line.strip():
+            try:
+                row = json.loads(line)
+                yield row if isinstance(row, dict) else "it is no JSON object"
+            except (ValueError, RecursionError) as error:
+                yield f"it is no JSON: {error}"
+
+
+def json_rows(path: Path, name_column: str) -> Iterator[Row]:
+    """The rows of a JSON file: of a list of objects, of the one list in an object, of COCO's `annotations` with the
+    `images` that they are of, or of an object for each name, which the row then has in `name_column`. ValueError for
+    another file."""
+    if (size := size_of_file(path)) > LARGEST_JSON:
+        raise ValueError(f"it has {size:,} bytes, and is read as a whole: write it as .jsonl, an object a line")
+    check_encoding(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if isinstance(content, dict):
+        lists = {name: value for name, value in content.items() if isinstance(value, list)}
+        if {"images", "annotations"} <= {*lists}:
+            images = {one.get("id"): one for one in lists["images"] if isinstance(one, dict)}
+            for one in lists["annotations"]:
+                image = images.get(one.get("image_id")) if isinstance(one, dict) else None
+                yield "it is of no image in the file" if image is None else {**image, **one}
+            return
+        held = [value for value in lists.values() if any(isinstance(one, dict) for one in value)]
+        if len(held) == 1:
+            content = held[0]
+        else:
+            rows = ((name, one if isinstance(one, dict) else {"caption": one}) for name, one in content.items())
+            content = [{**row, name_column: name} for name, row in rows]
+    if not isinstance(content, list):
+        raise ValueError(f"it holds a {type(content).__name__}, and no list of objects")
+    yield from (row if isinstance(row, dict) else "it is no JSON object" for row in content)
+
+
+def parquet(path: Path, needed: Sequence[str], numbers: Sequence[str] = ()) -> Iterator[Row]:
+    """The `needed` columns of a Parquet file, which hold texts or lists of texts, and `numbers`. ValueError where they
+    do not, where they unpack to much more than the file, or where the library for it is not installed."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile, read_metadata
     except ImportError as error:
-        raise ValueError("Parquet needs a library that is not installed: install the extra `tables`") from error
+        raise ValueError(NO_PARQUET) from error
+    texts, needed = {*needed}, list(dict.fromkeys([*needed, *numbers]))
     room = max(ALWAYS_ROOM, MOST_TIMES * size_of_file(path))
     try:
         metadata = read_metadata(path)
@@ -178,19 +216,24 @@ def parquet(path: Path, needed: Sequence[str]) -> Iterator[Row]:
             yield dict.fromkeys(schema.names)
             return
         for name in needed:
-            if not holds_texts(schema.field(name).type):
+            if not (holds_texts if name in texts else holds_numbers)(schema.field(name).type):
                 kind = str(schema.field(name).type)[:200]
-                more = "; pictures in a table are not read: write them to files first" if "bytes" in kind else ""
-                raise ValueError(f"its column {name!r} holds {kind}, not texts{more}")
+                more = "; for pictures in a table there is source=huggingface" if "bytes" in kind else ""
+                raise ValueError(
+                    f"its column {name!r} holds {kind}, not {'texts' if name in texts else 'numbers'}{more}"
+                )
         columns = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
         mine = [n for n, one in enumerate(columns) if any(one == name or one.startswith(f"{name}.") for name in needed)]
         parts = [metadata.row_group(g).column(n) for g in range(metadata.num_row_groups) for n in mine]
         check_room(room, sum(part.total_uncompressed_size + TEXT_BYTES * part.num_values for part in parts))
         # A text that many rows repeat is unpacked once, and counted before there is one for each of them.
-        with ParquetFile(path, metadata=metadata, read_dictionary=[columns[n] for n in mine]) as file:
+        repeated = [
+            columns[n] for n in mine if any(columns[n] == text or columns[n].startswith(f"{text}.") for text in texts)
+        ]
+        with ParquetFile(path, metadata=metadata, read_dictionary=repeated) as file:
             for batch in file.iter_batches(batch_size=256, columns=list(needed)):
                 cells = [batch.column(name) for name in needed]
-                room -= sum(map(unpacked_bytes, cells))
+                room -= sum(unpacked_bytes(cell) for name, cell in zip(needed, cells, strict=True) if name in texts)
                 check_room(room)
                 for row in zip(*(column.to_pylist() for column in cells), strict=True):
                     yield dict(zip(needed, row, strict=True))
@@ -198,6 +241,16 @@ def parquet(path: Path, needed: Sequence[str]) -> Iterator[Row]:
         if is_refusal(error):
             raise
         raise ValueError(" ".join(str(error).split())) from error
+
+
+NO_PARQUET = "Parquet needs a library that is not installed: install the extra `tables`"
+
+
+def holds_numbers(kind: Any) -> bool:
+    """Whether a column of this type of Arrow has a number in each row."""
+    from pyarrow import types
+
+    return types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
 
 
 def check_room(room: int, taken: int = 0) -> None:

@@ -1,12 +1,13 @@
 """A table of pictures and captions: CSV, TSV, JSONL or Parquet, one row a picture, its file named by a column."""
 
-import ast
-import json
+import hashlib
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
+from urllib.parse import urlsplit
 
 from microdit.data.sources.below import state_of
 from microdit.data.sources.captioned import (
@@ -14,24 +15,28 @@ from microdit.data.sources.captioned import (
     Found,
     Source,
     Unreadable,
-    captions_in,
+    Unwanted,
     check_shard_size,
     content_of,
+)
+from microdit.data.sources.captions import (
+    Bounds,
+    as_texts,
+    bounds,
+    captions_in,
+    check_numbers,
     in_brief,
+    names_of,
 )
 from microdit.data.sources.images import SUFFIXES as PICTURES
-from microdit.data.sources.rows import SURROGATE, Quoting, Row, Separated, json_lines, parquet
-from microdit.files import is_refusal, size_of_file
+from microdit.data.sources.images import FilteredImageError
+from microdit.data.sources.rows import DELIMITERS, SURROGATE, Quoting, Row, Separated, json_lines, parquet
+from microdit.files import is_refusal, near_path, size_of_file
 from microdit.kinds import Copied, SettingsError
 
 LONGEST_NAME = 40  # characters, that a column's name has and a caption may pass
-LONGEST_LIST = 1 << 20  # characters of a list of captions in a cell
 MOST_NAMED = 50  # columns in a message
 MOST_UNREADABLE = 100_000  # rows, of a table that has fewer others
-# What programs write where there is nothing.
-EMPTY_CELLS = frozenset(("nan", "none", "null", "n/a", "<na>"))
-
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".jsonl", ".parquet")
 
 
@@ -39,26 +44,31 @@ class TableSource(Source):
     """Captioned pictures named by the rows of a table, `shard_size` rows to an input shard.
 
     `image_column`: the path of the picture, absolute or from `image_folder` (by default the table's own folder).
-    `caption_column`: a text, or a list of texts (in CSV as JSON or Python write it). Of CSV and TSV: `columns`, the
-    names where the first line has none; `delimiter` between cells, None: by the suffix; `quoting`: see `Separated`.
+    `caption_column`: a text, or a list of texts (in CSV as JSON or Python write it); several columns give several
+    captions. Of CSV and TSV: `columns`, the names where the first line has none; `delimiter` between cells, None: by
+    the suffix; `quoting`: see `Separated`. `image_name`: how the file of a picture is called where the column has its
+    address, see `file_name`. `least`, `most`: by column, what numbers in a row may be.
     """
 
     def __init__(
         self,
         path: Copied,
         image_column: str = "image",
-        caption_column: str = "caption",
+        caption_column: str | Sequence[str] = "caption",
         image_folder: Copied | None = None,
         shard_size: int = 2_000,
         columns: Sequence[str] | None = None,
         delimiter: str | None = None,
         quoting: Literal["auto", "none"] = "auto",
+        image_name: str | None = None,
+        least: Bounds = None,
+        most: Bounds = None,
     ) -> None:
         check_shard_size(shard_size)
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
             raise SettingsError(f"source.delimiter is one character between cells, such as ';', got {delimiter!r}")
         self.path = Path(path).expanduser()
-        self.image_column, self.caption_column, self.shard_size = image_column, caption_column, shard_size
+        self.image_column, self.shard_size = image_column, shard_size
         self.image_folder = Path(image_folder).expanduser() if image_folder else self.path.parent
         self.columns, self.delimiter = columns, delimiter
         self.quoting: Quoting = quoting
@@ -66,11 +76,22 @@ class TableSource(Source):
             raise SettingsError(
                 f"source.columns, delimiter and quoting are of {' and '.join(DELIMITERS)} files, {self.path} is none"
             )
+        self.caption_columns = names_of(caption_column)
+        if not self.caption_columns:
+            raise SettingsError("source.caption_column names a column, or a list of them, got an empty list")
+        self.least, self.most, self.image_name = least or {}, most or {}, image_name
+        if image_name is not None:
+            file_name(image_name, 0, "http://example.org/a.jpg")
         if columns is not None:
-            for name, setting in ((image_column, "image_column"), (caption_column, "caption_column")):
+            for name, setting in self.needed():
                 if name not in columns:
                     raise SettingsError(f"source.{setting}={name} is none of source.columns={list(columns)}")
-        self._rows: list[tuple[str, object, str | None]] | None = None
+        self._rows: list[tuple[str, object, Unreadable | Unwanted | None]] | None = None
+
+    def needed(self) -> list[tuple[str, str]]:
+        """Every column that must be there, with the setting that names it."""
+        names = [(self.image_column, "image_column"), *((name, "caption_column") for name in self.caption_columns)]
+        return names + [(name, setting) for setting in ("least", "most") for name in getattr(self, setting)]
 
     @property
     def suffix(self) -> str:
@@ -78,19 +99,22 @@ class TableSource(Source):
 
     @property
     def identity(self) -> Mapping[str, object]:
-        names = ("image_column", "caption_column", "shard_size")
+        names = ("image_column", "shard_size")
+        one = self.caption_columns[0] if len(self.caption_columns) == 1 else self.caption_columns
         paths = {"path": str(self.path.resolve()), "image_folder": str(self.image_folder.resolve())}
         more = {"columns": self.columns and [*self.columns], "delimiter": self.delimiter}
-        more |= {"quoting": None if self.quoting == "auto" else self.quoting}
+        more |= {"quoting": None if self.quoting == "auto" else self.quoting, "image_name": self.image_name}
         return {
             "kind": "table",
             **paths,
             **{name: getattr(self, name) for name in names},
+            "caption_column": one,
+            **bounds(self.least, self.most),
             **{name: value for name, value in more.items() if value is not None},
             "rows": len(self.rows()),
         }
 
-    def rows(self) -> list[tuple[str, object, str | None]]:
+    def rows(self) -> list[tuple[str, object, Unreadable | Unwanted | None]]:
         """(path of the picture, caption or captions, why there is none of the two) of every row.
 
         ValueError for another kind of file, a damaged one, or a missing column.
@@ -98,9 +122,11 @@ class TableSource(Source):
         if self._rows is None:
             if self.path.is_dir():
                 raise ValueError(f"{self.path} is a folder: name the table in it, source.path=FILE")
+            if not self.path.exists():
+                raise FileNotFoundError(f"{self.path}: there is no such table{near_path(self.path)}")
             if self.suffix not in SUFFIXES:
                 raise ValueError(f"{self.path}: a table is one of {', '.join(SUFFIXES)}{self.if_json()}")
-            rows: list[tuple[str, object, str | None]] = []
+            rows: list[tuple[str, object, Unreadable | Unwanted | None]] = []
             columns: dict[str, None] = {}
             try:
                 size_of_file(self.path)
@@ -108,17 +134,19 @@ class TableSource(Source):
                 unreadable = 0
                 for number, row in enumerate(separated.rows(self.path) if separated else self.read_rows(), start=1):
                     columns |= {} if isinstance(row, str) else dict.fromkeys(row)
-                    rows.append((f"row {number}", None, row) if isinstance(row, str) else self.named(number, row))
-                    reason = rows[-1][2]
-                    unreadable += reason is not None
+                    rows.append(unreadable_row(number, row) if isinstance(row, str) else self.named(number, row))
+                    problem = rows[-1][2]
+                    unreadable += isinstance(problem, Unreadable)
                     if unreadable > MOST_UNREADABLE and unreadable > number / 2:
                         if columns and self.image_column not in columns:
                             break  # which is told below
-                        raise ValueError(f"{unreadable:,} of its first {number:,} rows are none: {reason}")
+                        raise ValueError(
+                            f"{unreadable:,} of its first {number:,} rows are none: {problem and problem.reason}"
+                        )
                 columns |= dict.fromkeys(separated.found if separated else ())
             except ValueError as error:
                 raise ValueError(f"{self.path} cannot be read as a table: {error}") from error
-            for column, setting in ((self.image_column, "image_column"), (self.caption_column, "caption_column")):
+            for column, setting in self.needed():
                 if columns and column not in columns:
                     raise ValueError(
                         f"{self.path} has no column {column!r}, only {list(columns)[:MOST_NAMED]}; set source.{setting}"
@@ -134,17 +162,22 @@ class TableSource(Source):
     def read_rows(self) -> Iterator[Row]:
         if self.suffix == ".jsonl":
             return json_lines(self.path)
-        return parquet(self.path, list(dict.fromkeys((self.image_column, self.caption_column))))
+        return parquet(self.path, [self.image_column, *self.caption_columns], [*self.least, *self.most])
 
-    def named(self, number: int, row: Mapping[str, object]) -> tuple[str, object, str | None]:
+    def named(self, number: int, row: Mapping[str, object]) -> tuple[str, object, Unreadable | Unwanted | None]:
         """What `rows` has of a row."""
-        image, caption = row.get(self.image_column), row.get(self.caption_column)
+        image, cells = row.get(self.image_column), [row.get(name) for name in self.caption_columns]
         if not isinstance(image, str) or not image.strip():
             got = "" if image in (None, "") else f", but {in_brief(image)}, which is no path"
-            return f"row {number}", None, f"it names no picture in {self.image_column!r}{got}"
-        if isinstance(caption, str) and SURROGATE.search(caption) and self.suffix in DELIMITERS:
-            return image, None, "no caption: the row is not UTF-8; save the table as UTF-8"
-        return image, caption, None
+            return unreadable_row(number, f"it names no picture in {self.image_column!r}{got}")
+        key = image if self.image_name is None else file_name(self.image_name, number - 1, image)
+        try:
+            check_numbers(row, self.least, self.most)
+        except FilteredImageError as error:
+            return key, None, Unwanted(key, str(error))
+        if self.suffix in DELIMITERS and any(isinstance(cell, str) and SURROGATE.search(cell) for cell in cells):
+            return key, None, Unreadable(key, "no caption: the row is not UTF-8; save the table as UTF-8")
+        return key, cells[0] if len(cells) == 1 else cells, None
 
     def is_image(self, text: str) -> bool:
         """Whether a cell is the path of a picture, as far as its name or the disk says."""
@@ -170,13 +203,17 @@ class TableSource(Source):
         image = next((place for place, cell in enumerate(columns) if self.is_image(cell)), None)
         rest = [place for place in range(len(columns)) if place != image]
         caption = max(rest, key=lambda place: len(columns[place]), default=None)
-        names = {image: self.image_column, caption: self.caption_column}
+        names = {image: self.image_column, caption: self.caption_columns[0]}
         return [names.get(place, f"column_{place}") for place in range(len(columns))]
 
     def if_json(self) -> str:
         if self.suffix != ".json":
             return ""
-        return "; write a .json of many pictures as a .jsonl, one object with a path and a caption in each line"
+        return (
+            "; write a .json of many pictures as a .jsonl, one object with a path and a caption in each line, or read "
+            f"the pictures from their folder: source=folder source.path=FOLDER source.captions={self.path} "
+            "source.image_column=KEY source.caption_column=KEY"
+        )
 
     def shards(self) -> list[str]:
         if not self.rows():
@@ -186,7 +223,7 @@ class TableSource(Source):
     def keys(self) -> Sequence[str]:
         return [key for key, _, problem in self.rows() if problem is None]
 
-    def of_shard(self, shard: int) -> list[tuple[str, object, str | None]]:
+    def of_shard(self, shard: int) -> list[tuple[str, object, Unreadable | Unwanted | None]]:
         return self.rows()[shard * self.shard_size : (shard + 1) * self.shard_size]
 
     def state(self, shard: int) -> str:
@@ -204,13 +241,16 @@ class TableSource(Source):
     def read(self, shard: int) -> Iterator[Found]:
         for key, caption, problem in self.of_shard(shard):
             if problem is not None:
-                yield Unreadable(key, problem)
+                yield problem
                 continue
             try:
-                captions = captions_in(as_texts(caption), self.caption_column)
+                several = caption if len(self.caption_columns) > 1 and isinstance(caption, list) else [caption]
+                cells = map(as_texts, several)
+                captions = captions_in(dict(zip(self.caption_columns, cells, strict=True)), self.caption_columns)
                 if not captions:
                     got = "" if caption in (None, "") else f", but {in_brief(caption)}"
-                    yield Unreadable(key, f"no caption: the row holds none in {self.caption_column!r}{got}")
+                    columns = " or ".join(map(repr, self.caption_columns))
+                    yield Unreadable(key, f"no caption: the row holds none in {columns}{got}")
                     continue
                 yield CaptionedImage(key, content_of(self.place_of(key)), captions)
             except (OSError, ValueError) as error:
@@ -219,25 +259,27 @@ class TableSource(Source):
                 yield Unreadable(key, f"cannot be read: {error}")
 
 
+def unreadable_row(number: int, reason: str) -> tuple[str, object, Unreadable]:
+    """What `rows` has of a row that is none."""
+    return f"row {number}", None, Unreadable(f"row {number}", reason)
+
+
+def file_name(pattern: str, row: int, address: str) -> str:
+    """The file of a picture by the pattern that a program has called it by: {row} counts from 0 (as in {row:08d}),
+    {name} and {stem} are the end of the picture's address, {md5}, {sha1}, {sha256} and {crc32} are of all of it.
+    SettingsError for another pattern."""
+    end, content = PurePosixPath(urlsplit(address).path or address), address.encode("utf-8", "backslashreplace")
+    hashes = {name: hashlib.new(name, content, usedforsecurity=False).hexdigest() for name in ("md5", "sha1", "sha256")}
+    known = {"row": row, "name": end.name, "stem": end.stem, "crc32": zlib.crc32(content), **hashes}
+    try:
+        return pattern.format_map(known)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise SettingsError(
+            f"source.image_name={pattern} is no pattern of {', '.join(f'{{{name}}}' for name in known)}, such as "
+            f"'{{row:08d}}.jpg' ({error})"
+        ) from error
+
+
 def quoted(text: str) -> str:
     """A setting's text as it is typed on a command line."""
     return "'\"\\t\"'" if text == "\t" else f"'\"{text}\"'"
-
-
-def as_texts(caption: object) -> object:
-    """A cell as a text or a list of texts, which CSV holds as JSON or as Python writes it; None for a text that stands
-    for an empty cell."""
-    if not isinstance(caption, str):
-        return caption
-    if caption.strip().lower() in EMPTY_CELLS:
-        return None
-    text = caption.strip()
-    if text.startswith("[") and text.endswith("]") and len(text) <= LONGEST_LIST:
-        for read in (json.loads, ast.literal_eval):
-            try:
-                found = read(text)
-            except (ValueError, RecursionError, SyntaxError, MemoryError):
-                continue
-            if isinstance(found, list) and (not found or any(isinstance(one, str) for one in found)):
-                return found
-    return caption

@@ -1,15 +1,10 @@
 """WebDataset tars as img2dataset writes them: KEY.(jpg|png|webp|...) with KEY.txt or KEY.json, local or by URL."""
 
-import bz2
-import gzip
-import lzma
 import math
 import os
 import re
 import tempfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,45 +12,31 @@ import fsspec
 from braceexpand import braceexpand
 
 from microdit.data.shards.remote import RemoteFileError, check_protocol, is_remote, links_in, local_copy
-from microdit.data.shards.tars import TarError, TarMember, json_bytes, tar_members, write_tar
+from microdit.data.shards.tars import TarError, TarMember, json_bytes, write_tar
+from microdit.data.sources.archives import Archive, PackedError, Tar, opened
 from microdit.data.sources.below import files_below, hidden, state_of
 from microdit.data.sources.captioned import (
-    CAPTION_SUFFIX,
     LARGEST_FILE,
     CaptionedImage,
     Found,
     Ignored,
-    NoCaptionError,
+    Picture,
     Source,
     Unreadable,
-    captions_beside,
-    check_caption_suffix,
+    Unwanted,
 )
-from microdit.data.sources.folder import (
-    TABLES,
-    by_bare_name,
-    caption_identity,
-    is_picture,
-    near_names,
-    no_picture,
-    not_part_of,
-)
-from microdit.files import room_for, size_of_file
+from microdit.data.sources.captions import CAPTION_SUFFIX, Bounds, Lines, NoCaptionError
+from microdit.data.sources.elsewhere import Words, caption_list
+from microdit.data.sources.folder import TABLES, by_bare_name, is_picture, near_names, no_picture, not_part_of
+from microdit.data.sources.images import FilteredImageError
+from microdit.files import near_path
 from microdit.kinds import Copied
 
 MOST_TARS = 1_000_000
 RANGE = re.compile(r"\{(-?\d+|[a-zA-Z])\.\.(-?\d+|[a-zA-Z])")
 # img2dataset's statistics lie beside each tar.
 BESIDE_A_TAR = re.compile(r"(_stats)?\.(json|parquet|idx|index)$")
-TAR_NAME = re.compile(r"(?P<stem>.*?)\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE | re.DOTALL)
-# What compressed files begin with, and what reads them.
-COMPRESSED: Mapping[bytes, Callable[..., BinaryIO]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ": lzma.open,
-}  # type: ignore[assignment]
-ZSTANDARD = b"\x28\xb5\x2f\xfd"
-MOST_TIMES, ALWAYS_ROOM, PIECE = 100, 1 << 26, 1 << 20  # of its size, or bytes, may a tar unpack to; bytes at a time
+TAR_NAME = re.compile(r"(?P<stem>.*?)\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz|zip)$", re.IGNORECASE | re.DOTALL)
 
 
 def expand(location: str) -> list[str]:
@@ -85,8 +66,10 @@ def expand(location: str) -> list[str]:
                 found += sorted(filesystem.glob(path)) if "*" in one else [path]
     missing = [tar for tar in found if not is_remote(tar) and not Path(tar).is_file()]
     if missing or not found:
+        near = near_path(Path(missing[0])) if missing else ""
+        told = f"{missing[0] if missing else location}: there is no tar{instead_of_tars(location) or near}"
         raise FileNotFoundError(
-            f"{missing[0] if missing else location}: there is no tar{instead_of_tars(location)}. Give a folder of .tar "
+            f"{told}. Give a folder of .tar "
             'files, or their URLs, such as source.path="https://HOST/{00000..00099}.tar"'
         )
     return found
@@ -112,8 +95,9 @@ def instead_of_tars(location: str) -> str:
     names = [item.key for item in tars_below(Path(location))[1] if isinstance(item, Ignored)]
     ways = {
         "source=folder": is_picture,
+        "source=huggingface, where they hold pictures, or source=table": lambda name: name.lower().endswith(".parquet"),
         "source=table, which reads one such file": lambda name: name.lower().endswith(TABLES),
-        "no source: MDS shards, of MosaicML Streaming, are not read here": lambda name: name.lower().endswith(".mds"),
+        "source=mds": lambda name: name.lower().endswith((".mds", ".mds.zstd")),
     }
     for way, fits in ways.items():
         if there := next(filter(fits, names), None):
@@ -146,29 +130,33 @@ def listed(pattern: str) -> list[str]:
 
 
 class TarSource(Source):
-    """Captioned pictures in tars, also compressed ones; every tar is one input shard.
+    """Captioned pictures in tars, also compressed ones, and zips; every one is one input shard.
 
-    `path`: a folder of tars, however deep, a file, a pattern with {000..123} or *, a URL, or a list of these. Captions
-    are found as `FolderSource` finds them; `caption_column` and `caption_suffix` are as there.
+    `path`: a folder of them, however deep, a file, a pattern with {000..123} or *, a URL, or a list of these. Captions
+    are found as `FolderSource` finds them, and the other settings are as there.
     """
 
     def __init__(
         self,
         path: Copied | Sequence[Copied],
-        caption_column: str | None = None,
+        caption_column: str | Sequence[str] | None = None,
         download_folder: str | None = None,
         caption_suffix: str = CAPTION_SUFFIX,
+        caption_lines: Lines = "joined",
+        captions: Copied | None = None,
+        image_column: str | None = None,
+        least: Bounds = None,
+        most: Bounds = None,
     ) -> None:
-        check_caption_suffix(caption_suffix)
         self.locations = [path] if isinstance(path, str) else list(path)
-        self.caption_column, self.caption_suffix = caption_column, caption_suffix
         self.download_folder = Path(download_folder or tempfile.gettempdir())
+        elsewhere = caption_list(captions, image_column, caption_column, caption_suffix, least, most)
+        self.words = Words(caption_column, caption_suffix, caption_lines, least or {}, most or {}, elsewhere)
         self._tars: list[str] | None = None
 
     @property
     def identity(self) -> Mapping[str, object]:
-        captions = caption_identity(self.caption_column, self.caption_suffix)
-        return {"kind": "webdataset", "path": self.locations, **captions}
+        return {"kind": "webdataset", "path": self.locations, **self.words.identity}
 
     def shards(self) -> list[str]:
         return self.tars()
@@ -176,71 +164,50 @@ class TarSource(Source):
     def tars(self) -> list[str]:
         """The location of every tar. FileNotFoundError where one is missing, or a location means none."""
         if self._tars is None:
+            elsewhere = self.words.elsewhere
             found = dict.fromkeys(tar for location in self.locations for tar in expand(location))
-            self._tars = [*found]  # those that several locations mean once
+            # Those that several locations mean once, and none that holds the captions.
+            self._tars = [tar for tar in found if not (elsewhere and elsewhere.is_part(Path(tar)))]
+            if elsewhere:
+                elsewhere.read()
         return self._tars
 
     def beside(self) -> Sequence[Unreadable | Ignored]:
         local = (Path(one).expanduser() for one in self.locations if not is_remote(one))
-        return [item for folder in local if folder.is_dir() for item in tars_below(folder)[1]]
+        others = ((folder, item) for folder in local if folder.is_dir() for item in tars_below(folder)[1])
+        elsewhere = self.words.elsewhere
+        return [item for folder, item in others if not (elsewhere and elsewhere.is_part(folder / item.key))]
 
     def state(self, shard: int) -> str:
         tar = self.tars()[shard]
-        return "" if is_remote(tar) else state_of([Path(tar.removeprefix("file://"))])
+        told = self.words.elsewhere.state() if self.words.elsewhere else ""
+        return told + ("" if is_remote(tar) else state_of([Path(tar.removeprefix("file://"))]))
 
     def read(self, shard: int) -> Iterator[Found]:
         tar = self.tars()[shard]
         with local_copy(tar, self.download_folder) as path:
             try:
-                with unpacked(path, self.download_folder) as plain:
-                    yield from pictures_in(plain, tar, self.caption_column, self.caption_suffix)
-            except CompressedTarError as error:
+                with opened(path, self.download_folder) as archive:
+                    yield from items_in(archive, tar, str(path), self.words)
+            except PackedError as error:
                 yield Unreadable(Path(tar).name, str(error))
+            except TarError as error:  # of a zip, of which nothing can be read without its directory
+                yield Unreadable(Path(tar).name, f"damaged zip: {str(error).replace(str(path), tar)}")
 
 
-class CompressedTarError(ValueError):
-    """A compressed tar cannot be unpacked; the message says why, and what to do."""
-
-
-@contextmanager
-def unpacked(tar: Path, folder: Path) -> Iterator[Path]:
-    """A tar without its compression for as long as the block runs, in a new folder in `folder`; one that has none, as
-    it is. CompressedTarError where it cannot be had, NoRoomError where the disk is full."""
+def pictures_in(tar: Path, name: str) -> Iterator[Picture]:
+    """Everything in one local tar without compression, `name` to those who read of it."""
     with tar.open("rb") as file:
-        start = file.read(8)
-    if start.startswith(ZSTANDARD):
-        raise CompressedTarError("it is compressed with zstd, which is not read here: unpack it first (zstd -d)")
-    opened = next((opener for magic, opener in COMPRESSED.items() if start.startswith(magic)), None)
-    if opened is None:
-        yield tar
-        return
-    room = max(ALWAYS_ROOM, MOST_TIMES * size_of_file(tar))
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=folder) as mine:
-        plain = Path(mine) / "file"
-        with room_for(plain), plain.open("wb") as target, opened(tar, "rb") as source:
-            try:
-                while piece := source.read(PIECE):
-                    room -= len(piece)
-                    if room < 0:
-                        raise CompressedTarError(f"it is compressed, and unpacks to over {MOST_TIMES} times its size")
-                    target.write(piece)
-            except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise
-                target.flush()  # what came before is read; the end that is lacking is told as that of any tar
-        yield plain
+        yield from items_in(Tar(tar, file), name, str(tar), Words())
 
 
-def pictures_in(
-    tar: Path, name: str, caption_column: str | None = None, caption_suffix: str = CAPTION_SUFFIX
-) -> Iterator[Found]:
-    """Everything in one local tar, `name` to those who read of it."""
+def items_in(archive: Archive, name: str, path: str, words: Words) -> Iterator[Picture]:
+    """Everything in one archive at a local path, `name` to those who read of it."""
     members: dict[str, TarMember] = {}
     others: list[Unreadable | Ignored] = []
     damage = None
     try:
-        for member in tar_members(tar):
+        for member in archive.members():
             if why := hidden(member.name):
                 others.append(Ignored(member.name, why))
                 continue
@@ -248,27 +215,27 @@ def pictures_in(
                 others.append(Ignored(member.name, "another of this name comes later in the tar and is read instead"))
             members[member.name] = member
     except TarError as error:
-        damage = str(error).replace(str(tar), name)
+        damage = str(error).replace(path, name)
     pictures = [one for one in members if is_picture(one)]
     near = by_bare_name(one for one in members if not is_picture(one))
+    if words.elsewhere:
+        words.elsewhere.tell_apart(pictures)
     first = {os.path.splitext(one)[0]: one for one in reversed(pictures)}
-    with tar.open("rb") as file:
-        for one in pictures:
-            stem = os.path.splitext(one)[0]
-            # Several pictures under a key have the same captions; the first is called by the key.
-            key = stem if first[stem] == one else one
-            parts = [part_of(members, stem, suffix) for suffix in (caption_suffix, ".json")]
-            item = picture_of(key, members[one], parts, file.fileno(), caption_column, caption_suffix)
-            if isinstance(item, Unreadable) and not any(parts):
-                expected = f"{stem}{caption_suffix}", f"{stem}.json"
-                told = near_names(one, near, expected)
-                item = Unreadable(key, f"{item.reason}; {told}") if told else item
-            yield item
+    for one in pictures:
+        stem = os.path.splitext(one)[0]
+        # Several pictures under a key have the same captions; the first is called by the key.
+        key = stem if first[stem] == one else one
+        parts = [None if words.elsewhere else part_of(members, stem, suffix) for suffix in (words.suffix, ".json")]
+        item = picture_of(key, members[one], parts, archive, words)
+        if isinstance(item, Unreadable) and not any(parts) and not words.elsewhere:
+            told = near_names(one, near, (f"{stem}{words.suffix}", f"{stem}.json"))
+            item = Unreadable(key, f"{item.reason}; {told}") if told else item
+        yield item
     yield from others
     alone: dict[str, str] = {}
-    for one in not_part_of(members, pictures, caption_suffix):
+    for one in not_part_of(members, pictures, words.suffix):
         stem, suffix = os.path.splitext(one)
-        if suffix.lower() in (CAPTION_SUFFIX, caption_suffix, ".json"):
+        if not words.elsewhere and suffix.lower() in (CAPTION_SUFFIX, words.suffix, ".json"):
             alone.setdefault(stem, one)
         else:
             yield Ignored(one, no_picture(one))
@@ -286,27 +253,19 @@ def part_of(members: Mapping[str, TarMember], stem: str, suffix: str) -> TarMemb
 
 
 def picture_of(
-    key: str,
-    picture: TarMember,
-    parts: Sequence[TarMember | None],
-    descriptor: int,
-    caption_column: str | None,
-    caption_suffix: str,
-) -> CaptionedImage | Unreadable:
-    """One picture of an open tar, with the text and the `.json` beside it."""
+    key: str, picture: TarMember, parts: Sequence[TarMember | None], archive: Archive, words: Words
+) -> CaptionedImage | Unreadable | Unwanted:
+    """One picture of an open archive, with the text and the `.json` beside it."""
     if (largest := max(part.length for part in (picture, *parts) if part)) > LARGEST_FILE:
         return Unreadable(key, f"it has {largest:,} bytes, more than any picture")
-    text, record = (part and content(descriptor, part) for part in parts)
     try:
-        captions = captions_beside(text, record, caption_column, caption_suffix)
-    except NoCaptionError as error:
+        text, record = (part and archive.content(part) for part in parts)
+        captions = words.of(picture.name, text, record)
+        return CaptionedImage(key, archive.content(picture), captions)
+    except FilteredImageError as error:
+        return Unwanted(key, str(error))
+    except (NoCaptionError, TarError) as error:
         return Unreadable(key, str(error))
-    return CaptionedImage(key, content(descriptor, picture), captions)
-
-
-def content(descriptor: int, member: TarMember) -> bytes:
-    """The bytes of a file in an open tar."""
-    return os.pread(descriptor, member.length, member.offset)
 
 
 def write_pictures(file: BinaryIO, pictures: Iterable[CaptionedImage]) -> int:

@@ -14,6 +14,11 @@ from microdit.data.stream.stream import LatentSource, LatentStream
 from microdit.files import LARGEST_SETTINGS, read_described
 
 GIGABYTE = 10**9
+# How the sets of the mixes in conf/ are prepared: each by the source of its name.
+BY_NAME = {
+    name: f"source={name}" for name in ("cc12m", "sa1b", "textcaps", "journeydb", "diffusiondb", "cifar_captions")
+}
+BY_NAME |= {"coco": "source=coco_2014", "cc12m_512px": "source=cc12m name=cc12m_512px min_side_px=512"}
 
 
 class DataMissingError(FileNotFoundError):
@@ -106,11 +111,12 @@ def find_latents(
             "for validation, or not to its end. Prepare it with held_out=0.05 under another name, or validate on what "
             f"is trained on: 'data_mix.validation=[{{name: {name}, folder: {trained}}}]'"
         )
-    command = (
-        "python prepare.py source=shapes"
-        if name.startswith("shapes")
-        else f"python prepare.py source=folder source.path=YOUR_PICTURES name={name}"
-    )
+    if name.startswith("shapes"):
+        command = "python prepare.py source=shapes"
+    elif name in BY_NAME:
+        command = f"python prepare.py {BY_NAME[name]} ..., see experiments/paper_data,"
+    else:
+        command = f"python prepare.py source=folder source.path=YOUR_PICTURES name={name}"
     command += f" autoencoder={autoencoder} text_encoder={text_encoder} resolutions_px=[{resolution_px}]"
     command += "" if features is None else f" features={features}"
     few = "" if name.startswith("shapes") else " (held_out=0.2 keeps some for validation where there are few)"

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class LatentStream(Dataset[Batch]):
             "caption", {s.name: (s.description.caption_length, s.description.caption_width) for s in sources}
         )
         self.latent_shape = one_shape("latent", {s.name: latent_shape(s.reader, resolution_px) for s in sources})
-        # What a sample's number of a caption does not change, by the names in a batch: field and shape.
+        # By the names in a batch: field and shape, of latents those of the first square.
         self.fixed = {"latents": (latents_field(resolution_px), self.latent_shape)}
         if features:
             shapes = {s.name: s.reader.index.usual_shape(FEATURES_FIELD) for s in sources}
@@ -128,27 +129,40 @@ class LatentStream(Dataset[Batch]):
         found = set()
         for source in np.unique(sources):
             reader = self.sources[source].reader
-            rows, _ = self._locate(int(source), numbers[sources == source])
+            rows, *_ = self._locate(int(source), numbers[sources == source])
             found |= {f"{reader.shards.folder}/{reader.index.shards[shard]}" for shard in reader.shards_of(rows)}
         return sorted(found)
 
-    def _locate(self, source: int, numbers: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
-        """The row of each running number of a source, and which of its captions it takes this time."""
+    def _locate(self, source: int, numbers: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The row of each running number of a source, and which of its captions and of its squares it takes this
+        time."""
         reader = self.sources[source].reader
         if not self.shuffle:
             rows = numbers % reader.index.rows
-            return rows, np.zeros_like(rows)
+            return rows, np.zeros_like(rows), np.zeros_like(rows)
         with self._own_lock():  # threads share what is remembered of the order
             epochs, shards, within = self._orders[source].locate(numbers)
         rows = reader.index.row_starts[shards] + within
-        fields = [name for name in reader.index.fields if name.startswith("caption")]
-        if len(fields) < 2:
-            return rows, np.zeros_like(rows)
-        present = sum(
-            (reader.index.column(name, "offset")[rows] != ABSENT["offset"]).astype(np.int64) for name in fields
+        times = epochs * reader.index.rows + rows
+        latents = re.compile(rf"latents_{self.resolution_px}(_\d+)?\.npy")
+        captions = [name for name in reader.index.fields if name.startswith("caption")]
+        views = [name for name in reader.index.fields if latents.fullmatch(name)]
+        return (
+            rows,
+            self._one_of(captions, "caption", source, rows, times),
+            self._one_of(views, "view", source, rows, times),
         )
-        chance = draws(seed_of(self.seed, self.names[source], "caption"), epochs * reader.index.rows + rows)
-        return rows, (chance % np.maximum(present, 1).astype(np.uint64)).astype(np.int64)
+
+    def _one_of(
+        self, fields: Sequence[str], what: str, source: int, rows: Int64[np.ndarray, " n"], times: np.ndarray
+    ) -> Int64[np.ndarray, " n"]:
+        """Which of several fields each row takes, of those that it has: one of them at random each time."""
+        if len(fields) < 2:
+            return np.zeros_like(rows)
+        index = self.sources[source].reader.index
+        present = sum((index.column(name, "offset")[rows] != ABSENT["offset"]).astype(np.int64) for name in fields)
+        chance = draws(seed_of(self.seed, self.names[source], what), times)
+        return (chance % np.maximum(present, 1).astype(np.uint64)).astype(np.int64)
 
     def _read(
         self, sources: np.ndarray, numbers: np.ndarray, slots: np.ndarray, arrays: Mapping[str, np.ndarray]
@@ -160,11 +174,12 @@ class LatentStream(Dataset[Batch]):
             reader = self.sources[source].reader
             if self.shuffle and reader.shards.distant:
                 self._fetch_ahead(int(source), int(numbers[mine].min()))
-            rows, choices = self._locate(int(source), numbers[mine])
-            for choice in np.unique(choices):
-                chosen = np.flatnonzero(choices == choice)
-                fields = {field: arrays[name] for name, (field, _) in self.fixed.items()}
-                fields[caption_field(int(choice))] = arrays["captions"]
+            rows, caption_numbers, views = self._locate(int(source), numbers[mine])
+            for view, number in np.unique(np.stack([views, caption_numbers]), axis=1).T.tolist():
+                chosen = np.flatnonzero((caption_numbers == number) & (views == view))
+                fields = {field: arrays[name] for name, (field, _) in self.fixed.items() if name != "latents"}
+                fields[latents_field(self.resolution_px, view)] = arrays["latents"]
+                fields[caption_field(number)] = arrays["captions"]
                 failures |= reader.read(fields, rows[chosen], slots[mine][chosen])
         return failures
 
