@@ -7,7 +7,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from microdit.build import SettingsError
-from microdit.commands.compose import changed_values, run_folder
+from microdit.commands.compose import run_folder
+from microdit.commands.resumed import changed_values
 
 SAVED = {
     "model": {"dim": 64},

@@ -19,8 +19,8 @@ from rich.console import Console
 from microdit.build import SettingsError, locate, trust
 from microdit.checkpoints.reading import CheckpointError, read_checkpoint
 from microdit.checkpoints.released import read_released
-from microdit.commands.compose import as_text, changed_values, read_elsewhere
 from microdit.commands.messages import tell_places
+from microdit.commands.resumed import as_text, changed_values, read_elsewhere
 from microdit.commands.train import check_it_fits
 from microdit.data.prepare.embedded import EmbeddedShapes
 from microdit.data.sources.captioned import Source

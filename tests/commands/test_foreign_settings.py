@@ -15,7 +15,8 @@ from rich.console import Console
 
 from microdit.build import SettingsError
 from microdit.checkpoints.reading import CheckpointError
-from microdit.commands.compose import changed_values, check_chain, check_saved
+from microdit.commands.compose import check_chain
+from microdit.commands.resumed import changed_values, check_saved
 from microdit.commands.train import launch
 from microdit.pipeline import LatentDiffusion, write_settings
 from microdit.training.run import network_settings

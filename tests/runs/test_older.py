@@ -14,7 +14,7 @@ from rich.console import Console
 
 from microdit.checkpoints.export import export_weights
 from microdit.checkpoints.reading import read_checkpoint
-from microdit.commands.compose import changed_values
+from microdit.commands.resumed import changed_values
 from microdit.commands.train import launch
 from microdit.kinds import SettingsError
 from microdit.pipeline import LatentDiffusion

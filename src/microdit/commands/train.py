@@ -12,19 +12,10 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from microdit.commands.compose import (
-    WANDB,
-    Stage,
-    check_saved,
-    composed,
-    composed_stages,
-    is_chain,
-    output_folder,
-    read_elsewhere,
-    told_in_a_sweep,
-)
+from microdit.commands.compose import Stage, composed, composed_stages, is_chain, output_folder, told_in_a_sweep
 from microdit.commands.messages import console, tell_places
 from microdit.commands.plan import show_plan
+from microdit.commands.resumed import WANDB, check_saved, read_elsewhere
 from microdit.cost.peak import matmul_flops_per_second
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank, is_rank_zero, peak_dtype
 from microdit.distributed.ranks import REQUEUE_CODE, PreemptedError, run_ranks
