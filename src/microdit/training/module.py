@@ -64,8 +64,8 @@ class DenoisingTask(L.LightningModule):
         """What one would generate with: the moving average where there is one."""
         return self.network if self.ema is None else self.ema
 
-    def whole_network(self) -> DiT | None:
-        """The best network in one piece, on rank zero; all ranks must ask together. None on other ranks with FSDP."""
+    def whole_network(self) -> DiT:
+        """The best network in one piece, on every rank; all must ask together."""
         if not is_sharded(self.best_network):
             return self.best_network
         return gathered(self.best_network, self.skeleton[0], self.device)

@@ -27,6 +27,7 @@ from microdit.cost.variation import inputs_of, varied_model
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank_zero, trainer_options
 from microdit.encoders.protocols import Autoencoder
 from microdit.evaluation.metric import measure
+from microdit.evaluation.sharing import all_ranks
 from microdit.evaluation.subject import Subject
 from microdit.kernels.compile import compile_network
 from microdit.kernels.cpu.host_memory import keep_freed_memory
@@ -144,9 +145,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         **{f"choice/{group}": choice for group, choice in settings.choices.items()},
     }
     record = record | telemetry.latest | record  # whatever a column of metrics.csv is called
+    record |= evaluate(pipeline.with_network(trained).to(trainer.strategy.root_device), settings, console)
     if is_rank_zero():
-        assert trained is not None
-        record |= evaluate(pipeline.with_network(trained).to(trainer.strategy.root_device), settings, console)
         write_record(run, record)
     return record
 
@@ -278,13 +278,15 @@ def network_settings(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def evaluate(pipeline: LatentDiffusion, settings: TrainingSettings, console: Console) -> dict[str, float]:
-    """Every metric's numbers; what each one looked at is kept in RUN/evaluation."""
+    """Every metric's numbers, on every rank, each of which does its share; what each metric looked at is kept in
+    RUN/evaluation."""
 
     def measured(name: str, numbers: dict[str, float], picture: Path | None) -> None:
         if picture is not None:
             console.print(f"{name}: what was judged is in {picture}", highlight=False)
 
-    return measure(Subject(pipeline, settings.output / EVALUATION), settings.metrics, measured)
+    subject = Subject(pipeline, settings.output / EVALUATION, ranks=all_ranks())
+    return measure(subject, settings.metrics, measured)
 
 
 def commit() -> str:

@@ -55,6 +55,9 @@ class FolderSource(Source):
         captions = caption_identity(self.caption_column, self.caption_suffix)
         return {"kind": "folder", **names, **captions, "pictures": len(self.pictures())}
 
+    def place(self) -> Path:
+        return self.path
+
     def pictures(self) -> list[Path]:
         """Every picture in the folder, by its path in it."""
         return self.found()[0]

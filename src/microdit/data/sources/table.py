@@ -178,6 +178,9 @@ class TableSource(Source):
             return ""
         return "; write a .json of many pictures as a .jsonl, one object with a path and a caption in each line"
 
+    def place(self) -> Path:
+        return self.path
+
     def shards(self) -> list[str]:
         if not self.rows():
             raise FileNotFoundError(f"{self.path} has no rows")

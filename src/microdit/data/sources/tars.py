@@ -170,6 +170,10 @@ class TarSource(Source):
         captions = caption_identity(self.caption_column, self.caption_suffix)
         return {"kind": "webdataset", "path": self.locations, **captions}
 
+    def place(self) -> Path | None:
+        path = Path(self.locations[0]).expanduser()
+        return path if len(self.locations) == 1 and path.exists() else None
+
     def shards(self) -> list[str]:
         return self.tars()
 
