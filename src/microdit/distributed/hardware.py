@@ -29,6 +29,10 @@ class TrainerSettings:
     part of it). `device_batch_size` is the most a device computes at once. `dollars_per_device_hour` turns seconds into
     the cost that result.json reports; `peak_tflops` is what MFU is a share of, measured on the spot if null.
     `activation_checkpointing` saves memory for time: blocks are computed again in the backward pass.
+
+    With fsdp, `sharding` says among how many devices the network is divided: "full" among all, "hybrid" among those of
+    a machine (HSDP), so that each machine holds a whole one and gradients alone travel between machines.
+    `reshard_after_forward`: whether a block's weights are given back after its forward pass, and gathered again.
     """
 
     accelerator: Literal["cpu", "gpu"]
@@ -53,11 +57,24 @@ class TrainerSettings:
     dollars_per_device_hour: float
     activation_checkpointing: bool = False
     cuda_graphs: bool | None = None
+    sharding: Literal["full", "hybrid"] = "full"
+    reshard_after_forward: bool = True
 
     def __post_init__(self) -> None:
         if self.gradient_compression and (self.strategy != "ddp" or self.world_size == 1):
             raise SettingsError(
                 "trainer.gradient_compression works between several devices with trainer.strategy=ddp; set it to null"
+            )
+        if self.strategy != "fsdp" and (self.sharding != "full" or not self.reshard_after_forward):
+            raise SettingsError(
+                "trainer.sharding and trainer.reshard_after_forward are of trainer.strategy=fsdp: choose it, or leave "
+                "them at full and true"
+            )
+        if self.sharding == "hybrid" and (self.nodes == 1 or self.devices == 1):
+            raise SettingsError(
+                "trainer.sharding=hybrid shards inside a machine and copies between machines, and this is "
+                f"{self.nodes} x {self.devices} (trainer.nodes x trainer.devices): it takes two machines of two "
+                "devices at least; else trainer.sharding=full"
             )
         if self.cuda_graphs and (self.accelerator != "gpu" or self.world_size > 1):
             raise SettingsError(
@@ -85,6 +102,13 @@ class TrainerSettings:
     def sharded(self) -> bool:
         """Whether each device holds only a part of the network."""
         return self.strategy == "fsdp" and self.world_size > 1
+
+    @property
+    def parts(self) -> int:
+        """Among how many devices the network is divided: one where each holds the whole."""
+        if not self.sharded:
+            return 1
+        return self.devices if self.sharding == "hybrid" else self.world_size
 
 
 class BatchDivision(NamedTuple):
@@ -172,7 +196,7 @@ def trainer_options(hardware: TrainerSettings, static_graph: bool) -> dict[str, 
     strategy: Strategy | str = "auto"
     timeout = timedelta(minutes=hardware.collective_timeout_minutes)
     if hardware.sharded:
-        strategy = ShardedStrategy(hardware.world_size, timeout)
+        strategy = ShardedStrategy(hardware.world_size, hardware.parts, timeout)
     else:
         plugins.append(CheckpointFiles())
         if hardware.world_size > 1:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from microdit.checkpoints.starting import OptimizerStates
 from microdit.cost.flops import on_meta
+from microdit.distributed.sharded_strategy import ShardedStrategy
 from microdit.distributed.sharding import gathered, is_sharded, local_part, optimizer_state, shard, whole_tensor
 from microdit.kernels.gpu.graphs import GraphedGradients
 from microdit.model.dit import DiT
@@ -55,9 +56,11 @@ class DenoisingTask(L.LightningModule):
         if self.device_mesh is None or is_sharded(self.network):
             return
         self.skeleton = [on_meta(self.network)]  # in a list, so that it is no submodule
-        for network in (self.network, self.ema):
-            if network is not None:
-                shard(network, self.device_mesh["data_parallel"], bf16=self.trainer.precision == "bf16-mixed")
+        strategy, bf16 = self.trainer.strategy, self.trainer.precision == "bf16-mixed"
+        assert isinstance(strategy, ShardedStrategy)
+        shard(self.network, strategy.sharding_mesh, bf16, self.hardware.reshard_after_forward)
+        if self.ema is not None:  # which has no backward pass
+            shard(self.ema, strategy.sharding_mesh, bf16)
 
     @property
     def best_network(self) -> DiT:
