@@ -169,7 +169,7 @@ def traffic_table(stages: Sequence[tuple[str, TrainingSettings]], device_memory_
             machines=trainer.nodes,
             devices=trainer.devices,
             parts=trainer.parts,
-            bf16=trainer.precision == "bf16-mixed",
+            bf16=trainer.halved,
             micro_batches=planned.micro_batches,
             reshard_after_forward=trainer.reshard_after_forward,
             compressed=trainer.gradient_compression is not None,

@@ -70,7 +70,7 @@ def memory_held(
     return training_memory(
         pipeline.dit,
         parts=hardware.parts,
-        bf16=hardware.precision == "bf16-mixed",
+        bf16=hardware.halved,
         ema=settings.resolution_stage.ema_decay is not None,
         compiled=hardware.accelerator == "gpu" and hardware.compiles,
         images=images,

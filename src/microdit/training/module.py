@@ -16,6 +16,7 @@ from microdit.distributed.sharding import gathered, is_sharded, local_part, opti
 from microdit.kernels.gpu.graphs import GraphedGradients
 from microdit.model.dit import DiT
 from microdit.objectives.objective import Draws, LossTerms, Objective, training_loss
+from microdit.training.float8 import in_float8
 from microdit.training.optimizers import clip_in_step, clips_by_itself, make_optimizer
 from microdit.training.settings import TrainingSettings
 
@@ -39,8 +40,9 @@ class DenoisingTask(L.LightningModule):
         initial_optimizer: OptimizerStates | None = None,
     ):
         super().__init__()
-        self.network, stage = network, settings.resolution_stage
+        stage, self.skeleton = settings.resolution_stage, [on_meta(network)]  # in a list, so that it is no submodule
         self.ema = copy.deepcopy(network).requires_grad_(False) if stage.ema_decay is not None else None
+        self.network = in_float8(network) if settings.trainer.precision == "fp8" else network
         self.objective, self.mask_ratio, self.schedule = objective, settings.mask_ratio, settings.schedule
         self.stage, self.optimizer, self.max_steps = stage, settings.optimizer, max_steps
         self.hardware, self.initial_optimizer = settings.trainer, initial_optimizer
@@ -55,7 +57,6 @@ class DenoisingTask(L.LightningModule):
         """With FSDP each rank keeps its part of network and moving average."""
         if self.device_mesh is None or is_sharded(self.network):
             return
-        self.skeleton = [on_meta(self.network)]  # in a list, so that it is no submodule
         strategy, bf16 = self.trainer.strategy, self.trainer.precision == "bf16-mixed"
         assert isinstance(strategy, ShardedStrategy)
         shard(self.network, strategy.sharding_mesh, bf16, self.hardware.reshard_after_forward)
@@ -68,8 +69,9 @@ class DenoisingTask(L.LightningModule):
         return self.network if self.ema is None else self.ema
 
     def whole_network(self) -> DiT:
-        """The best network in one piece, on every rank; all must ask together."""
-        if not is_sharded(self.best_network):
+        """The best network in one piece, on every rank, as it is drawn with; all must ask together."""
+        in_eight_bits = self.ema is None and self.hardware.precision == "fp8"
+        if not is_sharded(self.best_network) and not in_eight_bits:
             return self.best_network
         return gathered(self.best_network, self.skeleton[0], self.device)
 

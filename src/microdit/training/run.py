@@ -81,7 +81,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         optimizer_state = initial_optimizer(settings.init_from) if settings.init_optimizer else None
     if hardware.activation_checkpointing:
         pipeline.dit.checkpoint_activations()
-    if hardware.accelerator == "gpu" and hardware.precision == "bf16-mixed":
+    if hardware.accelerator == "gpu" and hardware.halved:
         torch.set_float32_matmul_precision("high")  # of the few products that are not in bfloat16
     if hardware.compiles:
         compile_network(pipeline.dit, hardware.accelerator)
