@@ -13,6 +13,7 @@ from chat_server import says, served
 from evaluating import evaluate_as_rank, judge_as_rank
 from PIL import Image
 from small_clip import write_small_clip
+from small_pick_score import write_small_pick_score
 
 from microdit.evaluation.sharing import ALONE, OtherRankError, Ranks, batches_of
 from microdit.evaluation.subject import Subject
@@ -75,6 +76,18 @@ def of_photographs(photographs, towers) -> dict:
 
 
 @pytest.fixture
+def of_prompts(tmp_path_factory, tmp_path) -> dict:
+    """PickScore of pictures of 70 prompts, which is more than two batches."""
+    pytest.importorskip("transformers", reason="PickScore is a model of transformers: pip install 'microdit[judges]'")
+    weights = str(write_small_pick_score(tmp_path_factory.mktemp("pick")))
+    (tmp_path / "some.txt").write_text("\n".join(f"picture {number}" for number in range(70)))
+    scorer = {"_target_": "microdit.evaluation.judging.learned.PickScore", "weights": weights, "processor": weights}
+    given = {"prompts_file": str(tmp_path / "some.txt"), "prompts_per_category": None, "scorer": scorer}
+    learned = "microdit.evaluation.judging.learned.LearnedScore"
+    return {"pick_score": {"_target_": learned, **given, "sampling": SAMPLING}}
+
+
+@pytest.fixture
 def evaluated(pipeline, run_as_ranks, tmp_path):
     """evaluated(ranks, metrics, name): the numbers in the record of a run that so many processes evaluated, and their
     exit codes."""
@@ -99,11 +112,11 @@ def files_of(run: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("kind", ["shapes", "photographs"])
+@pytest.mark.parametrize("kind", ["shapes", "photographs", "prompts"])
 def test_two_processes_have_the_numbers_and_pictures_of_one_to_the_last_bit(
-    evaluated, of_photographs, photographs, tmp_path, kind
+    evaluated, photographs, tmp_path, kind, request
 ):
-    metrics = SHAPES if kind == "shapes" else of_photographs
+    metrics = SHAPES if kind == "shapes" else request.getfixturevalue(f"of_{kind}")
     one = evaluated(1, metrics)
     shutil.rmtree(f"{photographs['path']}.statistics", ignore_errors=True)
     two = evaluated(2, metrics)

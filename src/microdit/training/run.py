@@ -23,6 +23,7 @@ from rich.console import Console
 from microdit.build import SettingsError, build
 from microdit.checkpoints.starting import initial_optimizer, load_initial_weights
 from microdit.cost.budget import step_costs, total_cost
+from microdit.cost.flops import on_meta
 from microdit.cost.variation import inputs_of, varied_model
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank_zero, trainer_options
 from microdit.encoders.protocols import Autoencoder
@@ -86,6 +87,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     if hardware.compiles:
         compile_network(pipeline.dit, hardware.accelerator)
     task = DenoisingTask(pipeline.dit, pipeline.objective, settings, max_steps, optimizer_state)
+    if task.network is not pipeline.dit:
+        pipeline.dit = on_meta(pipeline.dit)  # what is counted on it needs no weights, which are the task's alone
     data = LatentData(train_stream, validation_stream, settings, pipeline.dit.patch_size)
     metrics_file = MetricsFile(run / METRICS_FILE)
     seconds = metrics_file.newest().get("train/seconds", 0.0)
