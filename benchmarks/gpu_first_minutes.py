@@ -118,8 +118,7 @@ def measure_step(minutes: Minutes, pixels: int, mask_ratio: float, share: float,
     together = (time.perf_counter() - began) / minutes.given.repeats
     counted = training_memory(
         network,
-        ranks=1,
-        sharded=False,
+        parts=1,
         bf16=True,
         ema=False,
         compiled=compiles and minutes.on_gpu,

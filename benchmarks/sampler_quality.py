@@ -13,6 +13,7 @@ Pictures are kept in --keep, and a run that is started again draws only those th
 
 import argparse
 import tempfile
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,8 @@ import torch
 from jaxtyping import Float, UInt8
 from measuring import Spread, publish
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
-from microdit.evaluation.frechet import frechet_distances
+from microdit.evaluation.frechet import Moments, as_bytes, frechet_distance, moments_of
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.shapes.compositional import ShapesCompositional
 from microdit.evaluation.shapes.frechet import ShapesFrechet
@@ -47,7 +47,7 @@ class DenoiserFeatures(nn.Module):
     def __init__(self, pipeline: LatentDiffusion):
         super().__init__()
         self.pipeline = pipeline
-        self.num_features = pipeline.dit.final_layer.norm_final.normalized_shape[0]  # the name torchmetrics looks for
+        self.num_features = pipeline.dit.final_layer.norm_final.normalized_shape[0]
 
     @torch.no_grad()
     def forward(self, pictures: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
@@ -64,13 +64,20 @@ class DenoiserFeatures(nn.Module):
         return left[0].mean(dim=1)
 
 
-def denoiser_distance(pipeline: LatentDiffusion, given: argparse.Namespace) -> FrechetInceptionDistance:
-    """A Frechet distance with the run's own features, which has seen the true scenes already."""
-    metric = FrechetInceptionDistance(DenoiserFeatures(pipeline), reset_real_features=False)
+Distance = Callable[[Iterable[Float[Tensor, "n 3 h w"]]], float]
+
+
+def denoiser_distance(pipeline: LatentDiffusion, given: argparse.Namespace) -> Distance:
+    """The Frechet distance of pictures to true scenes, by the run's own features."""
+    features = DenoiserFeatures(pipeline)
+
+    def moments(batches: Iterable[Float[Tensor, "n 3 h w"]]) -> Moments:
+        return moments_of(features(as_bytes(batch).to(pipeline.device)) for batch in batches)
+
     side_px = pipeline.latent_shape()[-1] * pipeline.autoencoder.downscale
     references = held_out_scenes(given.domains, range(given.count, given.count + REFERENCES))
-    frechet_distances(metric, {}, rendered(references, side_px), pipeline.device)
-    return metric
+    true = moments(rendered(references, side_px))
+    return lambda batches: frechet_distance(true, moments(batches))
 
 
 def settings(interval: list[float]) -> dict[str, dict[str, Any]]:
@@ -106,7 +113,7 @@ def arguments() -> argparse.Namespace:
 
 def quality(
     pipeline: LatentDiffusion,
-    by_denoiser: FrechetInceptionDistance,
+    by_denoiser: Distance,
     sampling: dict[str, Any],
     seed: int,
     folder: Path,
@@ -121,8 +128,8 @@ def quality(
     subject = Subject(pipeline, folder / f"seed_{seed}")
     numbers = {name: value for metric in metrics for name, value in metric.evaluate(subject)[0].items()}
     captions = [each.caption for each in held_out_scenes(given.domains, range(given.count))]
-    pictures = {"denoiser/distance": subject.pictures("scenes", captions, asked).batches()}  # kept by ShapesFrechet
-    return numbers | frechet_distances(by_denoiser, pictures, [], pipeline.device)
+    pictures = subject.pictures("scenes", captions, asked)  # kept by ShapesFrechet
+    return numbers | {"denoiser/distance": by_denoiser(pictures.batches())}
 
 
 def main() -> None:

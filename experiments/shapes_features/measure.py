@@ -13,7 +13,6 @@ from train_features import attribute_accuracy
 
 from microdit.evaluation.frechet import frechet_distances
 from microdit.evaluation.shapes.features import SIDE_PX, shapes_features
-from microdit.evaluation.shapes.frechet import shapes_frechet_metric
 from microdit.evaluation.shapes.scenes import held_out_scenes, rendered
 
 HERE = Path(__file__).parent
@@ -55,7 +54,7 @@ def main() -> None:
     write(HERE / "accuracy.csv", ["attribute", "accuracy"], list(attribute_accuracy(shapes_features()).items()))
     samples = {name: images.split(256) for name, images in spoilt()}
     references = true_pictures("synthetic", COUNT, REFERENCES).split(256)
-    distances = frechet_distances(shapes_frechet_metric(), samples, references)
+    distances = frechet_distances(shapes_features(), samples, references)
     write(HERE / "distances.csv", ["512 pictures", "distance"], list(distances.items()))
 
 

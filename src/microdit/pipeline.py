@@ -129,13 +129,15 @@ class LatentDiffusion(nn.Module):
         weaker: LatentDiffusion | None = None,
         precision: Precision | None = None,
         batch_size: int = 64,
+        first: int = 0,
         return_latents: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Float[Tensor, "n c h w"]:
         """One picture a prompt: [N, 3, H, W] in [0, 1], or the scaled latents with `return_latents`.
 
         Picture i starts from noise that depends on (seed, i) alone, so neither the batch size nor the other prompts
-        change it; without a seed it is new each time. `image_size` is (height, width) in pixels, by default the size
+        change it; without a seed it is new each time. `first` is the i of the first prompt, where others draw those
+        before it. `image_size` is (height, width) in pixels, by default the size
         the network was trained at.
 
         What is not said of the six settings below is `self.sampling`, which a run's own pictures are drawn by.
@@ -194,7 +196,7 @@ class LatentDiffusion(nn.Module):
         halved = precision == "bf16" or (precision is None and self.device.type == "cuda")
         pictures = []
         for batch in batches:
-            noise = torch.stack([start_noise(seed, i, shape) for i in batch]).to(self.device)
+            noise = torch.stack([start_noise(seed, first + i, shape) for i in batch]).to(self.device)
             captions = self.text_encoder.encode_tokens(tokenized_prompts[batch.start : batch.stop]).to(self.device)
             *_, (latents, _) = self.steps(noise, captions, sampling, halved, report, weaker)
             if not latents.isfinite().all():

@@ -3,6 +3,7 @@ prepares data."""
 
 import logging
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,9 +51,45 @@ def silent(done: float, total: float, doing: str) -> None:
     """Report nothing."""
 
 
+def silently(text: str) -> None:
+    """Say nothing."""
+
+
 def say(text: str) -> None:
     """Prints a line on standard error, above a bar that is shown there."""
     VisibleConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(text)
+
+
+def counted(number: int, thing: str) -> str:
+    """Such as "1 device" or "8 devices"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """About how long that is, in the unit that suits it."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+SHORT = 10.0  # seconds of work about which nothing is said
+
+
+class Pace:
+    """How long work of `total` units takes, said once by its first unit, if it is not short; None: nobody knows of how
+    many it is. It begins when this object is made."""
+
+    def __init__(self, say: Callable[[str], None], doing: str, total: int | None):
+        self.say, self.doing, self.total, self.done, self.began = say, doing, total, 0, time.monotonic()
+
+    def step(self, units: int = 1) -> None:
+        """So many units more are done."""
+        self.done += units
+        if self.done == units and self.total is not None:
+            seconds = (time.monotonic() - self.began) / units
+            if seconds * self.total >= SHORT:
+                self.say(f"{self.doing}: about {duration(seconds * self.total)}, by the first, {duration(seconds)}")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`python evaluate.py` and `python report.py`, from the outside: from runs to a table."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,24 @@ def test_pictures_that_were_kept_are_judged_again(run):
     ended = run_script("evaluate.py", f"pictures={run}/evaluation", "metrics=shapes", *FEW)
     assert ended.returncode == 0, ended.stderr
     assert (run / "result.json").read_text() == before
+
+
+def test_two_processes_share_an_evaluation_and_find_the_same_numbers(run, tmp_path):
+    arguments = ["metrics=[compositional,shapes_loss]", *FEW, "metrics.shapes_loss.count=8", "weights=raw"]
+    found = []
+    for devices in (1, 2):
+        mine = tmp_path / str(devices)
+        shutil.copytree(run, mine, ignore=shutil.ignore_patterns("evaluation"))
+        ended = run_script("evaluate.py", f"checkpoint={mine}", *arguments, f"trainer.devices={devices}")
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("denoising_loss/mean@raw") == 1
+        assert f"on {devices} device" in ended.stderr
+        found.append({name: value for name, value in read_json(mine / "result.json", "").items() if "@raw" in name})
+    assert found[0] == found[1]
+    assert len(found[0]) > 10
+    ended = run_script("evaluate.py", f"checkpoint={run}", "trainer.devices=900")
+    assert ended.returncode == 1
+    assert "trainer.devices=900 processes are asked for" in ended.stderr
 
 
 def test_a_mistake_is_told_in_one_sentence(tmp_path, run):

@@ -13,8 +13,11 @@ from microdit.commands.plan import (
     planned_memory,
     planned_stage,
     tell_missing_start,
+    traffic_table,
 )
 from microdit.kinds import SettingsError, check_arguments
+from microdit.pipeline import build_pipeline
+from microdit.training.run import network_settings
 
 H100S = PlannedHardware(devices=8, peak_tflops=989, mfu=0.185, dollars_per_device_hour=3.78)
 
@@ -62,6 +65,27 @@ def test_the_table_sums_what_it_lists():
         console.print(plan_table(stages, H100S))
     last = next(line for line in shown.get().splitlines() if "in all" in line)
     assert [cell.strip() for cell in last.split("│")[2:6]] == ["12", "0.00012", "3.167e-09", "380"]
+
+
+def test_what_hybrid_sharding_and_kept_weights_cost_is_planned(run_settings):
+    fsdp = ["trainer.strategy=fsdp", "trainer.devices=2", "trainer.nodes=2"]
+    full, hybrid, kept = (
+        planned_memory(run_settings(*fsdp, *more)).memory
+        for more in ([], ["trainer.sharding=hybrid"], ["trainer.reshard_after_forward=false"])
+    )
+    assert full.parameters < hybrid.parameters < 2.1 * full.parameters
+    assert kept.working > full.working
+    assert kept.parameters == full.parameters
+    console, stages = Console(width=120), [("a", run_settings(*fsdp, "trainer.sharding=hybrid"))]
+    with console.capture() as shown:
+        console.print(traffic_table(stages))
+    told = " ".join(shown.get().split())
+    assert "2 x 2 devices, fsdp, hybrid sharding, weights given back after forward" in told
+    pipeline = build_pipeline(network_settings(stages[0][1]), device="meta")
+    numbers = sum(p.numel() for p in pipeline.dit.parameters())
+    row = next(line for line in shown.get().splitlines() if line.startswith("│a"))
+    cells = [float(cell) for cell in row.split("│")[2:5]]
+    assert cells == [1, pytest.approx(numbers * (6 + 2) / 1e9, rel=0.01), pytest.approx(numbers * 4 / 1e9, rel=0.01)]
 
 
 def test_the_memory_of_each_device_is_planned(run_settings):

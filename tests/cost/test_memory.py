@@ -29,8 +29,7 @@ sizes = {"dim": 128, "depth": 4, "head_dim": 32, "multiple_of": 32, "patch_mixer
 network = MicroDiT_Tiny_2(input_size=8, caption_channels=64, **sizes)
 counted = training_memory(
         network,
-    ranks=8,
-    sharded=True,
+    parts=8,
     bf16=False,
     ema=False,
     compiled=False,
@@ -84,10 +83,10 @@ def test_counted_activations_are_what_torch_holds(small_network, mask_ratio, bf1
 def test_xl_on_eight_devices_is_counted_without_being_built():
     with torch.device("meta"):
         network = MicroDiT_XL_2()
-    known = {"ranks": 8, "bf16": True, "ema": False, "compiled": False, "images": 32, "micro_batches": 1}
+    known = {"bf16": True, "ema": False, "compiled": False, "images": 32, "micro_batches": 1}
     known |= {"mask_ratio": 0.75, "caption_length": 77}
-    sharded = training_memory(network, sharded=True, **known)
-    whole = training_memory(network, sharded=False, **known)
+    sharded = training_memory(network, parts=8, **known)
+    whole = training_memory(network, parts=1, **known)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert whole.parameters == 4 * parameters
     assert sharded.parameters == pytest.approx(whole.parameters / 8, rel=0.01)

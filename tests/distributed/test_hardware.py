@@ -34,6 +34,29 @@ def test_micro_batches_that_do_not_divide_are_refused_with_those_that_do():
         divide(24, 2, 5)
 
 
+def test_the_network_is_divided_among_all_devices_or_those_of_a_machine(run_settings):
+    fsdp, two = ["trainer.strategy=fsdp", "trainer.devices=4"], "trainer.nodes=2"
+    assert run_settings("trainer.devices=4").trainer.parts == 1
+    assert run_settings(*fsdp).trainer.parts == 4
+    assert run_settings(*fsdp, two).trainer.parts == 8
+    assert run_settings(*fsdp, two, "trainer.sharding=hybrid").trainer.parts == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["trainer.sharding=hybrid"], "are of trainer.strategy=fsdp"),
+        (["trainer.reshard_after_forward=false"], "are of trainer.strategy=fsdp"),
+        (["trainer.sharding=hybrid", "trainer.strategy=fsdp", "trainer.devices=4"], "this is 1 x 4 .* two machines"),
+        (["trainer.sharding=hybrid", "trainer.strategy=fsdp", "trainer.nodes=4"], "this is 4 x 1 .* two devices"),
+        (["trainer.sharding=some", "trainer.strategy=fsdp"], "trainer.sharding must be full or hybrid"),
+    ],
+)
+def test_a_sharding_that_changes_nothing_or_cannot_be_is_refused(run_settings, overrides, told):
+    with pytest.raises(SettingsError, match=told):
+        run_settings(*overrides)
+
+
 def test_steps_are_launched_as_graphs_where_one_gpu_trains_alone(run_settings):
     def graphed(*overrides):
         return run_settings(*overrides).trainer.graphed

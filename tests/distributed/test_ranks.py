@@ -21,11 +21,11 @@ from microdit.runs.folder import to_resume
 
 
 def test_a_killed_rank_is_named_with_the_run_to_go_on_with(tmp_path):
-    told = who_was_killed({0: -signal.SIGTERM, 1: -signal.SIGKILL}, tmp_path)
+    told = who_was_killed({0: -signal.SIGTERM, 1: -signal.SIGKILL}, f"Go on with resume={tmp_path}")
     assert told is not None
     assert "rank 1 was killed by SIGKILL" in told
     assert told.endswith(f"Go on with resume={tmp_path}")
-    assert who_was_killed({0: 1, 1: -signal.SIGTERM}, tmp_path) is None
+    assert who_was_killed({0: 1, 1: -signal.SIGTERM}, "") is None
 
 
 def test_a_stage_goes_on_with_the_chain_it_belongs_to(tmp_path):
@@ -103,8 +103,8 @@ def test_a_rank_loads_nothing_that_lies_in_the_folder_it_is_started_in(tmp_path,
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("open('loaded', 'w').close()")
     monkeypatch.setattr(sys, "path", ["", *sys.path])  # as of a launcher that was started with -m or -c
-    arguments, environment = python_of_a_rank()
-    command = [sys.executable, *arguments, tmp_path, "1"]  # of another launcher, so that it ends at once
+    arguments, environment = python_of_a_rank("microdit.training.rank")
+    command = [sys.executable, *arguments, "1", tmp_path]  # of another launcher, so that it ends at once
     ended = subprocess.run(command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (1, "")
     assert not (tmp_path / "loaded").exists()
@@ -113,6 +113,6 @@ def test_a_rank_loads_nothing_that_lies_in_the_folder_it_is_started_in(tmp_path,
 def test_a_rank_finds_the_packages_that_its_launcher_finds(tmp_path, monkeypatch):
     (tmp_path / "beside_train.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    _, environment = python_of_a_rank()
+    _, environment = python_of_a_rank("microdit.training.rank")
     command = [sys.executable, "-P", "-c", "import beside_train"]
     subprocess.run(command, cwd="/", env={**os.environ, **environment}, check=True)

@@ -1,5 +1,6 @@
 """Pictures under evaluation: drawn once, kept, and named by what sets them apart."""
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -147,10 +148,10 @@ def test_pictures_alone_say_what_they_cannot_do(pipeline, tmp_path):
 def test_two_that_want_the_same_pictures_at_once_both_have_them_and_one_draws(pipeline, tmp_path, monkeypatch):
     begun = []
 
-    def drawn_slowly(self, prompts, sampling):
+    def drawn_slowly(self, prompts, *_):
         begun.append(self)
         time.sleep(0.2)
-        yield torch.rand(len(prompts), 3, 8, 8)
+        return torch.rand(len(prompts), 3, 8, 8)
 
     monkeypatch.setattr(Subject, "drawn", drawn_slowly)
     subjects = [Subject(pipeline, tmp_path) for _ in range(2)]
@@ -158,3 +159,16 @@ def test_two_that_want_the_same_pictures_at_once_both_have_them_and_one_draws(pi
         first, second = pool.map(lambda subject: subject.pictures("skills", PROMPTS, SAMPLING).all(), subjects)
     assert torch.equal(first, second)
     assert len(begun) == 1
+
+
+def test_what_drawing_takes_is_said_before_it_and_how_long_by_its_first_batch(pipeline, tmp_path, capsys, monkeypatch):
+    Subject(pipeline, tmp_path / "quick", batch_size=2).pictures("skills", PROMPTS, SAMPLING)
+    first = "skills: 3 pictures to draw in 2 batches on 1 device, 6 evaluations of the network"
+    assert capsys.readouterr().err.splitlines() == [first]  # nothing is said of seconds
+    monkeypatch.setattr("microdit.progress.SHORT", 0.0)
+    Subject(pipeline, tmp_path / "slow", batch_size=2).pictures("skills", PROMPTS, SAMPLING)
+    before, after = capsys.readouterr().err.splitlines()
+    assert before == first
+    assert re.fullmatch(r"skills: drawing: about [\d.e-]+ s, by the first, [\d.e-]+ s", after)
+    Subject(pipeline, tmp_path / "slow", batch_size=2).pictures("skills", PROMPTS, SAMPLING)
+    assert capsys.readouterr().err == ""

@@ -10,9 +10,11 @@ from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
 from microdit.checkpoints.reading import latest_checkpoint, network_weights
+from microdit.distributed.hardware import LEAST_CAPABILITY
 from microdit.distributed.sharding import shard, whole_tensor
 from microdit.objectives.objective import Draws
 from microdit.pipeline import LatentDiffusion
+from microdit.training import float8
 from microdit.training.draws import TRAINING, draw_chance
 from microdit.training.run import train
 
@@ -112,3 +114,14 @@ def test_a_sharded_step_on_one_gpu_is_the_step_of_the_whole(small_network, input
                 assert_close(whole_tensor(part.grad), one.grad, 0.3 if bf16 else 1e-4)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_run_in_eight_bits_learns_as_in_bfloat16(run_settings, logged, tmp_path, monkeypatch):
+    pytest.importorskip("torchao", reason="fp8 is torchao's: pip install 'microdit[fp8]'")
+    if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+        pytest.skip("this card does not multiply in float8")
+    monkeypatch.setattr(float8, "SMALLEST", 16)
+    for name in ("fp8", "bf16-mixed"):
+        run(run_settings(*GPU, f"trainer.precision={name}", "trainer.max_steps=20", output=tmp_path / name))
+    assert logged(tmp_path / "fp8") == pytest.approx(logged(tmp_path / "bf16-mixed"), rel=0.05)
+    assert logged(tmp_path / "fp8") != logged(tmp_path / "bf16-mixed")

@@ -83,6 +83,30 @@ def train_in_ranks(start_ranks) -> Callable[..., None]:
     return train
 
 
+@pytest.fixture(scope="session")
+def run_as_ranks() -> Callable[..., list[int]]:
+    """run_as_ranks(function, 2, ...): function(rank, 2, port, ...) in real processes that find each other; their exit
+    codes."""
+    processes = warm_processes()
+
+    def run(function: Callable[..., None], world_size: int, *arguments: Any) -> list[int]:
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        ranks = [
+            processes.Process(target=function, args=(rank, world_size, store.port, *arguments))
+            for rank in range(world_size)
+        ]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(240)
+        codes = [rank.exitcode for rank in ranks]
+        for rank in ranks:
+            rank.kill()
+        return codes
+
+    return run
+
+
 def column(run: Path, name: str = "train/loss") -> dict[int, float]:
     """What a run logged under a name, by step."""
     with (run / "metrics.csv").open() as file:

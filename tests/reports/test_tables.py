@@ -9,7 +9,7 @@ from microdit.build import SettingsError
 from microdit.evaluation.shapes.features import VERSION
 from microdit.reports.layout import COSTS, QUALITIES, Column, Layout, RowKey, read_layout
 from microdit.reports.results import collect
-from microdit.reports.tables import as_csv, as_markdown, differences, escaped, latex, markdown, summarise
+from microdit.reports.tables import as_csv, as_markdown, differences, escaped, latex, markdown, published, summarise
 from microdit.runs.folder import find_runs
 
 MASKING, RATIO = "choice/masking", "choice/mask_ratio"
@@ -174,9 +174,28 @@ def test_nothing_is_compared_with_a_row_that_has_not_finished(results, tmp_path)
     assert differences(results, layout(results, tmp_path))[0] == []
 
 
+def test_published_rows_stand_below_ours_with_their_sources(results, tmp_path):
+    column = {"column": "total_flops", "title": "MFLOP", "format": ".1f", "scale": 1e-6}
+    theirs = {"row": ["DiT_1", "-"], "values": {"total_flops": 5e6, "clip_score": 26.5}, "source": "<them>, 2023"}
+    given = {"rows": [MASKING, RATIO], "columns": [column, "clip_score"], "published": [theirs]}
+    of = layout(results, tmp_path, **given)
+    rows = [*summarise(results, of), *published(of)]
+    assert table(rows, of)["DiT_1 -"] == ["5.0", "26.5", "published"]
+    assert table(rows, of)["none none"][1] == "–"  # no run of ours has it
+    text = markdown(rows, of)
+    assert text.endswith("Published rows are as their authors give them:\n- DiT_1, -: &lt;them>, 2023\n")
+    assert "DiT_1" not in markdown(summarise(results, of), of)
+    assert as_csv(rows, of).splitlines()[-1] == "DiT_1,'-,5,,0,26.5,,0,published"
+    assert "% DiT_1, -: <them>, 2023" in latex(rows, of)
+
+
 @pytest.mark.parametrize(
     ("report", "message"),
     [
+        ({"published": [{"row": ["a"], "values": {"seed": 1.0}, "source": "b"}]}, r"needs 2 texts, .*\['masking', "),
+        ({"published": [{"row": ["a", "b"], "values": {"los": 1.0}, "source": "b"}]}, "has 'los', which is no column"),
+        ({"published": [{"row": ["a", "b"], "values": {"seed": 1.0}}]}, "also needs: source"),
+        ({"published": [{"row": ["a", "b"], "values": {"seed": "x"}, "source": "b"}]}, "seed must be a number"),
         ({"colums": []}, "did you mean 'columns'"),
         ({"columns": [{"column": "validation/loss", "formt": ".3f"}]}, "did you mean 'format'"),
         ({"columns": ["validation/los"]}, "no run has 'validation/los'"),

@@ -4,9 +4,11 @@ import shutil
 
 import pytest
 import torch
+from evaluating import evaluate_as_rank
 from rich.console import Console
 
 from microdit.checkpoints.reading import checkpoint_metadata, network_weights, read_checkpoint
+from microdit.files import read_json
 from microdit.runs.folder import checkpoints_of
 from microdit.training.run import train
 
@@ -28,6 +30,8 @@ HOW = {
     "ddp": ["trainer.devices=2"],
     "ddp_accumulated": ["trainer.devices=2", "trainer.device_batch_size=2"],
     "fsdp": ["trainer.devices=2", "trainer.strategy=fsdp"],
+    "fsdp_kept": ["trainer.devices=2", "trainer.strategy=fsdp", "trainer.reshard_after_forward=false"],
+    "hsdp": ["trainer.nodes=2", "trainer.devices=2", "trainer.strategy=fsdp", "trainer.sharding=hybrid"],
     "fsdp_accumulated": ["trainer.devices=2", "trainer.strategy=fsdp", "trainer.device_batch_size=2"],
 }
 
@@ -97,6 +101,19 @@ def test_a_checkpoint_goes_on_under_every_strategy(finished, settings_of, train_
         same_weights(checkpoints_of(finished("one"))[-1], checkpoints_of(cut)[-1])
 
 
+def test_a_checkpoint_goes_on_between_hsdp_and_every_other_strategy(finished, settings_of, train_as, logged, tmp_path):
+    expected, cut = logged(finished("one")), tmp_path / "run"
+    shutil.copytree(finished("fsdp"), cut)
+    # From a checkpoint of fsdp, of ddp; then fsdp, one process and hsdp itself from one of hsdp.
+    for how, step in (("hsdp", 5), ("ddp", 5), ("hsdp", 10), ("fsdp", 15), ("one", 15), ("hsdp", 15)):
+        train_as(settings_of(how, cut), cut / "checkpoints" / f"step_{step:07d}.ckpt")
+        found = logged(cut)
+        assert found.keys() == expected.keys()
+        assert max(abs(found[s] - expected[s]) for s in expected) < 1e-5, how
+        same_weights(checkpoints_of(finished("one"))[-1], checkpoints_of(cut)[-1])
+    assert checkpoint_metadata(cut / "checkpoints" / "step_0000015.ckpt")["world_size"] == 4
+
+
 def test_a_checkpoint_says_what_it_is_of(finished):
     for how, world_size in (("one", 1), ("fsdp", 2)):
         said = checkpoint_metadata(finished(how) / "checkpoints" / "step_0000010.ckpt")
@@ -145,3 +162,31 @@ def test_compressed_gradients_train_nearly_alike(finished, settings_of, train_as
     exact, found = logged(finished("one")), logged(tmp_path)
     differences = [abs(found[step] - exact[step]) for step in exact]
     assert 1e-6 < max(differences) < 2e-2
+
+
+MEASURED = [
+    "metrics=[compositional,shapes_frechet,shapes_loss]",
+    "metrics.compositional.prompts_per_skill=12",
+    "metrics.compositional.colour_prompts=12",
+    "metrics.shapes_frechet.count=12",
+    "metrics.shapes_frechet.reference_count=260",
+    "metrics.shapes_loss.count=70",
+]
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_what_the_ranks_measure_together_at_the_end_is_what_one_process_finds_in_the_checkpoint(
+    settings_of, train_as, run_as_ranks, tmp_path, how
+):
+    settings = settings_of(how, tmp_path / how, "trainer.max_steps=4", *MEASURED)
+    train_as(settings)
+    together = read_json(tmp_path / how / "result.json", "")
+    shutil.rmtree(tmp_path / how / "evaluation")
+    arguments = {"checkpoint": str(tmp_path / how), "pictures": None, "weights": ["ema"]}
+    arguments |= {"metrics": settings.config["metrics"]}
+    arguments |= {"sampling": {}, "batch_size": 64, "device": "cpu"}
+    assert run_as_ranks(evaluate_as_rank, 1, arguments) == [0]
+    alone = read_json(tmp_path / how / "result.json", "")
+    measured = [name for name in together if name.startswith(("compositional/", "frechet", "denoising_loss/"))]
+    assert len(measured) == 8 + 2 + 9
+    assert {name: together[name] for name in measured} == {name: alone[name] for name in measured}

@@ -16,6 +16,7 @@ from microdit.commands.compose import as_texts, choices, trusted, with_choices
 from microdit.commands.messages import console
 from microdit.cost.budget import step_costs, total_cost
 from microdit.cost.memory import DeviceMemory
+from microdit.cost.traffic import step_traffic
 from microdit.distributed.hardware import divide_batch
 from microdit.kinds import Limits, Positive, SettingsError
 from microdit.pipeline import build_pipeline
@@ -113,9 +114,11 @@ def columns(stages: Sequence[PlannedStage], hardware: PlannedHardware) -> list[s
 
 
 class PlannedMemory(NamedTuple):
-    """What each device holds at `images` at once, and why a run would refuse that (None: it would not)."""
+    """What each device holds at `images` at once, in so many `micro_batches` a step, and why a run would refuse that
+    (None: it would not)."""
 
     images: int
+    micro_batches: int
     memory: DeviceMemory
     refused: str | None
 
@@ -129,7 +132,7 @@ def planned_memory(settings: TrainingSettings, device_memory_gib: float | None =
         except SettingsError as error:
             refused = str(error)
     images, micro_batches = divide_batch(settings.resolution_stage.global_batch_size, hardware)
-    return PlannedMemory(images, memory_held(settings, pipeline, images, micro_batches), refused)
+    return PlannedMemory(images, micro_batches, memory_held(settings, pipeline, images, micro_batches), refused)
 
 
 def memory_table(stages: Sequence[tuple[str, TrainingSettings]], device_memory_gib: float | None = None) -> Table:
@@ -145,11 +148,38 @@ def memory_table(stages: Sequence[tuple[str, TrainingSettings]], device_memory_g
     for column in ("images\nat once", *(IN_A_COLUMN.get(part, part) for part in parts), "in all"):
         table.add_column(column, justify="right")
     for name, settings in stages:
-        images, memory, refused = planned_memory(settings, device_memory_gib)
+        images, _, memory, refused = planned_memory(settings, device_memory_gib)
         if refused is not None:
             table.caption = f"{table.caption or ''}{name}: {refused}\n"
         numbers = [*(getattr(memory, part) for part in parts), memory.total]
         table.add_row(name, str(images), *(gibibytes(number) for number in numbers))
+    return table
+
+
+def traffic_table(stages: Sequence[tuple[str, TrainingSettings]], device_memory_gib: float | None = None) -> Table:
+    """GB that arrive in a step, one row a stage: at each device, and at each machine from others."""
+    hardware = stages[0][1].trainer
+    title = f"GB that travel in a step, {hardware.nodes} x {hardware.devices} devices, {hardware.strategy}"
+    if hardware.sharded:
+        again = "weights given back" if hardware.reshard_after_forward else "weights kept"
+        title += f", {hardware.sharding} sharding, {again} after forward"
+    table = Table(title=title, title_justify="left", padding=PADDING)
+    table.add_column("stage", min_width=longest_word(name for name, _ in stages))
+    for column in ("micro-batches", "to each device", "to each machine\nfrom others"):
+        table.add_column(column, justify="right")
+    for name, settings in stages:
+        planned, trainer = planned_memory(settings, device_memory_gib), settings.trainer
+        travels = step_traffic(
+            sum(p.numel() for p in build_pipeline(network_settings(settings), device="meta").dit.parameters()),
+            machines=trainer.nodes,
+            devices=trainer.devices,
+            parts=trainer.parts,
+            bf16=trainer.halved,
+            micro_batches=planned.micro_batches,
+            reshard_after_forward=trainer.reshard_after_forward,
+            compressed=trainer.gradient_compression is not None,
+        )
+        table.add_row(name, str(planned.micro_batches), *(f"{number / 1e9:.3g}" for number in travels))
     return table
 
 
@@ -174,6 +204,8 @@ def show_plan(
         composed.append((name, settings))
     console.print(plan_table(planned, known), highlight=False)
     console.print(memory_table(composed, known.device_memory_gib), highlight=False)
+    if composed[0][1].trainer.world_size > 1:
+        console.print(traffic_table(composed, known.device_memory_gib), highlight=False)
     return planned
 
 

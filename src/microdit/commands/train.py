@@ -18,7 +18,7 @@ from microdit.commands.plan import show_plan
 from microdit.commands.resumed import WANDB, check_saved, read_elsewhere
 from microdit.cost.peak import matmul_flops_per_second
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank, is_rank_zero, peak_dtype
-from microdit.distributed.ranks import REQUEUE_CODE, PreemptedError, run_ranks
+from microdit.distributed.ranks import REQUEUE_CODE, PreemptedError, train_in_ranks
 from microdit.files import only_writer, read_json, write_yaml
 from microdit.kinds import Place, SettingsError, told_with
 from microdit.runs.differences import differences, settings_of
@@ -137,7 +137,7 @@ def launch(config: dict[str, Any], choices: dict[str, str], folder: Path, consol
         if is_rank_zero() or not is_rank():  # every machine's ranks read it
             write_config(folder, config, choices)
         if settings.trainer.world_size > 1 and not is_rank():
-            run_ranks(folder.resolve(), settings.trainer, checkpoint, console)
+            train_in_ranks(folder.resolve(), settings.trainer, checkpoint, console)
             record = read_json(folder / RESULT_FILE, RECORD_CURE) if is_rank_zero() else {}
         else:
             record = train(settings, console, checkpoint)

@@ -25,7 +25,8 @@ FLOAT32, BFLOAT16 = 4, 2  # bytes
 @dataclass(frozen=True)
 class DeviceMemory:
     """Bytes on the device that holds most. `working` is what FSDP puts together of the others' parts: two blocks'
-    weights and one block's gradients. Gradients come as activations go, unless they `add_up` over micro-batches."""
+    weights, or all blocks' where they are kept for the backward pass, and one block's gradients. Gradients come as
+    activations go, unless they `add_up` over micro-batches."""
 
     parameters: int
     gradients: int
@@ -44,8 +45,7 @@ class DeviceMemory:
 def training_memory(
     network: DiT,
     *,
-    ranks: int,
-    sharded: bool,
+    parts: int,
     bf16: bool,
     ema: bool,
     compiled: bool,
@@ -53,18 +53,20 @@ def training_memory(
     micro_batches: int,
     mask_ratio: float,
     caption_length: int,
+    reshard_after_forward: bool = True,
 ) -> DeviceMemory:
-    """The memory of one of `ranks` devices that compute micro-batches of `images`, with AdamW.
+    """The memory of one of the devices that compute micro-batches of `images`, with AdamW.
 
-    Weights, gradients and both moments are float32; `bf16` computes in bfloat16; `compiled` is for a GPU. With
-    `sharded` (FSDP) a device keeps its part of each weight, whose first side is divided and rounded up. What libraries
-    take for themselves, and what lies unused between tensors, is not counted.
+    Weights, gradients and both moments are float32; `bf16` computes in bfloat16; `compiled` is for a GPU. Of several
+    `parts` (FSDP) a device keeps one of each weight, whose first side is divided and rounded up. What libraries take
+    for themselves, and what lies unused between tensors, is not counted.
     """
-    parts = ranks if sharded else 1
+    sharded = parts > 1
     kept = FLOAT32 * sum(part_size(parameter, parts) for parameter in network.parameters())
     blocks = [module for module in network.modules() if isinstance(module, DiTBlock | CaptionBlock)]
-    largest = max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
-    weight = BFLOAT16 if bf16 else FLOAT32
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
+    largest, weight = max(sizes), BFLOAT16 if bf16 else FLOAT32
+    whole = 2 * largest if reshard_after_forward else sum(sizes)
     return DeviceMemory(
         parameters=kept,
         gradients=kept,
@@ -73,7 +75,7 @@ def training_memory(
         activations=activation_bytes(
             network, images, mask_ratio, caption_length, bf16, weights_are_cast=not sharded, compiled=compiled
         ),
-        working=(2 * largest * weight + largest * FLOAT32) if sharded else 0,
+        working=(whole * weight + largest * FLOAT32) if sharded else 0,
         add_up=micro_batches > 1,
     )
 

@@ -5,6 +5,7 @@ import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from microdit.distributed.sharded_strategy import ShardedStrategy
 from microdit.kinds import Images, Limits, Positive, SettingsError, Steps
 
 MOST_PROCESSES_A_CORE = 8
+LEAST_CAPABILITY = (8, 9)  # of the first cards whose instructions multiply in float8
+EIGHT_BITS = "trainer.precision=fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper or newer)"
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,17 @@ class TrainerSettings:
     part of it). `device_batch_size` is the most a device computes at once. `dollars_per_device_hour` turns seconds into
     the cost that result.json reports; `peak_tflops` is what MFU is a share of, measured on the spot if null.
     `activation_checkpointing` saves memory for time: blocks are computed again in the backward pass.
+
+    With fsdp, `sharding` says among how many devices the network is divided: "full" among all, "hybrid" among those of
+    a machine (HSDP), so that each machine holds a whole one and gradients alone travel between machines.
+    `reshard_after_forward`: whether a block's weights are given back after its forward pass, and gathered again.
     """
 
     accelerator: Literal["cpu", "gpu"]
     nodes: Annotated[int, Limits(1, 100_000)]
     devices: Annotated[int, Limits(1, 10**6)]
     strategy: Literal["ddp", "fsdp"]
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]  # weights are float32: averages and updates need it
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "fp8"]  # weights are float32: averages and updates need it
     max_steps: Steps
     max_flops: Positive | None
     device_batch_size: Images | None
@@ -53,11 +60,26 @@ class TrainerSettings:
     dollars_per_device_hour: float
     activation_checkpointing: bool = False
     cuda_graphs: bool | None = None
+    sharding: Literal["full", "hybrid"] = "full"
+    reshard_after_forward: bool = True
 
     def __post_init__(self) -> None:
         if self.gradient_compression and (self.strategy != "ddp" or self.world_size == 1):
             raise SettingsError(
                 "trainer.gradient_compression works between several devices with trainer.strategy=ddp; set it to null"
+            )
+        if self.precision == "fp8" and self.accelerator != "gpu":
+            raise SettingsError(f"{EIGHT_BITS}, a CPU is none: choose trainer.precision=bf16-mixed")
+        if self.strategy != "fsdp" and (self.sharding != "full" or not self.reshard_after_forward):
+            raise SettingsError(
+                "trainer.sharding and trainer.reshard_after_forward are of trainer.strategy=fsdp: choose it, or leave "
+                "them at full and true"
+            )
+        if self.sharding == "hybrid" and (self.nodes == 1 or self.devices == 1):
+            raise SettingsError(
+                "trainer.sharding=hybrid shards inside a machine and copies between machines, and this is "
+                f"{self.nodes} x {self.devices} (trainer.nodes x trainer.devices): it takes two machines of two "
+                "devices at least; else trainer.sharding=full"
             )
         if self.cuda_graphs and (self.accelerator != "gpu" or self.world_size > 1):
             raise SettingsError(
@@ -69,6 +91,11 @@ class TrainerSettings:
     def world_size(self) -> int:
         """Devices of all nodes together: one process each."""
         return self.nodes * self.devices
+
+    @property
+    def halved(self) -> bool:
+        """Whether products are computed in bfloat16, or, where they are large, in fewer bits."""
+        return self.precision in ("bf16-mixed", "fp8")
 
     @property
     def compiles(self) -> bool:
@@ -85,6 +112,13 @@ class TrainerSettings:
     def sharded(self) -> bool:
         """Whether each device holds only a part of the network."""
         return self.strategy == "fsdp" and self.world_size > 1
+
+    @property
+    def parts(self) -> int:
+        """Among how many devices the network is divided: one where each holds the whole."""
+        if not self.sharded:
+            return 1
+        return self.devices if self.sharding == "hybrid" else self.world_size
 
 
 class BatchDivision(NamedTuple):
@@ -152,6 +186,8 @@ def check_hardware(hardware: TrainerSettings) -> None:
                 f"trainer.devices={hardware.devices} GPUs are asked for, torch finds {there} here. "
                 f"Choose trainer=cpu, or {instead}"
             )
+        if hardware.precision == "fp8":
+            check_float8(torch.cuda.get_device_capability(), torch.cuda.get_device_name())
     cores = os.cpu_count() or 1
     if hardware.accelerator == "cpu" and hardware.devices > MOST_PROCESSES_A_CORE * cores:
         raise SettingsError(
@@ -165,6 +201,18 @@ def check_hardware(hardware: TrainerSettings) -> None:
         )
 
 
+def check_float8(capability: tuple[int, int], card: str) -> None:
+    """Raises SettingsError where this card, or this installation, cannot multiply in float8."""
+    if capability < LEAST_CAPABILITY:
+        told = ".".join(map(str, capability))
+        raise SettingsError(f"{EIGHT_BITS}, {card} has {told}: choose trainer.precision=bf16-mixed")
+    if find_spec("torchao") is None:
+        raise SettingsError(
+            "trainer.precision=fp8 is torchao's, which is missing: pip install 'microdit[fp8]', or choose "
+            "trainer.precision=bf16-mixed"
+        )
+
+
 def trainer_options(hardware: TrainerSettings, static_graph: bool) -> dict[str, Any]:
     """Lightning's arguments for devices, precision and strategy."""
     environment = TorchElasticEnvironment() if is_rank() else LightningEnvironment()
@@ -172,7 +220,7 @@ def trainer_options(hardware: TrainerSettings, static_graph: bool) -> dict[str, 
     strategy: Strategy | str = "auto"
     timeout = timedelta(minutes=hardware.collective_timeout_minutes)
     if hardware.sharded:
-        strategy = ShardedStrategy(hardware.world_size, timeout)
+        strategy = ShardedStrategy(hardware.world_size, hardware.parts, timeout)
     else:
         plugins.append(CheckpointFiles())
         if hardware.world_size > 1:
@@ -184,12 +232,12 @@ def trainer_options(hardware: TrainerSettings, static_graph: bool) -> dict[str, 
         "accelerator": hardware.accelerator,
         "devices": hardware.devices,
         "num_nodes": hardware.nodes,
-        "precision": hardware.precision,
+        "precision": "bf16-mixed" if hardware.precision == "fp8" else hardware.precision,  # around large products
         "strategy": strategy,
         "plugins": plugins,
     }
 
 
 def peak_dtype(precision: str) -> torch.dtype:
-    """The type that large products are computed in at a precision of Lightning's."""
-    return torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    """The type of the large product that MFU is a share of. That of fp8 is bfloat16, so that both can be compared."""
+    return torch.bfloat16 if precision in ("bf16-mixed", "fp8") else torch.float32

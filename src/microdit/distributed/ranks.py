@@ -1,7 +1,8 @@
 """Starting one process a device through torch's elastic launcher, and saying what became of them.
 
-Each rank is `python -m microdit.training.rank FOLDER`: it reads the run's config.yaml and needs no command line of the
-user's, so sweeps, resumed runs and stages start in the same way.
+Each rank that trains is `python -m microdit.training.rank LAUNCHER FOLDER`: it reads the run's config.yaml and needs no
+command line of the user's, so sweeps, resumed runs and stages start in the same way. Those that evaluate are
+`microdit.commands.evaluation_rank`.
 """
 
 import json
@@ -10,11 +11,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from rich.console import Console
@@ -25,7 +26,6 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from microdit.distributed.hardware import TrainerSettings
 from microdit.kinds import SettingsError
 from microdit.progress import visible
 from microdit.runs.folder import LOGS, to_resume
@@ -52,24 +52,51 @@ class RanksError(RuntimeError):
     """A rank failed, and with it the run; the message is that of the first one that did."""
 
 
-def run_ranks(folder: Path, hardware: TrainerSettings, checkpoint: Path | None, console: Console) -> None:
-    """Trains in one process a device of this machine and waits for their end.
+class Machines(Protocol):
+    """How many machines there are, and how many processes on each."""
 
-    Rank zero talks to the terminal, the others to files below FOLDER/logs/started_.... A signal that asks to stop is
-    passed on, and the ranks take the time they need to save: PreemptedError. When a rank fails the others are ended:
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def devices(self) -> int: ...
+
+
+class Job(NamedTuple):
+    """What every rank does: MODULE, called with the launcher's process number and these arguments. `stopping`: what is
+    said when it is asked to stop; `then`: how to go on with it."""
+
+    module: str
+    arguments: Sequence[str]
+    stopping: str
+    then: str
+
+
+def train_in_ranks(folder: Path, hardware: Machines, checkpoint: Path | None, console: Console) -> None:
+    """Trains the run in `folder` as `run_ranks` has it, with logs in FOLDER/logs."""
+    arguments = [str(folder), *([] if checkpoint is None else [str(checkpoint)])]
+    then = f"Go on with resume={to_resume(folder)}"
+    job = Job("microdit.training.rank", arguments, "asked to stop: saving a checkpoint first", then)
+    run_ranks(job, folder / LOGS, hardware, console)
+
+
+def run_ranks(job: Job, logs: Path, hardware: Machines, console: Console) -> None:
+    """Does a job in one process a device of this machine and waits for their end.
+
+    Rank zero talks to the terminal, the others to files below LOGS/started_.... A signal that asks to stop is passed
+    on, and the ranks take the time they need to save: PreemptedError. When a rank fails the others are ended:
     RanksError. When this process dies, the ranks do too (`training/rank.py` sees to that).
     """
-    rendezvous, logs = meeting_place(hardware), folder / LOGS
+    rendezvous = meeting_place(hardware)
     logs.mkdir(parents=True, exist_ok=True)
     first = int(rendezvous.get("rank", 0)) * hardware.devices
-    python, environment = python_of_a_rank()
+    python, environment = python_of_a_rank(job.module)
     os.environ.update(environment)
     agent = LocalElasticAgent(
         WorkerSpec(
             role="rank",
             local_world_size=hardware.devices,
             entrypoint=sys.executable,
-            args=(*python, folder, os.getpid(), *([] if checkpoint is None else [checkpoint])),
+            args=(*python, os.getpid(), *job.arguments),
             rdzv_handler=get_rendezvous_handler(rendezvous),
             max_restarts=0,
             monitor_interval=SECONDS_BETWEEN_LOOKS,
@@ -83,7 +110,7 @@ def run_ranks(folder: Path, hardware: TrainerSettings, checkpoint: Path | None, 
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         if not asked:
-            console.print("asked to stop: saving a checkpoint first", highlight=False)
+            console.print(job.stopping, highlight=False)
         asked.append(number)
         for worker in agent.get_worker_group().workers:
             with suppress(ProcessLookupError, TypeError):  # it has ended, or is only about to begin
@@ -102,19 +129,19 @@ def run_ranks(folder: Path, hardware: TrainerSettings, checkpoint: Path | None, 
         said = min(words, key=lambda word: word["time"], default=None)
         silent = f"ranks {list(codes)} ended with codes {list(codes.values())}; what they said is above and in {logs}"
         spoken = silent if said is None else f"{said['error']} (rank {said['rank']})"
-        raise RanksError(who_was_killed(codes, folder) or spoken)
+        raise RanksError(who_was_killed(codes, job.then) or spoken)
     if codes or words:
-        stopped = f"stopped before the first step; go on with resume={to_resume(folder)}"
+        stopped = f"stopped. {job.then}"
         raise PreemptedError(words[0]["error"] if words else stopped, asked[0] if asked else None)
 
 
-def python_of_a_rank() -> tuple[list[str], dict[str, str]]:
+def python_of_a_rank(module: str) -> tuple[list[str], dict[str, str]]:
     """What Python is told to become a rank: arguments, and its environment. It finds the modules that this process
     finds, and none in the folder that it is started in, which may be a run of somebody else's."""
-    return ["-P", "-m", "microdit.training.rank"], {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return ["-P", "-m", module], {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def meeting_place(hardware: TrainerSettings) -> RendezvousParameters:
+def meeting_place(hardware: Machines) -> RendezvousParameters:
     """Where the machines of a run find each other. Raises SettingsError where nobody says which of several this is."""
     run_id = f"started_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     if hardware.nodes == 1:
@@ -131,13 +158,12 @@ def meeting_place(hardware: TrainerSettings) -> RendezvousParameters:
     return RendezvousParameters("static", f"{address}:{port}", run_id, nodes, nodes, rank=rank)
 
 
-def who_was_killed(codes: Mapping[int, int], run: Path) -> str | None:
-    """Which of the ranks that ended first was killed from outside, and by what."""
+def who_was_killed(codes: Mapping[int, int], then: str) -> str | None:
+    """Which of the ranks that ended first was killed from outside, and by what, and `then` what to do."""
     for rank, code in codes.items():
         if code < 0 and code != -signal.SIGTERM:  # with which the launcher ends the others
             name = signal.Signals(-code).name
             hint = " (by the system, if its memory ran out)" if -code == signal.SIGKILL else ""
-            then = f"Go on with resume={to_resume(run)}"
             return f"rank {rank} was killed by {name}{hint}, and the others were ended. {then}"
     return None
 

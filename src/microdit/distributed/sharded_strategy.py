@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
 
 from microdit.checkpoints.reading import TO_GO_ON, CheckpointError, read_checkpoint, read_rest, verify_checkpoint
 from microdit.checkpoints.sharded import first_of, read_into, tensor_shapes, write_closing_files
@@ -21,14 +22,16 @@ from microdit.files import partial_name
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Every rank holds its part of weights, gradients, optimizer state and moving average.
+    """Every rank holds its part of weights, gradients, optimizer state and moving average: one of `parts`, each of
+    which as many ranks have as there are copies of the whole.
 
     Saving copies the parts to memory and writes them while training goes on; `settle` waits for that. Loading takes
     folders of any number of ranks, and single files.
     """
 
-    def __init__(self, ranks: int, timeout: timedelta):
+    def __init__(self, ranks: int, parts: int, timeout: timedelta):
         super().__init__(data_parallel_size=ranks, tensor_parallel_size=1, timeout=timeout)
+        self.copies, self.parts = ranks // parts, parts
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.saving: Future[None] | None = None
 
@@ -36,6 +39,10 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
         # A group of its own: what the writers tell each other must not mix with training.
         self.writers: Any = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
+        self.sharding_mesh = self.device_mesh["data_parallel"]
+        if self.copies > 1:  # ranks are numbered machine by machine
+            shape, names = (self.copies, self.parts), ("copies", "parts")
+            self.sharding_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return {}  # save_checkpoint takes the tensors itself

@@ -1,11 +1,11 @@
 """FSDP2: every rank keeps a part of each weight, and the ranks lend each other a block at a time."""
 
+import copy
 import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -14,9 +14,10 @@ from microdit.model.blocks import CaptionBlock, DiTBlock
 from microdit.model.dit import DiT
 
 
-def shard(network: nn.Module, mesh: DeviceMesh, bf16: bool) -> None:
+def shard(network: nn.Module, mesh: DeviceMesh, bf16: bool, reshard_after_forward: bool = True) -> None:
     """Shards every block of patch-mixer, backbone and captions (experts and norms included), then what is left, in
     place. On a mesh of two dimensions (HSDP) the parts are those of the second, and the first has copies of them.
+    Without `reshard_after_forward` blocks stay whole until their backward pass, or `in_parts_again`.
 
     With `bf16` weights travel in bfloat16 and are kept in float32; gradients are summed in float32. Autocast decides
     what is computed in bfloat16, as it does without sharding; norms are computed in float32, from rounded weights.
@@ -27,9 +28,16 @@ def shard(network: nn.Module, mesh: DeviceMesh, bf16: bool) -> None:
     policy = halved if bf16 else MixedPrecisionPolicy(cast_forward_inputs=False)
     for module in list(network.modules()):
         if isinstance(module, DiTBlock | CaptionBlock):
-            fully_shard(module, mesh=mesh, mp_policy=policy)
+            fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     # Back to parts also after the root's forward: checkpoints and the moving average read the parts.
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def in_parts_again(network: nn.Module) -> None:
+    """Gives back what a forward pass without a backward pass has gathered: the optimizer changes the parts."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def is_sharded(network: nn.Module) -> bool:
@@ -53,16 +61,15 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(network: DiT, skeleton: DiT, device: torch.device) -> DiT | None:
-    """A whole copy of a sharded network on rank zero's device, from its structure on the meta device; None elsewhere.
+@torch.no_grad()
+def gathered(network: DiT, skeleton: DiT, device: torch.device) -> DiT:
+    """A whole copy of a sharded network on every rank's device, from its structure on the meta device.
 
     All ranks must call it together.
     """
-    state = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if torch.distributed.get_rank():
-        return None
-    whole = skeleton.to_empty(device=device)
-    whole.load_state_dict(state)
+    whole = copy.deepcopy(skeleton).to_empty(device=device)
+    for name, parameter in network.named_parameters():
+        whole.get_parameter(name).copy_(whole_tensor(parameter.detach()))
     for name, buffer in network.named_buffers():  # also those that no state dict has
         whole.get_buffer(name).copy_(buffer)
     return whole

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from microdit.evaluation.subject import Subject, suffix
 from microdit.files import alone_in, replacing
 from microdit.pipeline import LatentDiffusion
-from microdit.progress import Report, progress_bar
+from microdit.progress import Report, progress_bar, silent
 
 
 class Metric(ABC):
@@ -40,23 +41,25 @@ def measure(
     """All metrics' numbers, their names ending in what sets them apart: the subject's parts, then the metric's of
     `unusual`, such as "@raw,count=512".
 
-    After each metric `measured(its name, its numbers, picture of what was judged)` is called, so that nothing is lost
+    With several ranks every one of them has all numbers, and the first alone writes and tells. After each metric
+    `measured(its name, its numbers, picture of what was judged)` is called, so that nothing is lost
     when a later one fails; the picture is FOLDER/METRIC.png, None where the metric shows none.
     """
     numbers: dict[str, float] = {}
     for name, metric in metrics.items():
         subject.changed = []
-        with progress_bar(f"evaluating {name}") as report:
+        with progress_bar(f"evaluating {name}") if subject.ranks.leads else nullcontext(silent) as report:
             subject.progress = partial(told, report)
             values, shown = metric.evaluate(subject)
         apart = suffix([*subject.label, *subject.changed, *(unusual or {}).get(name, [])])
         values = {f"{key}{apart}": value for key, value in values.items()}
         path = None
-        if shown is not None:
+        if shown is not None and subject.ranks.leads:
             path = subject.kept_in / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             with alone_in(path.parent), replacing(path, "wb") as file:
                 shown.save(file, "png")
-        measured(name, values, path)
+        if subject.ranks.leads:
+            measured(name, values, path)
         numbers |= values
     return numbers

@@ -5,15 +5,15 @@ All ask the captions of a data set of captioned pictures, so all judge the same 
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.multimodal.clip_score import CLIPScore
 
 from microdit.build import build
@@ -21,15 +21,16 @@ from microdit.data.sources.captioned import CaptionedImage, EncodedImage, Ignore
 from microdit.data.sources.images import square_images
 from microdit.evaluation.clip import clip_model_and_processor
 from microdit.evaluation.discrepancy import discrepancy
-from microdit.evaluation.frechet import Features, as_bytes, frechet_distances
+from microdit.evaluation.frechet import Features, Moments, as_bytes, frechet_distance, moments_of
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.pictures import Pictures, PicturesError
+from microdit.evaluation.reference import of_true_pictures
 from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.grid import prompt_grid
 from microdit.kinds import Weights
 from microdit.pipeline import LatentDiffusion
 
-SHOWN = 12
+SHOWN, AT_ONCE = 12, 64
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,19 @@ class PhotoFrechet(Metric):
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`fid/NAME OF THE FEATURES`: lower is better; distances of different counts or features cannot be compared."""
         # First: what is missing should not be found out after hours of drawing.
-        features: Any = build(self.features, Features, "features")
-        metric = FrechetInceptionDistance(features, reset_real_features=False)
+        network: Any = build(self.features, Features, "features").to(subject.device).eval()
         pictures, shown = drawn(subject, self.source, self.count, self.sampling)
-        true = centre_squares(captioned(self.source, self.reference_count), shown.shape[-1])
-        distance = frechet_distances(metric, {"fid": pictures.batches()}, true, subject.device)["fid"]
-        return {f"fid/{features.name}": distance}, prompt_grid(shown, pictures.making.prompts[: len(shown)])
+        ours = moments_of(features_of(subject, network, pictures))
+        d, true = network.num_features, TruePictures(self.source, self.reference_count, shown.shape[-1])
+
+        def made() -> dict[str, Tensor]:
+            theirs = moments_of(true.features(subject, network))
+            return {"total": theirs.total, "outer": theirs.outer, "count": torch.tensor([theirs.count])}
+
+        about, shapes = {**true.about, "what": "moments"}, {"total": (d,), "outer": (d, d), "count": (1,)}
+        kept = of_true_pictures(subject, true.opened, network, about, made, shapes)
+        distance = frechet_distance(Moments(kept["total"], kept["outer"], int(kept["count"])), ours)
+        return {f"fid/{network.name}": distance}, prompt_grid(shown, pictures.making.prompts[: len(shown)])
 
 
 @dataclass(frozen=True)
@@ -69,15 +77,18 @@ class PhotoDiscrepancy(PhotoFrechet):
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`cmmd/NAME OF THE FEATURES`: lower is better, 0 for the same distribution, up to sampling."""
-        features: Any = build(self.features, Features, "features").to(subject.device).eval()
+        network: Any = build(self.features, Features, "features").to(subject.device).eval()
         pictures, shown = drawn(subject, self.source, self.count, self.sampling)
-        true = centre_squares(captioned(self.source, self.reference_count), shown.shape[-1])
-        ours, theirs = (
-            torch.cat([features(as_bytes(batch).to(subject.device)) for batch in batches])
-            for batches in (pictures.batches(64), true)
-        )
+        ours = torch.cat(features_of(subject, network, pictures))
+        true = TruePictures(self.source, self.reference_count, shown.shape[-1])
+
+        def made() -> dict[str, Tensor]:
+            return {"features": torch.cat(true.features(subject, network))}
+
+        about, shapes = {**true.about, "what": "features"}, {"features": (None, network.num_features)}
+        theirs = of_true_pictures(subject, true.opened, network, about, made, shapes)["features"]
         grid = prompt_grid(shown, pictures.making.prompts[: len(shown)])
-        return {f"cmmd/{features.name}": discrepancy(ours, theirs)}, grid
+        return {f"cmmd/{network.name}": discrepancy(ours, theirs)}, grid
 
 
 @dataclass(frozen=True)
@@ -101,11 +112,18 @@ class PhotoClipScore(Metric):
         """`clip_score`: higher is better; scores of different CLIP models cannot be compared."""
         metric = CLIPScore(lambda: clip_model_and_processor(self.weights)).to(subject.device)  # type: ignore[arg-type]
         pictures, shown = drawn(subject, self.source, self.count, self.sampling)
+
         prompts = iter(pictures.making.prompts)
-        for batch in pictures.batches(64):
-            metric.update(as_bytes(batch).to(subject.device), list(itertools.islice(prompts, len(batch))))
+        batches = ((batch, list(itertools.islice(prompts, len(batch)))) for batch in pictures.in_batches(AT_ONCE))
+
+        def scored(batch: tuple[list[CaptionedImage], list[str]]) -> float:
+            metric.reset()
+            metric.update(as_bytes(pictures.opened(batch[0])).to(subject.device), batch[1])
+            return float(metric.score)  # their sum; `compute` would ask the other ranks for theirs
+
+        mean = sum(subject.each(batches, scored, -(-pictures.count // AT_ONCE), "CLIP score")) / pictures.count
         grid = prompt_grid(shown, pictures.making.prompts[: len(shown)])
-        return {"clip_score": float(metric.compute())}, grid
+        return {"clip_score": max(0.0, mean)}, grid
 
 
 def check_count(source: Mapping[str, Any], count: int) -> None:
@@ -141,9 +159,43 @@ def captioned(source: Mapping[str, Any], count: int | None) -> Iterator[Captione
         yield item
 
 
-def centre_squares(items: Iterable[CaptionedImage], side_px: int, size: int = 64) -> Iterator[Float[Tensor, "n 3 h w"]]:
-    """The centre squares of true pictures at `side_px`, in [0, 1], `size` at a time."""
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        squares = [torch.from_numpy(square_images(item.image, [side_px])[side_px].copy()) for item in batch]
-        yield torch.stack(squares).permute(0, 3, 1, 2).float() / 255
+@dataclass(frozen=True)
+class TruePictures:
+    """The centre squares of the first `count` pictures of a source (None: all), at the size of those that are drawn."""
+
+    source: Mapping[str, Any]
+    count: int | None
+    side_px: int
+
+    @property
+    def opened(self) -> Source:
+        return build(self.source, Source)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What their features depend on, beside the source."""
+        return {"count": self.count, "side_px": self.side_px}
+
+    def features(self, subject: Subject, network: Features) -> list[Float[Tensor, "n d"]]:
+        def worked(batch: list[CaptionedImage]) -> Float[Tensor, "n d"]:
+            squares = np.stack([square_images(item.image, [self.side_px])[self.side_px] for item in batch])
+            pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
+            return network(pictures.to(subject.device)).cpu()
+
+        total = None if self.count is None else -(-self.count // AT_ONCE)
+        return subject.each(self.batches(), worked, total, f"{network.name} of true pictures")
+
+    def batches(self) -> Iterator[list[CaptionedImage]]:
+        items = captioned(self.source, self.count)
+        while batch := list(itertools.islice(items, AT_ONCE)):
+            yield batch
+
+
+def features_of(subject: Subject, network: Features, pictures: Pictures) -> list[Float[Tensor, "n d"]]:
+    """Features of generated pictures in batches, in their order, on every rank."""
+
+    def worked(batch: list[CaptionedImage]) -> Float[Tensor, "n d"]:
+        return network(as_bytes(pictures.opened(batch)).to(subject.device)).cpu()
+
+    total = -(-pictures.count // AT_ONCE)
+    return subject.each(pictures.in_batches(AT_ONCE), worked, total, f"{network.name} of drawn pictures")

@@ -5,8 +5,10 @@ Numbers are always computed from what is kept here, so that they can be computed
 
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Collection, Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ LARGEST_SIDE_PX, LARGEST_SHOWN_PX = 4096, 512
 NUMBERS_AT_ONCE = 1 << 28  # in a batch: as many as 256 pictures of 512 px have, and some more
 
 
+MAKING = "making.json"  # of pictures that are not all drawn yet
 LARGEST_MAKING = 1 << 26  # bytes; a hundred thousand prompts have fewer
 UNSAID = {"guidance": "captions"}  # by pictures that were kept before there was a choice
 Value = str | float | bool | None
@@ -67,19 +70,31 @@ class Pictures:
 
     def batches(self, size: int = 256) -> Iterator[Float[Tensor, "n 3 h w"]]:
         """All of them in order, `size` at a time. Raises PicturesError for a damaged tar."""
-        batch: list[Tensor] = []
-        for number, pixels in enumerate(self.decoded(range(self.count)), start=1):
-            batch.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
-            if len(batch) == size or number == self.count or len(batch) * pixels.size >= NUMBERS_AT_ONCE:
-                yield torch.stack(batch)
-                batch = []
+        return (self.opened(batch) for batch in self.in_batches(size))
+
+    def in_batches(self, size: int = 256) -> Iterator[list[CaptionedImage]]:
+        """The same, not decoded yet, which `opened` does: whoever opens only some of them has little to do."""
+        pixels = next(self.decoded([0])).size
+        at_once = min(size, -(-NUMBERS_AT_ONCE // pixels))
+        items = self.encoded(range(self.count))
+        while batch := list(itertools.islice(items, at_once)):
+            yield batch
+
+    def opened(self, batch: Sequence[CaptionedImage]) -> Float[Tensor, "n 3 h w"]:
+        """Pictures that were not decoded yet. Raises PicturesError as `decoded`."""
+        pixels = np.stack(list(self.of_one_size(batch)))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
 
     def decoded(self, chosen: Collection[int]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """The `chosen` pictures, by their numbers in order, all of one size. Raises PicturesError for a damaged tar, or
         one whose pictures are not of its prompts."""
+        return self.of_one_size(self.encoded(chosen))
+
+    def encoded(self, chosen: Collection[int]) -> Iterator[CaptionedImage]:
+        """The same as they are in the tar."""
         if self.making.tar not in ("", hash_of(self.tar)):
             raise PicturesError(f"{self.tar} is not as it was written, its hash is another. {AGAIN}")
-        number, shape = -1, None
+        number = -1
         for number, item in zip(range(max(chosen) + 1), pictures_in(self.tar, str(self.tar)), strict=False):
             if not isinstance(item, CaptionedImage):
                 raise PicturesError(f"{self.tar}: {item.key}: {item.reason}. {AGAIN}")
@@ -87,8 +102,14 @@ class Pictures:
                 raise PicturesError(
                     f"{self.tar}: {item.key} is a picture of another prompt than number {number}. {AGAIN}"
                 )
-            if number not in chosen:
-                continue
+            if number in chosen:
+                yield item
+        if number < max(chosen):
+            raise PicturesError(f"{self.tar} holds {number + 1} pictures, not {self.count}. {AGAIN}")
+
+    def of_one_size(self, items: Iterable[CaptionedImage]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        shape = None
+        for item in items:
             try:
                 pixels = np.asarray(rgb_image(item.image, max_pixels=LARGEST_SIDE_PX**2, formats=["PNG"]))
             except (BrokenImageError, FilteredImageError) as error:
@@ -99,8 +120,6 @@ class Pictures:
             if pixels.shape != shape:
                 raise PicturesError(f"{self.tar}: {item.key} is not of {shape[1]} x {shape[0]} px, as others. {AGAIN}")
             yield pixels
-        if number < max(chosen):
-            raise PicturesError(f"{self.tar} holds {number + 1} pictures, not {self.count}. {AGAIN}")
 
     def to_show(self, chosen: Collection[int]) -> UInt8[np.ndarray, "n 3 h w"]:
         """The `chosen` pictures in order, of at most LARGEST_SHOWN_PX a side. Raises PicturesError as `decoded`."""
@@ -127,19 +146,72 @@ def kept_making(tar: Path) -> Making | None:
     return making
 
 
-def keep(tar: Path, making: Making, batches: Iterator[Float[Tensor, "n 3 h w"]]) -> Pictures:
+def keep(tar: Path, making: Making, batches: Iterable[Float[Tensor, "n 3 h w"]]) -> Pictures:
     """Writes pictures, in [0, 1], as they come: KEY.png and KEY.txt in `tar`, `making` beside it as .json."""
+    return keep_encoded(tar, making, as_items((one for batch in batches for one in batch), making.prompts, 0))
+
+
+def keep_encoded(tar: Path, making: Making, items: Iterable[CaptionedImage]) -> Pictures:
+    """The same of pictures that are encoded already."""
     tar.parent.mkdir(parents=True, exist_ok=True)
     beside = tar.with_suffix(".json")
     beside.unlink(missing_ok=True)  # a tar without its .json is not taken for whole
     with replacing(tar, "wb") as file:
-        drawn = zip((one for batch in batches for one in batch), making.prompts, strict=True)
-        write_pictures(
-            file, (CaptionedImage(f"{i:06d}", png(picture), [prompt]) for i, (picture, prompt) in enumerate(drawn))
-        )
+        write_pictures(file, items)
     making = replace(making, tar=hash_of(tar))
     write_whole(beside, json.dumps(asdict(making), indent=1) + "\n")
     return Pictures(tar, making, len(making.prompts))
+
+
+def as_items(
+    pictures: Iterable[Float[Tensor, "3 h w"]], prompts: Sequence[str], first: int
+) -> Iterator[CaptionedImage]:
+    """Pictures with their prompts, encoded; the first is number `first` of its tar."""
+    numbered = enumerate(zip(pictures, prompts, strict=True), start=first)
+    return (CaptionedImage(f"{number:06d}", png(picture), [prompt]) for number, (picture, prompt) in numbered)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Pictures that are being drawn, in a folder beside the `tar` that they will be kept in: a tar a batch, which
+    appears when it is whole. Whoever is killed goes on from what is there."""
+
+    tar: Path
+    making: Making
+
+    @property
+    def folder(self) -> Path:
+        return self.tar.with_name(f".{self.tar.stem}.unfinished")
+
+    def begin(self, batches: Sequence[range]) -> list[range]:
+        """Which of the `batches` are not there yet. What is there of other pictures is removed."""
+        beside = self.folder / MAKING
+        there = read_described(beside, Making, f"remove {self.folder}", LARGEST_MAKING) if beside.is_file() else None
+        if there is None or there != self.making:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True)
+            write_whole(beside, json.dumps(asdict(self.making), indent=1) + "\n")
+        return [batch for batch in batches if not self.path(batch).is_file()]
+
+    def path(self, batch: range) -> Path:
+        return self.folder / f"{batch.start:06d}-{batch.stop:06d}.tar"
+
+    def add(self, batch: range, pictures: Float[Tensor, "n 3 h w"]) -> None:
+        """Keeps the pictures of these numbers."""
+        with replacing(self.path(batch), "wb") as file:
+            write_pictures(file, as_items(pictures, self.making.prompts[batch.start : batch.stop], batch.start))
+
+    def finish(self, batches: Sequence[range]) -> Making:
+        """Puts all batches into the tar, and says how it was made. PicturesError for one that is damaged."""
+        items = itertools.chain.from_iterable(self.kept(batch) for batch in batches)
+        kept = keep_encoded(self.tar, self.making, items)
+        shutil.rmtree(self.folder)
+        return kept.making
+
+    def kept(self, batch: range) -> Iterator[CaptionedImage]:
+        prompts = self.making.prompts[batch.start : batch.stop]
+        return Pictures(self.path(batch), replace(self.making, prompts=prompts), len(batch)).encoded(range(len(batch)))
 
 
 def hash_of(tar: Path) -> str:

@@ -1,21 +1,36 @@
 """What is evaluated: a trained pipeline whose pictures are drawn when a metric asks for them, and kept."""
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microdit.evaluation.pictures import Making, Pictures, PicturesError, fingerprint, keep, kept_making, plain_sampling
-from microdit.files import alone_in
+from microdit.evaluation.journal import as_lines
+from microdit.evaluation.pictures import (
+    Making,
+    Pictures,
+    PicturesError,
+    Unfinished,
+    fingerprint,
+    kept_making,
+    plain_sampling,
+)
+from microdit.evaluation.sharing import ALONE, Ranks, batches_of
+from microdit.files import alone_in, write_whole
 from microdit.kinds import LARGEST_INTEGER, Limits, Positive, check_arguments
 from microdit.pipeline import LatentDiffusion, Precision
+from microdit.progress import Pace, counted, say
+from microdit.sampling.samplers import SAMPLERS
 from microdit.sampling.settings import GuidanceInterval, GuidanceName, SamplerName, SamplingSettings, SamplingSteps
 
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
 Report = Callable[..., None]  # (done, total, of what: evaluations of the network where it is not said)
 
 # What metrics' settings hold: pictures or scenes, and the kinds of shapes that take turns.
@@ -53,6 +68,9 @@ class Subject:
     `label` says what sets the weights apart from the default ones ("raw", "checkpoint=step_0001200"); `sampling`
     replaces what metrics ask for (arguments of LatentDiffusion.generate). Together with the values so changed the label
     makes the `suffix` of every number's name, so that numbers of different kinds never mix.
+
+    With several `ranks` each has a subject of the same, and a part of the work. `refresh`: what is kept of true
+    pictures is computed anew.
     """
 
     def __init__(
@@ -63,8 +81,11 @@ class Subject:
         sampling: Mapping[str, Any] | None = None,
         batch_size: int = 64,
         progress: Report = silent,
+        ranks: Ranks = ALONE,
+        refresh: bool = False,
     ):
         self._pipeline, self.folder, self.label = pipeline, folder, list(label)
+        self.ranks, self.refresh = ranks, refresh
         self.sampling, self.batch_size, self.progress = dict(sampling or {}), batch_size, progress
         self.changed: list[str] = []
 
@@ -101,34 +122,88 @@ class Subject:
         making = Making(list(prompts), plain_sampling(used), fingerprint(self.pipeline.dit), self.label)
         tar = self.kept_in / f"{name}.tar"
         tar.parent.mkdir(parents=True, exist_ok=True)
-        with alone_in(tar.parent):
-            kept = kept_making(tar)
-            if kept is not None and kept.covers(making):
-                return Pictures(tar, kept, len(prompts))
-            return keep(tar, making, self.drawn(prompts, used))
+        with self.ranks.held_by_first(lambda: alone_in(tar.parent)):
+            kept = self.ranks.of_first(lambda: kept_making(tar))
+            if kept is None or not kept.covers(making):
+                kept = self.draw(tar, making, used)
+            return Pictures(tar, kept, len(prompts))
 
-    def drawn(self, prompts: Sequence[str], sampling: Mapping[str, Any]) -> Iterator[Float[Tensor, "n 3 h w"]]:
-        """Pictures of `prompts`, PICTURES_A_CALL at a time."""
+    def draw(self, tar: Path, making: Making, sampling: Mapping[str, Any]) -> Making:
+        """Draws what is not there yet of pictures, batch by batch, each of them by one rank; how they were made."""
+        calls = batches_of(len(making.prompts), PICTURES_A_CALL)
+        batches = [call[part.start : part.stop] for call in calls for part in batches_of(len(call), self.batch_size)]
+        unfinished = Unfinished(tar, making)
+        missing = self.ranks.of_first(lambda: unfinished.begin(batches))
+        evaluations = len(missing) * evaluations_of(sampling)
+        there = f", {len(batches) - len(missing):,} of {len(batches):,} batches are there" * (missing != batches)
+        self.say(
+            f"{tar.stem}: {sum(map(len, missing)):,} pictures to draw in {len(missing):,} batches on "
+            f"{counted(self.ranks.count, 'device')}, {evaluations:,} evaluations of the network{there}"
+        )
+        own = sum(map(self.ranks.has, range(len(missing))))
+        done = itertools.count()
+
+        def draw_batch(batch: range) -> None:
+            before = next(done)
+            unfinished.add(batch, self.drawn(making.prompts, sampling, batch, before, own))
+
+        self.each(missing, draw_batch, len(missing), f"{tar.stem}: drawing")
+        return self.ranks.of_first(lambda: unfinished.finish(batches))
+
+    def drawn(
+        self, prompts: Sequence[str], sampling: Mapping[str, Any], batch: range, before: int, batches: int
+    ) -> Float[Tensor, "n 3 h w"]:
+        """The pictures of these numbers, the same whoever draws the others: a batch, `before` which this rank has drawn
+        so many of its `batches`."""
         arguments = dict(sampling)
-        seed = arguments.pop("seed")
-        starts = range(0, len(prompts), PICTURES_A_CALL)
-        for call, start in enumerate(starts):
-            yield self.pipeline.generate(
-                prompts[start : start + PICTURES_A_CALL],
-                **arguments,
-                seed=seed + call,
-                batch_size=self.batch_size,
-                progress=lambda done, total, call=call: self.progress(call * total + done, len(starts) * total),
-            )
+        call, first = divmod(batch.start, PICTURES_A_CALL)
+        return self.pipeline.generate(
+            prompts[batch.start : batch.stop],
+            **arguments | {"seed": arguments["seed"] + call},
+            first=first,
+            batch_size=len(batch),
+            progress=lambda done, total: self.progress(before * total + done, batches * total),
+        )
+
+    def each(
+        self, units: Iterable[Unit], work: Callable[[Unit], Result], total: int | None, doing: str
+    ) -> list[Result]:
+        """`work` of every unit, shared among the ranks, all results in order on each of them; how far it is goes to
+        the bar, and how long it will take, by its first unit, is said. `total`: of the units; None: not known yet."""
+        pace = Pace(self.say, doing, None if total is None else -(-total // self.ranks.count))
+
+        def timed(unit: Unit) -> Result:
+            result = work(unit)
+            pace.step()
+            return result
+
+        return self.ranks.each(units, timed)
+
+    def say(self, text: str) -> None:
+        """Tells a line, once for all ranks."""
+        if self.ranks.leads:
+            say(text)
+
+    def write_lines(self, path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Writes a file of JSON lines, once for all ranks."""
+        if self.ranks.leads:
+            write_whole(path, as_lines(lines))
 
 
 class KeptSubject(Subject):
     """Pictures without their network: metrics that need no more can be computed again from `folder` alone."""
 
-    def __init__(self, folder: Path, device: str = "cpu", usual: SamplingSettings | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "cpu",
+        usual: SamplingSettings | None = None,
+        ranks: Ranks = ALONE,
+        refresh: bool = False,
+    ):
         """`usual`: how the run's pictures are drawn where a metric does not say."""
         self.folder, self.label, self.changed, self.usual = folder, [], [], usual or SamplingSettings()
-        self.progress, self._device = silent, torch.device(device)
+        self.progress, self._device, self.ranks, self.refresh = silent, torch.device(device), ranks, refresh
 
     @property
     def pipeline(self) -> LatentDiffusion:
@@ -168,6 +243,11 @@ def checked_sampling(sampling: Mapping[str, Any], usual: SamplingSettings) -> di
     apart = {name: sampling[name] for name in ("seed", "precision") if sampling.get(name) is not None}
     told = {name: value for name, value in sampling.items() if name not in ("seed", "precision")}
     return asdict(usual.told(told)) | apart
+
+
+def evaluations_of(sampling: Mapping[str, Any]) -> int:
+    """How often the network is evaluated for a batch of pictures."""
+    return SAMPLERS[sampling["sampler"]].evaluations(sampling["num_inference_steps"])
 
 
 def differing(now: Mapping[str, Any], was: Mapping[str, Any]) -> list[str]:

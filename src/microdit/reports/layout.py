@@ -59,10 +59,21 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A row of a paper: its `labels`, one a title, the numbers it has by column, in the columns' own units, and where
+    they are from."""
+
+    labels: tuple[str, ...]
+    values: dict[str, float]
+    source: str
+
+
+@dataclass(frozen=True)
 class Layout:
     """A table and its figures. `expected`: rows that should be there, each the values of the row keys, shown as missing
     where no run has them; `expected_runs`: seeds each row should have. `figure`: numbers drawn against `cost`, one line
-    for each text in the table's first column. `reference`: a row that all others are compared with, seed by seed."""
+    for each text in the table's first column. `reference`: a row that all others are compared with, seed by seed.
+    `published`: rows of others, which stand below those of our runs."""
 
     title: str
     rows: list[RowKey]
@@ -72,6 +83,7 @@ class Layout:
     expected: list[tuple[str, ...]] = field(default_factory=list)
     expected_runs: int | None = None
     reference: tuple[str, ...] | None = None
+    published: list[Published] = field(default_factory=list)
 
     def labels_of(self, key: Sequence[str]) -> tuple[str, ...]:
         """How the values of a row's key are written."""
@@ -100,6 +112,14 @@ class ColumnInFile(TypedDict, total=False):
     spread: bool
 
 
+class PublishedInFile(TypedDict):
+    """A published row as report.yaml has it; see Published."""
+
+    row: Texts
+    values: Annotated[dict[str, Annotated[float, Limits(-LARGEST_NUMBER, LARGEST_NUMBER)]], Limits(1, 100)]
+    source: str
+
+
 class LayoutInFile(TypedDict, total=False):
     """What report.yaml may say; see Layout."""
 
@@ -111,6 +131,7 @@ class LayoutInFile(TypedDict, total=False):
     expected: list[Texts]
     expected_runs: int | None
     reference: Texts
+    published: Annotated[list[PublishedInFile], Limits(0, 200)]
 
 
 # What tables show unless told otherwise, where the runs have it.
@@ -123,6 +144,7 @@ QUALITIES = [
     Column("fid/clean", "FID", ".2f"),
     Column("fid/torchmetrics", "FID (torchmetrics)", ".2f"),
     Column("fid/inception", "FID (torchmetrics)", ".2f"),  # as older runs call it
+    Column("fid/clip_vit_b_32", "CLIP-FID", ".2f"),
     Column("geneval/overall", "GenEval", ".3f"),
     Column("clip_score", "CLIP score", ".2f"),
 ]
@@ -165,9 +187,11 @@ def layout_of(given: Mapping[str, Any], folder: Path, results: Rows) -> Layout:
         expected=[texts(row) for row in given.get("expected", [])],
         expected_runs=given.get("expected_runs"),
         reference=texts(given["reference"]) if "reference" in given else None,
+        published=[published_row(one, rows, columns) for one in given.get("published", [])],
     )
+    told = {name for row in layout.published for name in row.values} | {one.column for one in QUALITIES}
     for part in (*layout.rows, *layout.columns, *layout.figure):
-        if part.column not in results[0]:
+        if part.column not in results[0] and part.column not in told:
             raise SettingsError(f"no run has '{short(part.column)}'. There are: {some_of(list(results[0]))}")
     named = {"expected": layout.expected, "reference": [layout.reference] if layout.reference else []}
     for what, row in ((what, row) for what, rows in named.items() for row in rows):
@@ -188,6 +212,16 @@ def row_key(given: Mapping[str, Any] | str) -> RowKey:
         if len(label) != len(titles):
             raise SettingsError(f"the label of {value} has {len(label)} texts, {name} has {len(titles)} titles")
     return RowKey(name, titles, labels)
+
+
+def published_row(given: Mapping[str, Any], rows: Sequence[RowKey], columns: Sequence[Column]) -> Published:
+    """A published row from YAML. SettingsError where it has not a text for each title, or a number of no column."""
+    labels, titles = tuple(map(short, texts(given["row"]))), [title for key in rows for title in key.titles]
+    if len(labels) != len(titles):
+        raise SettingsError(f"the published row {list(labels)} needs {len(titles)} texts, one for each of {titles}")
+    if unknown := sorted({*given["values"]} - {one.column for one in columns}):
+        raise SettingsError(f"the published row {list(labels)} has '{short(unknown[0])}', which is no column")
+    return Published(labels, dict(given["values"]), short(given["source"]))
 
 
 def column(given: Mapping[str, Any] | str) -> Column:

@@ -11,7 +11,7 @@ from microdit.reports.figures import loss_curves, quality_against_cost, save_fig
 from microdit.reports.layout import read_layout
 from microdit.reports.results import FIRST_COLUMNS, collect, curves, read_csv, write_csv
 from microdit.reports.sample_grid import side_by_side
-from microdit.reports.tables import OF_PAIRS, as_csv, differences, latex, markdown, summarise
+from microdit.reports.tables import OF_PAIRS, as_csv, differences, latex, markdown, published, summarise
 from microdit.runs.folder import find_runs, refuse_links, runs_below
 
 RESULTS_FILE, CURVES_FILE, README_FILE = "results.csv", "curves.csv", "README.md"
@@ -59,7 +59,8 @@ def remake(folder: Path) -> list[Path]:
     results, readme = read_csv(folder / RESULTS_FILE, FIRST_COLUMNS), readme_in(folder)
     layout = read_layout(folder, results)
     rows = summarise(results, layout)
-    texts = {"table.md": markdown(rows, layout), "table.csv": as_csv(rows, layout), "table.tex": latex(rows, layout)}
+    shown = [*rows, *published(layout)]
+    texts = {"table.md": markdown(shown, layout), "table.csv": as_csv(shown, layout), "table.tex": latex(shown, layout)}
     compared, of_differences = differences(results, layout)
     if compared:
         texts["table.md"] += "\n" + markdown(compared, of_differences, OF_PAIRS)

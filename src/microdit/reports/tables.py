@@ -16,6 +16,7 @@ from microdit.reports.results import FINISHED, SETTING, Rows, differ, no_formula
 OF_RUNS = "Mean ± standard deviation over the seeds of finished runs; `runs` counts them, and says how others ended."
 OF_PAIRS = "Mean ± standard deviation of the difference over the seeds that both rows have; `runs` counts them."
 
+PUBLISHED = "published"
 MOST_ROWS = 1_000
 MARKUP = re.compile(r"[\\|*$~`]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.")  # not what is within a word, as in a_b
 
@@ -57,6 +58,24 @@ def summarise(results: Rows, layout: Layout) -> list[Row]:
         names = [run["run"] for run in sorted(done, key=lambda run: number(run, "seed") or 0)]
         rows.append(Row(key, layout.labels_of(key), cells, names, ending(runs, layout.expected_runs)))
     return rows
+
+
+def published(layout: Layout) -> list[Row]:
+    """The rows of others, as a table has them: numbers without a spread, of no runs of ours."""
+    return [
+        Row(
+            (PUBLISHED, *row.labels),
+            row.labels,
+            {one.column: told(row.values.get(one.column), one) for one in layout.columns},
+            [],
+            PUBLISHED,
+        )
+        for row in layout.published
+    ]
+
+
+def told(value: float | None, column: Column) -> Cell | None:
+    return None if value is None else Cell(value * column.scale, None, 0)
 
 
 def differences(results: Rows, layout: Layout) -> tuple[list[Row], Layout]:
@@ -196,7 +215,11 @@ def markdown(rows: Sequence[Row], layout: Layout, explanation: str = OF_RUNS) ->
     lines = [header(layout), ["---"] * len(row_titles(layout)) + ["---:"] * (len(layout.columns) + 1)]
     lines += body(rows, layout)
     table = "\n".join("| " + " | ".join(map(as_markdown, line)) + " |" for line in lines)
-    return f"**{as_markdown(layout.title)}**\n\n{table}\n\n{explanation}\n"
+    named = [f"{', '.join(row.labels)}: {row.source}" for row in layout.published]
+    sources = "".join(f"- {as_markdown(one)}\n" for one in named)
+    if sources and any(row.ended == PUBLISHED for row in rows):
+        explanation += f"\n\nPublished rows are as their authors give them:\n{sources}"
+    return f"**{as_markdown(layout.title)}**\n\n{table}\n\n{explanation.rstrip()}\n"
 
 
 def as_markdown(text: str) -> str:
@@ -231,6 +254,7 @@ def latex(rows: Sequence[Row], layout: Layout) -> str:
     lines = [rf"% {layout.title}; needs \usepackage{{booktabs}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [line([escaped(cell) for cell in header(layout)]), r"\midrule"]
     lines += [line([escaped(cell) for cell in cells]) for cells in body(rows, layout)]
+    lines += [f"% {', '.join(row.labels)}: {row.source}" for row in layout.published]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 

@@ -69,15 +69,15 @@ def memory_held(
     hardware, ratio = settings.trainer, settings.mask_ratio
     return training_memory(
         pipeline.dit,
-        ranks=hardware.world_size,
-        sharded=hardware.sharded,
-        bf16=hardware.precision == "bf16-mixed",
+        parts=hardware.parts,
+        bf16=hardware.halved,
         ema=settings.resolution_stage.ema_decay is not None,
         compiled=hardware.accelerator == "gpu" and hardware.compiles,
         images=images,
         micro_batches=micro_batches,
         mask_ratio=min(ratio.ratio(0.0), ratio.ratio(1.0)),
         caption_length=pipeline.text_encoder.length,
+        reshard_after_forward=hardware.reshard_after_forward,
     )
 
 

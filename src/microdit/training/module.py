@@ -12,11 +12,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from microdit.checkpoints.reading import check_fits
 from microdit.checkpoints.starting import OptimizerStates
 from microdit.cost.flops import on_meta
+from microdit.distributed.sharded_strategy import ShardedStrategy
 from microdit.distributed.sharding import gathered, is_sharded, local_part, optimizer_state, shard, whole_tensor
 from microdit.kernels.gpu.graphs import GraphedGradients
 from microdit.model.dit import DiT
 from microdit.objectives.objective import Draws, LossTerms, Network, Objective, training_loss
 from microdit.representation.alignment import Alignment, Seen
+from microdit.training.float8 import in_float8
 from microdit.training.optimizers import check_states, clip_in_step, clips_by_itself, make_optimizer
 from microdit.training.settings import TrainingSettings
 
@@ -50,8 +52,9 @@ class DenoisingTask(L.LightningModule):
         alignment: Alignment | None = None,
     ):
         super().__init__()
-        self.network, stage = network, settings.resolution_stage
+        stage, self.skeleton = settings.resolution_stage, [on_meta(network)]  # in a list, so that it is no submodule
         self.ema = copy.deepcopy(network).requires_grad_(False) if stage.ema_decay is not None else None
+        self.network = in_float8(network) if settings.trainer.precision == "fp8" else network
         self.alignment = alignment
         self.objective, self.mask_ratio, self.schedule = objective, settings.mask_ratio, settings.schedule
         self.stage, self.optimizer, self.max_steps = stage, settings.optimizer, max_steps
@@ -65,10 +68,12 @@ class DenoisingTask(L.LightningModule):
         """With FSDP each rank keeps its part of network and moving average."""
         if self.device_mesh is None or is_sharded(self.network):
             return
-        self.skeleton = [on_meta(self.network)]  # in a list, so that it is no submodule
-        for layers in (self.network, self.ema, self.alignment):
+        strategy, bf16 = self.trainer.strategy, self.trainer.precision == "bf16-mixed"
+        assert isinstance(strategy, ShardedStrategy)
+        shard(self.network, strategy.sharding_mesh, bf16, self.hardware.reshard_after_forward)
+        for layers in (self.ema, self.alignment):  # of which nothing waits for a backward pass
             if layers is not None:
-                shard(layers, self.device_mesh["data_parallel"], bf16=self.trainer.precision == "bf16-mixed")
+                shard(layers, strategy.sharding_mesh, bf16)
 
     @property
     def learning(self) -> nn.Module:
@@ -80,9 +85,10 @@ class DenoisingTask(L.LightningModule):
         """What one would generate with: the moving average where there is one."""
         return self.network if self.ema is None else self.ema
 
-    def whole_network(self) -> DiT | None:
-        """The best network in one piece, on rank zero; all ranks must ask together. None on other ranks with FSDP."""
-        if not is_sharded(self.best_network):
+    def whole_network(self) -> DiT:
+        """The best network in one piece, on every rank, as it is drawn with; all must ask together."""
+        in_eight_bits = self.ema is None and self.hardware.precision == "fp8"
+        if not is_sharded(self.best_network) and not in_eight_bits:
             return self.best_network
         return gathered(self.best_network, self.skeleton[0], self.device)
 

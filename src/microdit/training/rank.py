@@ -1,4 +1,4 @@
-"""One of the processes that train together: `python -m microdit.training.rank FOLDER LAUNCHER [CHECKPOINT]`.
+"""One of the processes that train together: `python -m microdit.training.rank LAUNCHER FOLDER [CHECKPOINT]`.
 
 Started by distributed/ranks.py, whose process number is LAUNCHER.
 """
@@ -7,8 +7,13 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from threading import Thread
 from time import sleep
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from microdit.progress import VisibleConsole
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
@@ -36,32 +41,23 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def main(folder: str, launcher: str, checkpoint: str | None = None) -> None:
-    """Trains the run in `folder`. A rank that was asked to stop ends well, after leaving word of it."""
+def work_as_rank(launcher: str, work: Callable[["VisibleConsole"], None]) -> None:
+    """Does `work` as one of several ranks, which end with their launcher: what ends one of them is told where the
+    launcher looks for it. A rank that was asked to stop ends well, after leaving word of it."""
     end_with(int(launcher))
 
     import logging
     import traceback
-    from pathlib import Path
 
     import torch
 
     from microdit.distributed.ranks import PreemptedError, leave_word
     from microdit.progress import VisibleConsole, VisibleRecord, visible
-    from microdit.runs.folder import read_config
-    from microdit.training.run import train
-    from microdit.training.settings import training_settings
 
     logging.setLogRecordFactory(VisibleRecord)
-    rank, config = int(os.environ["RANK"]), read_config(Path(folder))
-    choices = config.pop("choices")
+    rank = int(os.environ["RANK"])
     try:
-        settings = training_settings(config, Path(folder), choices)
-        train(
-            settings,
-            VisibleConsole(soft_wrap=True, markup=False, emoji=False, quiet=rank > 0),
-            None if checkpoint is None else Path(checkpoint),
-        )
+        work(VisibleConsole(soft_wrap=True, markup=False, emoji=False, quiet=rank > 0))
     except PreemptedError as error:
         leave_word(rank, error)
         leave(0)
@@ -72,6 +68,24 @@ def main(folder: str, launcher: str, checkpoint: str | None = None) -> None:
         leave(1)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def main(launcher: str, folder: str, checkpoint: str | None = None) -> None:
+    """Trains the run in `folder`."""
+
+    def work(console: "VisibleConsole") -> None:
+        from pathlib import Path
+
+        from microdit.runs.folder import read_config
+        from microdit.training.run import train
+        from microdit.training.settings import training_settings
+
+        config = read_config(Path(folder))
+        choices = config.pop("choices")
+        settings = training_settings(config, Path(folder), choices)
+        train(settings, console, None if checkpoint is None else Path(checkpoint))
+
+    work_as_rank(launcher, work)
 
 
 if __name__ == "__main__":

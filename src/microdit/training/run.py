@@ -23,10 +23,12 @@ from rich.console import Console
 from microdit.build import SettingsError, build
 from microdit.checkpoints.starting import initial_optimizer, load_initial_weights
 from microdit.cost.budget import step_costs, total_cost
+from microdit.cost.flops import on_meta
 from microdit.cost.variation import inputs_of, varied_model
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank_zero, trainer_options
 from microdit.encoders.protocols import Autoencoder
 from microdit.evaluation.metric import measure
+from microdit.evaluation.sharing import all_ranks
 from microdit.evaluation.subject import Subject
 from microdit.kernels.compile import compile_network
 from microdit.kernels.cpu.host_memory import keep_freed_memory
@@ -83,11 +85,13 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         optimizer_state = initial_optimizer(settings.init_from) if settings.init_optimizer else None
     if hardware.activation_checkpointing:
         pipeline.dit.checkpoint_activations()
-    if hardware.accelerator == "gpu" and hardware.precision == "bf16-mixed":
+    if hardware.accelerator == "gpu" and hardware.halved:
         torch.set_float32_matmul_precision("high")  # of the few products that are not in bfloat16
     if hardware.compiles:
         compile_network(pipeline.dit, hardware.accelerator)
     task = DenoisingTask(pipeline.dit, pipeline.objective, settings, max_steps, optimizer_state, alignment)
+    if task.network is not pipeline.dit:
+        pipeline.dit = on_meta(pipeline.dit)  # what is counted on it needs no weights, which are the task's alone
     data = LatentData(train_stream, validation_stream, settings, pipeline.dit.patch_size)
     metrics_file = MetricsFile(run / METRICS_FILE)
     seconds = metrics_file.newest().get("train/seconds", 0.0)
@@ -147,9 +151,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         **{f"choice/{group}": choice for group, choice in settings.choices.items()},
     }
     record = record | telemetry.latest | record  # whatever a column of metrics.csv is called
+    record |= evaluate(pipeline.with_network(trained).to(trainer.strategy.root_device), settings, console)
     if is_rank_zero():
-        assert trained is not None
-        record |= evaluate(pipeline.with_network(trained).to(trainer.strategy.root_device), settings, console)
         write_record(run, record)
     return record
 
@@ -281,13 +284,15 @@ def network_settings(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def evaluate(pipeline: LatentDiffusion, settings: TrainingSettings, console: Console) -> dict[str, float]:
-    """Every metric's numbers; what each one looked at is kept in RUN/evaluation."""
+    """Every metric's numbers, on every rank, each of which does its share; what each metric looked at is kept in
+    RUN/evaluation."""
 
     def measured(name: str, numbers: dict[str, float], picture: Path | None) -> None:
         if picture is not None:
             console.print(f"{name}: what was judged is in {picture}", highlight=False)
 
-    return measure(Subject(pipeline, settings.output / EVALUATION), settings.metrics, measured)
+    subject = Subject(pipeline, settings.output / EVALUATION, ranks=all_ranks())
+    return measure(subject, settings.metrics, measured)
 
 
 def commit() -> str:

@@ -1,6 +1,7 @@
 """What a run tells before it starts and after it ends."""
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from microdit.build import places_in
 from microdit.distributed.hardware import divide_batch
 from microdit.pipeline import objective_of
 from microdit.runs.folder import SAMPLES
@@ -41,6 +43,8 @@ def show_summary(
             f"{hardware.nodes} x {hardware.devices}, {hardware.strategy}; each computes {division.micro_batches} x "
             f"{division.device_batch_size} images a step"
         )
+    if settings.metrics:
+        rows["at the end"] = "; ".join(map(metric_in_words, settings.config["metrics"].items()))
     if settings.init_from is not None:
         rows["starts from"] = f"{settings.init_weights} weights of {settings.init_from}"
         learned, asked = objective_of(Path(settings.init_from)), settings.objective["_target_"]
@@ -52,6 +56,13 @@ def show_summary(
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, highlight=False)
+
+
+def metric_in_words(named: tuple[str, Mapping[str, Any]]) -> str:
+    """A metric with how many pictures it counts, and what it reads: that should be there before days of training."""
+    name, given = named
+    counts = [f"{key}={value:,}" for key, value in given.items() if key == "count" or key.endswith("per_prompt")]
+    return ", ".join([name, *counts, *(f"reads {key}={text}" for key, text, _ in places_in(given))])
 
 
 def show_result(console: Console, record: dict[str, Any], run: Path) -> None:

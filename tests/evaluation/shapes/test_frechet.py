@@ -5,8 +5,8 @@ import torch
 from torchvision.transforms.functional import gaussian_blur
 
 from microdit.evaluation.frechet import frechet_distances
-from microdit.evaluation.shapes.features import VERSION
-from microdit.evaluation.shapes.frechet import ShapesFrechet, shapes_frechet_metric
+from microdit.evaluation.shapes.features import VERSION, shapes_features
+from microdit.evaluation.shapes.frechet import ShapesFrechet
 from microdit.evaluation.shapes.scenes import held_out_scenes, rendered
 from microdit.evaluation.subject import Subject
 
@@ -30,7 +30,7 @@ def distances(scenes):
 
     def measured(samples: dict[str, torch.Tensor]) -> dict[str, float]:
         batched = {name: images.split(100) for name, images in samples.items()}
-        return frechet_distances(shapes_frechet_metric(), batched, references.split(100))
+        return frechet_distances(shapes_features(), batched, references.split(100))
 
     return measured
 
@@ -41,7 +41,7 @@ def noisy(images: torch.Tensor, strength: float) -> torch.Tensor:
 
 
 def test_it_is_zero_to_itself_and_nearly_so_between_true_scenes(scenes, distances):
-    itself = frechet_distances(shapes_frechet_metric(), {"itself": [scenes]}, [scenes])
+    itself = frechet_distances(shapes_features(), {"itself": [scenes]}, [scenes])
     assert itself["itself"] == pytest.approx(0, abs=0.01)
     found = distances({"true": scenes, "noise": torch.rand(scenes.shape)})
     assert found["true"] < 0.04 * found["noise"]

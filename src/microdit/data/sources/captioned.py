@@ -89,6 +89,10 @@ class Source(ABC):
         """Whether it gives latents, which need no encoder any more."""
         return False
 
+    def place(self) -> Path | None:
+        """The one local file or folder that it reads; None where it reads several, or what is elsewhere."""
+        return None
+
     def state(self, shard: int) -> str:
         """A name for the files that an input shard is read from, as they are now: another one as soon as one of them
         changes. "" where there is nothing to compare."""

@@ -61,6 +61,9 @@ class FolderSource(Source):
         names = {"path": str(self.path.resolve()), "shard_size": self.shard_size}
         return {"kind": "folder", **names, **self.words.identity, "pictures": len(self.pictures())}
 
+    def place(self) -> Path:
+        return self.path
+
     def pictures(self) -> list[Path]:
         """Every picture in the folder, by its path in it."""
         return self.found()[0]

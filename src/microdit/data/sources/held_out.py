@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
+from pathlib import Path
 
 from microdit.data.sources.captioned import Found, Ignored, Source, Unreadable
 from microdit.kinds import SettingsError
@@ -51,6 +52,9 @@ class PartOfSource(Source):
     @property
     def identity(self) -> Mapping[str, object]:
         return {**self.source.identity, "part": "held out" if self.held_out else "remaining", "held_out": self.share}
+
+    def place(self) -> Path | None:
+        return self.source.place()
 
     def shards(self) -> list[str]:
         return self.source.shards()

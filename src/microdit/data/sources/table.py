@@ -215,6 +215,9 @@ class TableSource(Source):
             "source.image_column=KEY source.caption_column=KEY"
         )
 
+    def place(self) -> Path:
+        return self.path
+
     def shards(self) -> list[str]:
         if not self.rows():
             raise FileNotFoundError(f"{self.path} has no rows")

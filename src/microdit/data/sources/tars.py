@@ -158,6 +158,10 @@ class TarSource(Source):
     def identity(self) -> Mapping[str, object]:
         return {"kind": "webdataset", "path": self.locations, **self.words.identity}
 
+    def place(self) -> Path | None:
+        path = Path(self.locations[0]).expanduser()
+        return path if len(self.locations) == 1 and path.exists() else None
+
     def shards(self) -> list[str]:
         return self.tars()
 

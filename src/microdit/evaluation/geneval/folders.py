@@ -12,6 +12,7 @@ from microdit.data.sources.images import BrokenImageError, FilteredImageError, r
 from microdit.evaluation.geneval.networks import Picture
 from microdit.evaluation.geneval.prompts import Sample, read_samples
 from microdit.evaluation.pictures import LARGEST_SIDE_PX, Pictures, PicturesError
+from microdit.evaluation.sharing import ALONE, Ranks
 from microdit.evaluation.subject import KeptSubject
 from microdit.files import read_json
 
@@ -27,8 +28,8 @@ def is_folder_of_prompts(folder: Path) -> bool:
 class FolderSubject(KeptSubject):
     """Such a folder, judged as it is: each picture by its own prompt. What is found out is kept in `kept_in`."""
 
-    def __init__(self, folder: Path, kept_in: Path, device: str = "cpu"):
-        super().__init__(folder, device)
+    def __init__(self, folder: Path, kept_in: Path, device: str = "cpu", ranks: Ranks = ALONE, refresh: bool = False):
+        super().__init__(folder, device, None, ranks, refresh)
         self._kept_in = kept_in
 
     @property

@@ -51,7 +51,7 @@ class GenEval(Metric):
         asked, decoded = self.pictures(subject)
         pictures = decoded(range(len(asked)))
         each = ((name, sample, picture) for (name, sample), picture in zip(asked, pictures, strict=True))
-        verdicts = judged(subject.kept_in / "geneval", each, len(asked), judge, subject.progress)
+        verdicts = judged(subject.kept_in / "geneval", each, len(asked), judge, subject.progress, subject.ranks)
         numbers = {**scores(verdicts), "pictures": float(len(verdicts))}
         shown = sheet(verdicts, [sample for _, sample in asked], decoded)
         return {f"geneval/{name}": value for name, value in numbers.items()}, shown

@@ -15,10 +15,12 @@ import numpy as np
 from microdit.evaluation.geneval.networks import Judge, Picture
 from microdit.evaluation.geneval.prompts import CLASSES, COLOURS, MOST_A_CLASS, TAGS, Sample
 from microdit.evaluation.geneval.rules import considered, judge
-from microdit.evaluation.journal import as_lines, kept_lines
+from microdit.evaluation.journal import as_lines, shared_journal
+from microdit.evaluation.sharing import ALONE, Ranks
 from microdit.evaluation.subject import Report
-from microdit.files import alone_in, appending, damaged, sealed, write_whole
+from microdit.files import damaged, write_whole
 from microdit.kinds import Limits, OneOf, check_kind
+from microdit.progress import Pace, say, silently
 
 JUDGED, RESULTS = "judged.jsonl", "results.jsonl"
 CURE = "remove it and evaluate again, which judges the pictures anew"
@@ -46,33 +48,37 @@ class Verdict(TypedDict):
 
 
 def judged(
-    folder: Path, asked: Iterable[tuple[str, Sample, Picture]], total: int, judged_by: Judge, progress: Report
+    folder: Path,
+    asked: Iterable[tuple[str, Sample, Picture]],
+    total: int,
+    judged_by: Judge,
+    progress: Report,
+    ranks: Ranks = ALONE,
 ) -> list[Verdict]:
     """The verdict on each picture, with its name and what it should show: those that are kept in `folder`, of the same
-    pixels, sample and judge, else made now. Another process that judges there waits.
+    pixels, sample and judge, else made now, each by one of the ranks. Another command that judges there waits.
 
     Raises DamagedFileError where a line that is kept is none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    journal = folder / JUDGED
-    verdicts = []
-    with alone_in(folder):
-        kept = {verdict["key"]: verdict for verdict in kept_lines(journal, Verdict, CURE)}
+    words: list[tuple[str, dict[str, str]]] = []  # the key of each picture, and what is told of it
+    pace = Pace(say if ranks.leads else silently, "judging pictures", -(-total // ranks.count))
+    with shared_journal(folder / JUDGED, Verdict, CURE, ranks) as journal:
         try:
-            for verdict in kept.values():
+            for verdict in journal.known.values():
                 boxes_of(verdict)
         except (ValueError, RecursionError) as error:
-            raise damaged(journal, error, CURE) from error
-        with appending(journal, encoding="utf-8") as file:
-            for number, (filename, sample, picture) in enumerate(asked, start=1):
-                key = key_of(picture, sample, judged_by)
-                if key not in kept:
-                    kept[key] = verdict_on(filename, sample, picture, judged_by, key)
-                    file.write(as_lines([sealed(kept[key])]))
-                    file.flush()
-                verdicts.append(kept[key] | words_of(filename, sample))
-                progress(number, total, "pictures judged")
-        write_whole(folder / RESULTS, as_lines(verdicts))
+            raise damaged(folder / JUDGED, error, CURE) from error
+        for number, (filename, sample, picture) in enumerate(asked, start=1):
+            key = key_of(picture, sample, judged_by)
+            words.append((key, words_of(filename, sample)))
+            if journal.is_own(key):
+                journal.add(verdict_on(filename, sample, picture, judged_by, key))
+                pace.step()
+            progress(number, total, "pictures judged")
+        kept = journal.all()
+        verdicts: list[Verdict] = [{**kept[key], **told} for key, told in words]  # type: ignore[typeddict-item]
+        if ranks.leads:
+            write_whole(folder / RESULTS, as_lines(verdicts))
     return verdicts
 
 

@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from threading import Thread
-from typing import TextIO
 
 import numpy as np
 
-from microdit.evaluation.journal import as_lines, kept_lines
+from microdit.evaluation.journal import Journal, shared_journal
 from microdit.evaluation.judging.judges import Judge, first_question
 from microdit.evaluation.judging.questions import Answer, Question, chosen, probabilities_of
+from microdit.evaluation.sharing import ALONE, Ranks
 from microdit.evaluation.subject import Report
-from microdit.files import alone_in, appending, sealed
-from microdit.progress import say
+from microdit.progress import Pace, say, silently
 
 ASKED = "asked.jsonl"
 CURE = "remove it and evaluate again, which asks anew"
@@ -27,43 +26,52 @@ MOST_TEXT = 2000  # characters of a reply
 AFTER_CTRL_C_S = 5.0  # that answers under way are waited for; a server may take half an hour
 
 
-def check_first(folder: Path, judge: Judge) -> None:
+def check_first(folder: Path, judge: Judge, ranks: Ranks) -> None:
     """Asks a judge that has answered nothing in `folder` yet, before pictures are drawn for it. JudgeError."""
-    if judge.at_once > 1 and not (folder / ASKED).is_file():
-        first_question(judge)
+    if judge.at_once > 1:
+        ranks.of_first(lambda: None if (folder / ASKED).is_file() else first_question(judge))
 
 
-def answered(folder: Path, questions: Callable[[], Iterator[Question]], judge: Judge, progress: Report) -> list[Answer]:
+def answered(
+    folder: Path,
+    questions: Callable[[], Iterator[Question]],
+    judge: Judge,
+    progress: Report,
+    ranks: Ranks = ALONE,
+) -> list[Answer]:
     """The answer to each question in order: that which is kept in `folder`, of the same pictures, words and judge, else
-    asked now, several at once where the judge can. What it costs in tokens is said before and after. Another process
-    that asks there waits.
+    asked now, each by one of the ranks, and several at once where the judge can. What it costs in tokens is said before
+    and after. Another command that asks there waits.
 
     Raises JudgeError as the judge does, when what was under way is kept; DamagedFileError where a kept line is none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder):
-        kept = {answer["key"]: answer for answer in kept_lines(folder / ASKED, Answer, CURE)}
-        expected = {(key := key_of(each, judge)): (key in kept, expected_tokens(each)) for each in questions()}
+    tell = say if ranks.leads else silently
+    with shared_journal(folder / ASKED, Answer, CURE, ranks) as journal:
+        expected = {(key := key_of(each, judge)): (key in journal.known, expected_tokens(each)) for each in questions()}
         new = [tokens for known, tokens in expected.values() if not known]
-        say(f"{judge.name}: {len(expected):,} questions, {len(new):,} to be asked, about {sum(new):,} tokens")
-        keys = []
-        journal = appending(folder / ASKED, encoding="utf-8")
-        with journal as file, Asking(judge, file, kept, len(new), progress) as asking:
+        tell(f"{judge.name}: {len(expected):,} questions, {len(new):,} to be asked, about {sum(new):,} tokens")
+        keys, own = [], sum(map(ranks.has, range(len(new))))
+        at_once = max(1, judge.at_once // ranks.count)
+        with Asking(judge, at_once, journal, own, progress, Pace(tell, "asking", own)) as asking:
             for question in questions():
                 keys.append(key_of(question, judge))
-                asking.ask(keys[-1], question)
+                if journal.is_own(keys[-1]):
+                    asking.ask(keys[-1], question)
+        read, written = (sum(each) for each in zip(*ranks.gathered((asking.read, asking.written)), strict=True))
         if new:
-            say(f"{judge.name}: {len(new):,} questions cost {asking.read:,} tokens read and {asking.written:,} written")
-    return [kept[key] for key in keys]
+            tell(f"{judge.name}: {len(new):,} questions cost {read:,} tokens read and {written:,} written")
+        answers = journal.all()
+    return [answers[key] for key in keys]
 
 
 class Asking:
-    """Questions under way. Answers are written to `file` and put into `kept` by the thread that asks; when the block
+    """Questions under way, `at_once` at most. Answers are put into the journal by the thread that asks; when the block
     ends, also with an error, those that are under way are waited for and kept; after Ctrl-C for a moment."""
 
-    def __init__(self, judge: Judge, file: TextIO, kept: dict[str, Answer], total: int, progress: Report):
-        self.judge, self.file, self.kept, self.total, self.progress = judge, file, kept, total, progress
-        self.under_way: dict[Future[Answer], str] = {}
+    def __init__(self, judge: Judge, at_once: int, journal: Journal[Answer], total: int, progress: Report, pace: Pace):
+        self.judge, self.at_once, self.journal, self.total = judge, at_once, journal, total
+        self.progress, self.pace = progress, pace
+        self.under_way: set[Future[Answer]] = set()
         self.done = self.read = self.written = 0
 
     def __enter__(self) -> "Asking":
@@ -79,12 +87,10 @@ class Asking:
             raise failed[0]
 
     def ask(self, key: str, question: Question) -> None:
-        """Asks what is neither kept nor under way, when there is room."""
-        if key in self.kept or key in self.under_way.values():
-            return
-        while len(self.under_way) >= self.judge.at_once:
+        """Asks, when there is room."""
+        while len(self.under_way) >= self.at_once:
             self.settle()
-        self.under_way[begun(answer_to, question, self.judge, key)] = key
+        self.under_way.add(begun(answer_to, question, self.judge, key))
 
     def settle(self) -> None:
         """Waits until there is room. Raises what the judge raised."""
@@ -93,10 +99,10 @@ class Asking:
 
     def keep(self, future: Future[Answer]) -> None:
         answer = future.result()
-        del self.under_way[future]
-        self.file.write(as_lines([sealed(answer)]))
-        self.file.flush()
-        self.kept[answer["key"]] = answer
+        self.under_way.discard(future)
+        self.journal.add(answer)
+        if not self.done:
+            self.pace.step(min(self.at_once, self.total))
         self.done, self.read = self.done + 1, self.read + answer["tokens_read"]
         self.written += answer["tokens_written"]
         self.progress(self.done, self.total, f"questions, {self.read + self.written:,} tokens")

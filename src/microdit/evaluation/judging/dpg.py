@@ -9,7 +9,6 @@ from typing import Annotated
 import numpy as np
 from PIL import Image
 
-from microdit.evaluation.journal import as_lines
 from microdit.evaluation.judging.answers import answered, check_first, unanswered
 from microdit.evaluation.judging.judges import JudgeSettings, check_judge, read_judge
 from microdit.evaluation.judging.prompts import Asked, broad, read_dpg
@@ -17,7 +16,6 @@ from microdit.evaluation.judging.questions import YES_OR_NO, JudgeError, Questio
 from microdit.evaluation.judging.sets import PictureSet, pictures_of, sheet, some
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.subject import Count, Sampling, Subject
-from microdit.files import write_whole
 from microdit.kinds import Copied, Limits
 from microdit.pipeline import LatentDiffusion
 
@@ -50,10 +48,10 @@ class Dpg(Metric):
         in no mean. JudgeError where no answer can be read."""
         asked, folder = self.asked(), subject.kept_in / "dpg"
         judge = read_judge(self.judge, f"{OPTION}.judge", subject.device)
-        check_first(folder, judge)
+        check_first(folder, judge, subject.ranks)
         pictures = pictures_of(subject, "dpg", [each.text for each in asked], self.sampling, self.pictures_per_prompt)
         of_pictures = asked * self.pictures_per_prompt
-        answers = answered(folder, partial(questions, of_pictures, pictures), judge, subject.progress)
+        answers = answered(folder, partial(questions, of_pictures, pictures), judge, subject.progress, subject.ranks)
         found, rest = [], iter(answers)
         for each in of_pictures:
             said = [next(rest)["answer"] for _ in each.propositions]
@@ -65,7 +63,7 @@ class Dpg(Metric):
             {"filename": name, "item": each.name, "score": one, "answers": {str(n): v for n, v in truths.items()}}
             for name, each, one, truths in zip(pictures.names, of_pictures, scores, found, strict=True)
         ]
-        write_whole(folder / "results.jsonl", as_lines(lines))
+        subject.write_lines(folder / "results.jsonl", lines)
         counted = {"pictures": float(len(scores)), **unanswered(answers, YES_OR_NO)}
         numbers = {"overall": overall(scores, len(asked)), **by_category(of_pictures, found), **counted}
         chosen = some(len(asked), SHOWN)

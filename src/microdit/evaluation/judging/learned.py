@@ -23,6 +23,7 @@ from microdit.evaluation.judging.questions import Picture
 from microdit.evaluation.judging.sets import name_of, pictures_of, sheet, some
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.networks import need_transformers, network_folder, network_in, reading
+from microdit.evaluation.sharing import batches_of
 from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.kinds import Copied, SettingsError, Weights
 from microdit.pipeline import LatentDiffusion
@@ -129,12 +130,17 @@ class LearnedScore(Metric):
         scorer: Any = build(self.scorer, Scorer, "scorer").to(subject.device).eval()
         texts = [prompt.text for prompt in prompts]
         pictures = pictures_of(subject, name_of(self.prompts_file), texts, self.sampling)
-        scores: list[float] = []
-        decoded = pictures.all()
-        for start in range(0, len(texts), AT_ONCE):
-            mine = texts[start : start + AT_ONCE]
-            scores += scorer(list(itertools.islice(decoded, len(mine))), mine).tolist()
-            subject.progress(len(scores), len(texts), "pictures scored")
+        batches = batches_of(len(texts), AT_ONCE)
+        own = [number for place, batch in enumerate(batches) if subject.ranks.has(place) for number in batch]
+        decoded = pictures.decoded(own)
+
+        def scored(batch: range) -> list[float]:
+            found = scorer(list(itertools.islice(decoded, len(batch))), texts[batch.start : batch.stop]).tolist()
+            subject.progress(own.index(batch.start) + len(batch), len(own), "pictures scored")
+            return found
+
+        of_batches = subject.each(batches, scored, len(batches), f"{scorer.name}: scoring")
+        scores = list(itertools.chain.from_iterable(of_batches))
         if not all(map(math.isfinite, scores)):
             raise SettingsError(f"scorer {scorer.name} gives scores that are no numbers; its weights may be damaged")
         order = sorted(range(len(scores)), key=scores.__getitem__)

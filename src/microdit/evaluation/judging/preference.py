@@ -74,14 +74,15 @@ class Preference(Metric):
         prompts, folder = self.prompts(), subject.kept_in / "preference"
         theirs = self.theirs(prompts)
         judge = read_judge(self.judge, f"{OPTION}.judge", subject.device)
-        check_first(folder, judge)
+        check_first(folder, judge, subject.ranks)
         texts = [prompt.text for prompt in prompts]
         ours = pictures_of(subject, name_of(self.prompts_file), texts, self.sampling)
         asking = partial(questions, texts, ours, theirs, self.votes, self.temperature)
-        answers = answered(folder, asking, judge, subject.progress)
+        answers = answered(folder, asking, judge, subject.progress, subject.ranks)
         of_prompts = [answers[start : start + 2 * self.votes] for start in range(0, len(answers), 2 * self.votes)]
         verdicts = [verdict_of(said[: self.votes], said[self.votes :]) for said in of_prompts]
-        write_results(folder, prompts, verdicts, of_prompts, ours, theirs)
+        if subject.ranks.leads:
+            write_results(folder, prompts, verdicts, of_prompts, ours, theirs)
         if all(verdict == UNANSWERED for verdict in verdicts):
             raise JudgeError(f"{judge.name} chooses neither picture, and no tie, such as {answers[0]['text'][:80]!r}")
         chosen = some(len(prompts), SHOWN)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from microdit.evaluation.journal import as_lines
 from microdit.evaluation.judging.answers import answered, check_first, unanswered
 from microdit.evaluation.judging.judges import JudgeSettings, check_judge, read_judge
 from microdit.evaluation.judging.prompts import Prompt, mean, of_categories, read_prompts
@@ -15,7 +14,6 @@ from microdit.evaluation.judging.questions import REFUSED, YES_OR_NO, Answer, Ju
 from microdit.evaluation.judging.sets import PictureSet, name_of, pictures_of, sheet, some
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.subject import Count, Sampling, Subject
-from microdit.files import write_whole
 from microdit.kinds import Copied
 from microdit.pipeline import LatentDiffusion
 
@@ -47,10 +45,10 @@ class VqaScore(Metric):
         """
         prompts, folder = self.prompts(), subject.kept_in / "vqa_score"
         judge = read_judge(self.judge, f"{OPTION}.judge", subject.device)
-        check_first(folder, judge)
+        check_first(folder, judge, subject.ranks)
         texts = [prompt.text for prompt in prompts]
         pictures = pictures_of(subject, name_of(self.prompts_file), texts, self.sampling)
-        answers = answered(folder, partial(questions, texts, pictures), judge, subject.progress)
+        answers = answered(folder, partial(questions, texts, pictures), judge, subject.progress, subject.ranks)
         yes = [likelihood(answer) for answer in answers]
         if all(each is None for each in yes):
             said = answers[0]["text"][:80]
@@ -68,7 +66,7 @@ class VqaScore(Metric):
             }
             for name, prompt, one, answer in zip(pictures.names, prompts, yes, answers, strict=True)
         ]
-        write_whole(folder / "results.jsonl", as_lines(lines))
+        subject.write_lines(folder / "results.jsonl", lines)
         numbers = {"vqa_score": mean(yes), **of_categories("vqa_score", prompts, yes)}
         counted = {"pictures": sum(one is not None for one in yes), **unread(answers, yes)}
         chosen = some(len(texts), SHOWN)

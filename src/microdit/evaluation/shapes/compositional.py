@@ -6,7 +6,8 @@ GenEval (arXiv 2310.11513) asks an object detector; here the world is small enou
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product, zip_longest
+from itertools import chain, islice, product, zip_longest
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from microdit.data.shapes import SKILLS, ExpectedObject, Prompt, evaluation_prompts
+from microdit.data.sources.captioned import CaptionedImage
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.shapes.detector import DetectedObject, detect
 from microdit.evaluation.subject import Count, Domains, Sampling, Subject
@@ -60,23 +62,47 @@ def relations(first: DetectedObject, second: DetectedObject) -> set[str]:
     return {name for name, cosine in holds.items() if cosine > 0.5}
 
 
-def compositional_accuracy(images: Iterable[Float[Tensor, "3 h w"]], prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Shares in 0..1: one for each skill among `prompts`, and `overall`, their mean over these skills (as GenEval).
+class Seen(NamedTuple):
+    """Of a picture: whether it shows what its prompt asks for, and of the skill `colors` whether its largest coloured
+    region has the colour asked for, be it shaped like an object or not; else None."""
 
-    With prompts of the skill `colors` there is `single_object_colour` too: the share of those whose picture's largest
-    coloured region has the colour asked for, be it shaped like an object or not. `images` are in 0..1, one for each
-    prompt, looked at one by one. Raises ValueError when their numbers differ or are zero.
+    right: bool
+    coloured: bool | None
+
+
+def seen(image: Float[Tensor, "3 h w"], prompt: Prompt) -> Seen:
+    """What is seen in a picture in 0..1."""
+    right, coloured = fulfils(detect(image), prompt), None
+    if prompt.skill == "colors":
+        regions = detect(image, least_fit=-math.inf)
+        coloured = bool(regions) and regions[0].colour == prompt.expects.objects[0].colour
+    return Seen(right, coloured)
+
+
+def compositional_accuracy(images: Iterable[Float[Tensor, "3 h w"]], prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Shares as `accuracy_of` has them. `images` are in 0..1, one for each prompt, looked at one by one. Raises
+    ValueError when their numbers differ or are zero.
     """
-    verdicts: dict[str, list[bool]] = {}
-    coloured: list[bool] = []
+    found = []
     for image, prompt in zip_longest(images, prompts):
         if image is None or prompt is None:
             raise ValueError(f"got more or fewer images than {len(prompts)} prompts; give one image for each")
-        found = detect(image)
-        verdicts.setdefault(prompt.skill, []).append(fulfils(found, prompt))
-        if prompt.skill == "colors":
-            regions = detect(image, least_fit=-math.inf)
-            coloured.append(bool(regions) and regions[0].colour == prompt.expects.objects[0].colour)
+        found.append(seen(image, prompt))
+    return accuracy_of(found, prompts)
+
+
+def accuracy_of(of_images: Iterable[Seen], prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Shares in 0..1: one for each skill among `prompts`, and `overall`, their mean over these skills (as GenEval).
+
+    With prompts of the skill `colors` there is `single_object_colour` too. `of_images`: what was seen in a picture of
+    each prompt. Raises ValueError where there is none.
+    """
+    verdicts: dict[str, list[bool]] = {}
+    coloured: list[bool] = []
+    for one, prompt in zip(of_images, prompts, strict=True):
+        verdicts.setdefault(prompt.skill, []).append(one.right)
+        if one.coloured is not None:
+            coloured.append(one.coloured)
     if not verdicts:
         raise ValueError("got no prompts; give one at least, and give one image for each")
     accuracy = {skill: float(np.mean(verdicts[skill])) for skill in SKILLS if skill in verdicts}
@@ -86,7 +112,7 @@ def compositional_accuracy(images: Iterable[Float[Tensor, "3 h w"]], prompts: Se
     return accuracy
 
 
-SHOWN_PER_SKILL = 6
+SHOWN_PER_SKILL, AT_ONCE = 6, 16
 
 
 @dataclass(frozen=True)
@@ -107,7 +133,14 @@ class ShapesCompositional(Metric):
         """`compositional/SKILL`, `compositional/overall`, `compositional/single_object_colour`, all shares in 0..1."""
         prompts = self.prompts()
         pictures = subject.pictures("skills", [prompt.text for prompt in prompts], self.sampling)
-        accuracy = compositional_accuracy((image for batch in pictures.batches() for image in batch), prompts)
+        asked = iter(prompts)
+        batches = ((batch, list(islice(asked, len(batch)))) for batch in pictures.in_batches(AT_ONCE))
+
+        def looked_at(batch: tuple[list[CaptionedImage], list[Prompt]]) -> list[Seen]:
+            return [seen(image, prompt) for image, prompt in zip(pictures.opened(batch[0]), batch[1], strict=True)]
+
+        found = subject.each(batches, looked_at, -(-pictures.count // AT_ONCE), "looking at pictures")
+        accuracy = accuracy_of(chain.from_iterable(found), prompts)
         shown = []
         for skill in SKILLS:
             mine = [i for i, prompt in enumerate(prompts) if prompt.skill == skill]

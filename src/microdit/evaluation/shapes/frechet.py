@@ -1,15 +1,20 @@
 """Frechet distance between generated and true scenes, by the features of `shapes_features.py`."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float
 from PIL import Image
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
 
-from microdit.evaluation.frechet import frechet_distances
+from microdit.data.shapes import Sample
+from microdit.evaluation.frechet import Moments, as_bytes, frechet_distance, moments_of
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.shapes.features import VERSION, shapes_features
-from microdit.evaluation.shapes.scenes import held_out_scenes, rendered
-from microdit.evaluation.subject import Count, Domains, Sampling, Subject
+from microdit.evaluation.shapes.scenes import AT_ONCE, held_out_scenes, rendered
+from microdit.evaluation.sharing import batches_of
+from microdit.evaluation.subject import Count, Domains, Sampling, Subject, Unit
 from microdit.grid import prompt_grid
 
 SHOWN = 24
@@ -37,16 +42,26 @@ class ShapesFrechet(Metric):
         shown = next(pictures.batches(SHOWN))
         side_px = shown.shape[-1]
         references = held_out_scenes(self.domains, range(self.count, self.count + self.reference_count))
-        numbers = frechet_distances(
-            shapes_frechet_metric(),
-            {"distance": pictures.batches(), "true_scenes": rendered(asked, side_px)},
-            rendered(references, side_px),
-            subject.device,
-        )
+        network = shapes_features().to(subject.device).eval()
+
+        @torch.no_grad()
+        def moments(
+            units: Iterable[Unit], opened: Callable[[Unit], Float[Tensor, "n 3 h w"]], total: int, what: str
+        ) -> Moments:
+            def worked(unit: Unit) -> Float[Tensor, "n d"]:
+                return network(as_bytes(opened(unit)).to(subject.device)).cpu()
+
+            return moments_of(subject.each(units, worked, total, f"features of {what}"))
+
+        def true(scenes: Sequence[Sample]) -> Moments:
+            batches = [scenes[batch.start : batch.stop] for batch in batches_of(len(scenes), AT_ONCE)]
+            return moments(batches, lambda batch: next(iter(rendered(batch, side_px))), len(batches), "true scenes")
+
+        count = -(-pictures.count // AT_ONCE)
+        drawn, of_references = moments(pictures.in_batches(AT_ONCE), pictures.opened, count, "scenes"), true(references)
+        numbers = {
+            "distance": frechet_distance(of_references, drawn),
+            "true_scenes": frechet_distance(of_references, true(asked)),
+        }
         grid = prompt_grid(shown, captions[: len(shown)])
         return {f"frechet_{VERSION}/{name}": value for name, value in numbers.items()}, grid
-
-
-def shapes_frechet_metric() -> FrechetInceptionDistance:
-    """torchmetrics' distance with the features for shapes; it takes bytes and keeps its references when reset."""
-    return FrechetInceptionDistance(shapes_features(), reset_real_features=False)

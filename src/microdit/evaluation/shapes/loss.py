@@ -1,5 +1,6 @@
 """The denoising loss of held-out scenes, noise level by noise level: where a network is good, not only how good."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from microdit.evaluation.metric import Metric
 from microdit.evaluation.shapes.scenes import held_out_scenes, rendered
-from microdit.evaluation.subject import Count, Domains, Report, Subject, silent
+from microdit.evaluation.sharing import ALONE
+from microdit.evaluation.subject import Count, Domains, Subject, silent
 from microdit.kinds import Limits, Positive
 from microdit.objectives.edm import EDM
 from microdit.objectives.objective import denoise
@@ -37,7 +39,7 @@ class ShapesDenoisingLoss(Metric):
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], None]:
         """`denoising_loss/sigma_S` for each noise level, and `denoising_loss/mean` over them."""
         scenes = self.scenes(subject.pipeline)
-        losses = loss_by_noise_level(subject.pipeline, scenes, self.noise_levels, self.seed, subject.progress)
+        losses = loss_by_noise_level(subject.pipeline, scenes, self.noise_levels, self.seed, subject)
         numbers = {f"denoising_loss/sigma_{sigma:g}": loss for sigma, loss in losses.items()}
         return numbers | {"denoising_loss/mean": float(np.mean(list(losses.values())))}, None
 
@@ -55,27 +57,40 @@ def loss_by_noise_level(
     scenes: Sequence[Scenes],
     noise_levels: Sequence[float],
     seed: int,
-    progress: Report = silent,
+    subject: Subject | None = None,
 ) -> dict[float, float]:
     """EDM's weighted denoising error on all patches, mean over all scenes, for each noise level (sigma).
 
     The noise depends on the seed and the scene's place alone: it is the same for every network and noise level.
+    `subject`: whose ranks share the scenes, and whose bar shows how far they are.
     """
     training = pipeline.dit.training
     weighting = EDM(pipeline.objective.sigma_data)  # whatever objective it learned by: comparable numbers
     pipeline.dit.eval()
     generator = torch.Generator().manual_seed(seed)
-    totals, count = dict.fromkeys(noise_levels, 0.0), 0
-    for batch, (images, captions) in enumerate(scenes):
+    shape = pipeline.latent_shape()
+    units = [(images, captions, torch.randn(len(images), *shape, generator=generator)) for images, captions in scenes]
+    ranks, progress = (ALONE, silent) if subject is None else (subject.ranks, subject.progress)
+    own = sum(map(ranks.has, range(len(units))))
+    batches = itertools.count()
+
+    def errors(unit: tuple[Tensor, list[str], Tensor]) -> list[float]:
+        """Of each noise level the error of a batch's scenes, summed."""
+        images, captions, noise = unit
         latents = pipeline.autoencoder.encode(images.to(pipeline.device))
         embeddings = pipeline.text_encoder.encode(captions).to(pipeline.device)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        noise, batch, found = noise.to(latents), next(batches), []
         for number, level in enumerate(noise_levels):
             sigma = torch.full((len(latents), 1, 1, 1), level, device=latents.device)
             denoised = denoise(pipeline.dit, latents + sigma * noise, sigma, embeddings, pipeline.objective)
             weight = float(weighting.weight(torch.tensor(level, dtype=torch.float64)))
-            totals[level] += weight * float(((denoised - latents) ** 2).mean()) * len(latents)
-            progress(batch * len(noise_levels) + number + 1, len(scenes) * len(noise_levels))
-        count += len(latents)
+            found.append(weight * float(((denoised - latents) ** 2).mean()) * len(latents))
+            progress(batch * len(noise_levels) + number + 1, own * len(noise_levels))
+        return found
+
+    totals, count = dict.fromkeys(noise_levels, 0.0), sum(len(images) for images, _ in scenes)
+    for of_batch in ranks.each(units, errors):
+        for level, error in zip(noise_levels, of_batch, strict=True):
+            totals[level] += error
     pipeline.dit.train(training)
     return {level: total / count for level, total in totals.items()}

@@ -15,7 +15,10 @@ def held_out_scenes(domains: Sequence[str], indices: Iterable[int]) -> list[Samp
     return [sample("evaluation", domains[i % len(domains)], i // len(domains)) for i in indices]
 
 
-def rendered(scenes: Sequence[Sample], side_px: int, size: int = 256) -> Iterable[Float[Tensor, "n 3 h w"]]:
+AT_ONCE = 256
+
+
+def rendered(scenes: Sequence[Sample], side_px: int, size: int = AT_ONCE) -> Iterable[Float[Tensor, "n 3 h w"]]:
     """The scenes' true pictures, in [0, 1], `size` at a time."""
     for start in range(0, len(scenes), size):
         pixels = np.stack([render(each.scene, side_px) for each in scenes[start : start + size]])

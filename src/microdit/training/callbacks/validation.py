@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from microdit.distributed.sharding import summed
+from microdit.distributed.sharding import in_parts_again, summed
 from microdit.training.callbacks.telemetry import Telemetry
 from microdit.training.data import LatentData
 from microdit.training.module import DenoisingTask
@@ -51,6 +51,7 @@ class Validation(L.Callback):
             # Every rank has as many batches as the others, so some repeat a sample that is another rank's.
             own = batch["position"] % trainer.world_size == trainer.global_rank
             sums += torch.stack([(terms.per_sample * own).sum(), own.sum()])
+        in_parts_again(task.best_network)
         task.train()
         total, samples = summed(sums).tolist()
         self.telemetry.tell(trainer, {"validation/loss": total / samples})
