@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import made_sets
 import numpy as np
 import pytest
 from PIL import Image
@@ -149,3 +150,13 @@ def test_a_source_without_a_place_has_nothing_kept(measured, tmp_path):
     before = {path.name for path in tmp_path.iterdir()}
     assert [measured(source=shapes)[1] for _ in range(2)] == [1, 1]
     assert {path.name for path in tmp_path.iterdir()} - before == {"run"}
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"), [(made_sets.huggingface, "parquet.ParquetSource"), (made_sets.mds, "mds.MdsSource")]
+)
+def test_what_is_known_of_pictures_in_other_files_is_kept_beside_these(measured, tmp_path, made, kind):
+    made(tmp_path / "set")
+    source = {"_target_": f"microdit.data.sources.{kind}", "path": str(tmp_path / "set")}
+    assert [measured(source=source)[1] for _ in range(2)] == [1, 0]
+    assert len([*(tmp_path / "set.statistics").iterdir()]) == 1

@@ -11,13 +11,15 @@ import pytest
 import torch
 from chat_server import says, served
 from evaluating import evaluate_as_rank, judge_as_rank
+from judging import bright_dogs, pictures_of_dogs
 from PIL import Image
 from small_clip import write_small_clip
 from small_pick_score import write_small_pick_score
 
+from microdit.evaluation.geneval.verdicts import judged
 from microdit.evaluation.sharing import ALONE, OtherRankError, Ranks, batches_of
-from microdit.evaluation.subject import Subject
-from microdit.files import read_json
+from microdit.evaluation.subject import Subject, silent
+from microdit.files import DamagedFileError, read_json, sealed, unsealed
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 2.0, "seed": 0}
 SHAPES = {
@@ -161,14 +163,33 @@ def test_killed_in_the_middle_it_goes_on_and_judges_nothing_twice(run_as_ranks, 
     codes = run_as_ranks(judge_as_rank, 2, folder, requests, 30, 6)
     assert codes == [-signal.SIGKILL] * 2
     assert len(requests.read_text().splitlines()) == 10
+    assert {path.name: sealed_lines(path) for path in folder.iterdir()} == {"judged.jsonl": 5, "judged.rank_1.jsonl": 5}
     assert run_as_ranks(judge_as_rank, 2, folder, requests, 30, None) == [0, 0]
     assert Counter(requests.read_text().split()).most_common(1)[0][1] == 1
     assert len(requests.read_text().split()) == 30
     assert run_as_ranks(judge_as_rank, 1, folder, requests, 30, None) == [0]  # whoever reads it alone
     assert len(requests.read_text().split()) == 30
     assert sorted(path.name for path in folder.iterdir()) == ["judged.jsonl", "results.jsonl"]
+    assert sealed_lines(folder / "judged.jsonl") == 30
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert [line["filename"] for line in lines] == [f"{number}.png" for number in range(30)]
+
+
+def sealed_lines(path: Path) -> int:
+    """How many lines of a file have their checksum. ValueError for one that has another's."""
+    lines = map(json.loads, path.read_text().splitlines())
+    return sum(sealed(unsealed(line)) == line for line in lines)
+
+
+def test_what_another_rank_left_is_told_where_it_is_not_as_it_was_written(tmp_path):
+    def judge_again() -> None:
+        judged(tmp_path, pictures_of_dogs(4), 4, bright_dogs(lambda shade: None), silent)
+
+    judge_again()
+    left = (tmp_path / "judged.jsonl").rename(tmp_path / "judged.rank_1.jsonl")
+    left.write_text(left.read_text().replace('"correct": true', '"correct": false', 1))
+    with pytest.raises(DamagedFileError, match=r"judged\.rank_1\.jsonl is damaged \(line 3: its checksum is another"):
+        judge_again()
 
 
 def test_drawing_goes_on_after_the_batches_that_are_there(pipeline, tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     if is_rank_zero():
         keep_data(run, {"train": train_stream, "validation": validation_stream}, resumed=checkpoint is not None)
     alignment = make_alignment(settings.representation, pipeline.dit)
-    beside = alignment_costs(alignment, pipeline.dit, settings.mask_ratio, pipeline.text_encoder.length)
+    beside = alignment_costs(alignment, on_meta(pipeline.dit), settings.mask_ratio, pipeline.text_encoder.length)
     costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size, beside)
     max_steps = costs.steps(hardware.max_steps, hardware.max_flops)
     optimizer_state = None

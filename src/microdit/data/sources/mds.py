@@ -100,6 +100,9 @@ class MdsSource(Source):
     def encoded(self) -> bool:
         return any(map(LATENTS.fullmatch, self.found()[0][1]["column_names"]))
 
+    def place(self) -> Path:
+        return self.path
+
     def shards(self) -> list[str]:
         return [str(file) for file, _ in self.found()]
 

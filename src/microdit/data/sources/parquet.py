@@ -70,6 +70,9 @@ class ParquetSource(Source):
         paths = [str(path.resolve()) for path in self.paths]
         return {"kind": "parquet", "path": paths, **columns, **bounds(self.least, self.most)}
 
+    def place(self) -> Path | None:
+        return self.paths[0] if len(self.paths) == 1 else None
+
     def shards(self) -> list[str]:
         return list(map(str, self.files()))
 
