@@ -26,13 +26,13 @@ def test_more_rows_than_a_table_has_room_for_are_refused(tmp_path):
         summarise([RUN], read_layout(tmp_path, [RUN]))
 
 
-def test_the_title_of_a_figure_names_some_of_many_rows_that_are_missing(tmp_path):
+def test_the_foot_of_a_figure_names_some_of_many_rows_that_are_missing(tmp_path):
     given = {"rows": ["choice/masking"], "figure": ["seed"], "expected": [f"row {i}" for i in range(900)]}
     (tmp_path / "report.yaml").write_text(yaml.safe_dump(given))
     layout = read_layout(tmp_path, [RUN])
     figure = quality_against_cost(summarise([RUN], layout), layout)
     assert figure is not None
-    assert "and 850 more: missing" in " ".join(figure.get_suptitle().split())
+    assert "and 850 more: missing" in " ".join(figure.get_supxlabel().split())
 
 
 def test_a_column_that_is_not_there_is_told_with_some_that_are(tmp_path):
@@ -138,6 +138,6 @@ def test_the_key_and_the_file_are_named(runs, tmp_path, place, value, told):
 
 def test_a_layout_whose_aliases_multiply_is_refused(runs, tmp_path):
     aliases = ", ".join(["*a"] * 1_000)
-    (tmp_path / "report.yaml").write_text(f"title: &a {'x' * 900_000}\nreference: [{aliases}]")
+    (tmp_path / "report.yaml").write_text(f"title: &a {'x' * 200_000}\nreference: [{aliases}]")
     with pytest.raises(DamagedFileError, match=r"report\.yaml is damaged .*docs/evaluation\.md"):
         read_layout(tmp_path, runs)
