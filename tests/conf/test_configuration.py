@@ -273,7 +273,7 @@ def test_a_mask_ratio_outside_zero_to_one_is_refused_when_settings_are_read(shar
     ("override", "message"),
     [
         ("+resolution_stage.schedule=linear", "resolution_stage has no setting 'schedule'"),
-        ("optimizer._target_=torch.optim.Adamw", "torch.optim.Adamw cannot be imported"),
+        ("optimizer._target_=torch.optim.Adamw", "'torch.optim.Adamw' cannot be imported"),
         ("objective._target_=microdit.model.dit.DiT", "does not make a Objective"),
         ("resolution_stage.caption_dropout=1.0", "caption_dropout must be a number from 0 to 0.9999, got 1.0"),
         ("resolution_stage.ema_decay=1.0", "ema_decay must be a number from .* or null, got 1.0"),

@@ -22,9 +22,11 @@ BORROWED = {"runs/headline/*-deferred-p75": "deferred_mask_75", "runs/headline/*
 
 
 def table_rows(folder: Path) -> list[str]:
-    """The experiments that a table is about: the last value of each row it expects."""
-    expected = yaml.safe_load((folder / "report.yaml").read_text()).get("expected", [])
-    return [row[-1] if isinstance(row, list) else row for row in expected]
+    """The experiments that a table is about, by the rows it expects."""
+    layout = yaml.safe_load((folder / "report.yaml").read_text())
+    keys = [key["column"] if isinstance(key, dict) else key for key in layout["rows"]]
+    place = keys.index("choice/experiment")
+    return [row[place] if isinstance(row, list) else row for row in layout.get("expected", [])]
 
 
 def commands(folder: Path, script: str) -> list[list[str]]:
