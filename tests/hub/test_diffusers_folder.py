@@ -15,11 +15,12 @@ from small_clip import write_small_clip
 from torch import Tensor
 
 from microdit.checkpoints.export import read_weights
+from microdit.checkpoints.reading import network_weights
 from microdit.encoders.pixel import PixelAutoencoder
 from microdit.encoders.words import WordsTextEncoder
-from microdit.hub.diffusers_folder import export_diffusers, write_folder
+from microdit.hub.diffusers_folder import WEIGHTS, export_diffusers, write_folder
 from microdit.kinds import SettingsError
-from microdit.pipeline import LatentDiffusion, build_pipeline, start_noise
+from microdit.pipeline import LatentDiffusion, build_pipeline, start_noise, write_settings
 
 PLAIN = Path(__file__).parents[1] / "helpers" / "plain_diffusers.py"
 PROMPTS = ["a red circle", "three blue squares on wood"]
@@ -103,20 +104,55 @@ def test_plain_diffusers_draws_our_pictures_from_the_same_noise(pictures, name):
     assert theirs["parameters"] == sorted(pipeline.dit.state_dict())
 
 
-def test_the_command_writes_the_folder_of_a_run(pipeline_settings, tmp_path):
+@pytest.fixture
+def run(pipeline_settings, tmp_path) -> Path:
+    """A run with a checkpoint, whose average is all zeros."""
     torch.manual_seed(0)
-    build_pipeline(pipeline_settings).save(tmp_path / "run")
-    made = run_script("export.py", str(tmp_path / "run"), "--format", "diffusers")
+    pipeline = build_pipeline(pipeline_settings)
+    write_settings(pipeline_settings, tmp_path)
+    weights = pipeline.dit.state_dict()
+    state = {f"network.{name}": value for name, value in weights.items()}
+    state |= {f"ema.{name}": 0 * value for name, value in weights.items()}
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": state}, tmp_path / "checkpoints" / "step_0000012.ckpt")
+    return tmp_path
+
+
+def test_the_newest_checkpoint_of_a_run_is_written_its_average_or_its_raw_weights(run):
+    folders = [export_diffusers(run), export_diffusers(run / "checkpoints" / "step_0000012.ckpt", "raw")]
+    assert folders == [run / f"diffusers_{weights}_step_0000012" for weights in ("ema", "raw")]
+    ema, raw = (read_weights(folder / "transformer" / WEIGHTS) for folder in folders)
+    assert ema.keys() == raw.keys()
+    assert not any(value.any() for value in ema.values())
+    assert raw["x_embedder.proj.weight"].any()
+    assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
+
+
+def test_the_command_writes_files_and_folders_by_the_name_of_their_format(run):
+    made = run_script("export.py", str(run), "--format", "diffusers")
     assert made.returncode == 0, made.stderr
-    folder = tmp_path / "run" / "diffusers"
-    assert str(folder) in made.stdout.replace("\n", "")
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((run / "diffusers_ema_step_0000012" / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers", "EDMEulerScheduler"]
-    stored = read_weights(folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    assert stored.keys() == read_weights(tmp_path / "run" / "weights.safetensors").keys()
-    again = run_script("export.py", str(tmp_path / "run"), "--format", "diffusers")
+    assert index["vae"] == [None, None]
+    again = run_script("export.py", str(run), "--format", "diffusers")
     assert again.returncode != 0
     assert "is there already" in again.stderr
+    for name in ("safetensors", "released"):
+        made = run_script("export.py", str(run), "--format", name, "--output", str(run / name))
+        assert made.returncode == 0, made.stderr
+    assert (run / "safetensors").read_bytes() == (run / "released").read_bytes()
+    assert (
+        read_weights(run / "released").keys()
+        == network_weights(run / "checkpoints" / "step_0000012.ckpt", "ema").keys()
+    )
+
+
+def test_a_folder_that_is_there_stays_as_it_is(run):
+    (run / "there").mkdir()
+    (run / "there" / "mine").write_text("mine")
+    with pytest.raises(SettingsError, match="is there already"):
+        export_diffusers(run, output=run / "there")
+    assert (run / "there" / "mine").read_text() == "mine"
 
 
 class OwnPixels(PixelAutoencoder):

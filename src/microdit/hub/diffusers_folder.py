@@ -135,10 +135,10 @@ def write_text_encoder(pipeline: LatentDiffusion, folder: Path) -> None:
         config = {"channels": encoder.channels, "length": encoder.length}
         code, state = "words_text_encoder", {"positions": encoder.positions}
     else:
+        code, state = "clip_text_encoder", encoder.load().state_dict()  # first, because it looks at what is told below
         place = weights_folder(encoder.weights, [CONFIG], "text_encoder.weights")
         told = read_json(place / CONFIG[0], "download it again")["model_cfg"]
         config = {name: told[name] for name in ("embed_dim", "text_cfg", "quick_gelu") if name in told}
-        code, state = "clip_text_encoder", encoder.load().state_dict()
     write_part(folder, code, {"_class_name": "MicroDiTTextEncoder", **config}, state)
 
 
