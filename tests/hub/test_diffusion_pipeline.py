@@ -160,5 +160,7 @@ def test_the_transformer_alone_is_written_and_read_as_any_model_of_diffusers(pip
     assert read_weights(tmp_path / WEIGHTS).keys() == pipeline.transformer.state_dict().keys()
     again = MicroDiTTransformer2DModel.from_pretrained(tmp_path)
     assert not again.training
+    half = MicroDiTTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     for name, value in pipeline.transformer.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
+        assert torch.equal(value.to(torch.bfloat16), half.state_dict()[name])

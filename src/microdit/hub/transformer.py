@@ -38,6 +38,8 @@ class MicroDiTTransformer2DModel(ModelMixin, DiT, ConfigMixin):
         path = TOKEN_PATHS[masking["name"]](**without_name(masking))
         DiT.__init__(self, **network, use_patch_mixer=path.uses_patch_mixer, token_path=path)
         self._gradient_checkpointing_func = None
+        # Positions too: by the first tensor diffusers decides whether the weights become what was asked for.
+        torch.nn.Module.to(self, torch.get_default_dtype())
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - as models of diffusers are called
         self,
