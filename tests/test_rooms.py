@@ -31,6 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "runs": set(),
     "checkpoints": {"model", "runs"},
     "pipeline": {"masking", "model", "objectives", "sampling", "encoders", "runs", "checkpoints"},
+    "hub": {"masking", "model", "objectives", "sampling", "encoders", "runs", "checkpoints", "pipeline"},
     "cost": {"masking", "model", "kernels", "encoders", "pipeline"},
     "evaluation": {"objectives", "sampling", "encoders", "data.shapes", "data.sources", "pipeline"},
     "representation": {"masking", "model", "cost", "evaluation"},

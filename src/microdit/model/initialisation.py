@@ -15,7 +15,8 @@ def truncated_normal_(weight: Tensor, std: float) -> None:
     """torch's, which ends at -2 and 2: a hundred deviations. In torch 2.11 it draws one -2 in 17 million, hence the
     clamp, which is beyond what a normal distribution gives. On the meta device there is nothing to draw."""
     if not weight.is_meta:
-        nn.init.trunc_normal_(weight, std=std).clamp_(-7 * std, 7 * std)
+        nn.init.trunc_normal_(weight, std=std)  # None where diffusers, which reads the weights next, skips it
+        weight.clamp_(-7 * std, 7 * std)
 
 
 def initialise_block(block: DiTBlock, std: float, residual_std: float) -> None:

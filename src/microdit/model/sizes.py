@@ -19,12 +19,17 @@ def layerwise_scaled_dit(depth: int, attention_ratios: Pair, ffn_ratios: Pair, *
 
     `settings` are DiT's other arguments. Equal ratios in a pair switch the scaling off.
     """
-    return DiT(
-        depth=depth,
-        qkv_multipliers=np.linspace(attention_ratios[0], attention_ratios[1], depth).tolist(),
-        ffn_multipliers=np.linspace(ffn_ratios[0], ffn_ratios[1], depth).tolist(),
+    return DiT(**layerwise_scaled(depth, attention_ratios, ffn_ratios, **settings))
+
+
+def layerwise_scaled(depth: int, attention_ratios: Pair, ffn_ratios: Pair, **settings: Any) -> dict[str, Any]:
+    """The arguments of that DiT."""
+    return {
+        "depth": depth,
+        "qkv_multipliers": np.linspace(attention_ratios[0], attention_ratios[1], depth).tolist(),
+        "ffn_multipliers": np.linspace(ffn_ratios[0], ffn_ratios[1], depth).tolist(),
         **settings,
-    )
+    }
 
 
 # What both released networks share.
