@@ -64,7 +64,7 @@ def test_a_missing_target_is_named():
     ],
 )
 def test_a_target_that_does_not_exist_is_refused(target):
-    with pytest.raises(SettingsError, match=re.escape(f"_target_ {target} cannot be imported")):
+    with pytest.raises(SettingsError, match=re.escape(f"_target_ {target!r} cannot be imported")):
         build({"_target_": target}, Autoencoder)
 
 

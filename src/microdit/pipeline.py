@@ -336,16 +336,13 @@ class LatentDiffusion(nn.Module):
         if not run.exists():
             raise CheckpointError(f"there is no {run}{near_path(run)}")
         if not settings_file.is_file():
-            released = "; a released file of weights opens with LatentDiffusion.from_released" if run.is_file() else ""
-            if below := sorted(
-                path.parent.name for path in itertools.islice(folder.glob(f"*/{PIPELINE_FILE}"), RUNS_NAMED)
-            ):
-                released = (
-                    f". There are runs in it, name one of them: {', '.join(str(folder / name) for name in below)}"
-                )
+            below = sorted(path.parent for path in itertools.islice(folder.glob(f"*/{PIPELINE_FILE}"), RUNS_NAMED))
+            hint = f". There are runs in it, name one of them: {', '.join(map(str, below))}" if below else ""
+            if run.is_file():
+                hint = "; a released file of weights opens with LatentDiffusion.from_released"
             raise CheckpointError(
                 f"{folder} holds no {PIPELINE_FILE}: name the folder of a training run, such as runs/..., "
-                f"a file in its checkpoints/, or a folder that LatentDiffusion.save wrote{released}"
+                f"a file in its checkpoints/, or a folder that LatentDiffusion.save wrote{hint}"
             )
         settings = pipeline_settings_of(folder)
         pipeline = described_pipeline(settings, settings_file, autoencoder_weights, text_encoder_weights)

@@ -203,7 +203,7 @@ def test_what_a_class_of_another_package_may_read_is_named(monkeypatch):
 @pytest.mark.parametrize("contract", [Autoencoder, TextEncoder, Source, Metric, Features, Scorer])
 def test_every_text_that_a_class_of_ours_takes_is_declared_a_place_or_known_to_be_none(contract):
     no_places = {"caption_column", "image_column", "caption_suffix", "delimiter", "name", "domain", "split"}
-    no_places |= {"download_folder", "architecture"}
+    no_places |= {"download_folder", "architecture", "image_name"}
     classes = [contract, *(below for each in contract.__subclasses__() for below in (each, *each.__subclasses__()))]
     texts = {
         (each.__qualname__, name)
@@ -213,7 +213,7 @@ def test_every_text_that_a_class_of_ours_takes_is_declared_a_place_or_known_to_b
         for one in alternatives(kind)
         if (one is str or one is Path) and name not in no_places
     }
-    assert texts <= {("DrawnShards", "folder")}  # which no settings can make
+    assert texts <= {("DrawnShards", "folder"), ("WithoutDuplicates", "folder")}  # which no settings can make
 
 
 @pytest.mark.parametrize(

@@ -386,6 +386,7 @@ def test_a_table_without_the_column_names_those_it_has(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("path,words\na.png,b\n")
     with pytest.raises(ValueError, match=r"no column 'image', only \['path', 'words'\]; set source\.image_column"):
         TableSource(str(tmp_path / "table.csv")).shards()
+    (tmp_path / "table.xls").touch()
     with pytest.raises(ValueError, match="a table is one of"):
         TableSource(str(tmp_path / "table.xls")).shards()
 

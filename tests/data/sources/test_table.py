@@ -174,6 +174,7 @@ def test_folders_told_apart_by_backslashes_are_found(tmp_path: Path) -> None:
 def test_a_folder_or_a_json_is_no_table_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a folder: name the table in it"):
         TableSource(str(tmp_path)).shards()
+    (tmp_path / "captions.json").touch()
     with pytest.raises(ValueError, match=r"write a \.json of many pictures as a \.jsonl"):
         TableSource(str(tmp_path / "captions.json")).shards()
 
@@ -193,3 +194,10 @@ def test_the_state_of_a_shard_follows_its_rows_and_pictures(tmp_path: Path) -> N
     picture = states()
     assert [one == other for one, other in zip(before, caption, strict=True)] == [True, False]
     assert [one == other for one, other in zip(caption, picture, strict=True)] == [False, True]
+
+
+@pytest.mark.parametrize("pattern", ["{row:9999999999}.jpg", "{row.__class__}", "{other}", "{name", "{row:08d}" * 300])
+def test_a_name_of_pictures_is_a_pattern_of_what_is_known_and_no_more(tmp_path: Path, pattern: str) -> None:
+    rows(tmp_path / "t.csv", "image,caption\nhttp://example.org/a.jpg,a\n")
+    with pytest.raises(SettingsError, match=r"is no pattern of \{row\}, \{name\}, \{stem\}"):
+        TableSource(str(tmp_path / "t.csv"), image_name=pattern)

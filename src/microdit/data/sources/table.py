@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -38,6 +39,9 @@ LONGEST_NAME = 40  # characters, that a column's name has and a caption may pass
 MOST_NAMED = 50  # columns in a message
 MOST_UNREADABLE = 100_000  # rows, of a table that has fewer others
 SUFFIXES = (*DELIMITERS, ".jsonl", ".parquet")
+
+# Of a name by a number or a name: nothing else is taken from them, and no number is widened without end.
+NAME_PATTERN = re.compile(r"([^{}]|\{(row(:0?[0-9]{1,2}d?)?|name|stem|crc32|md5|sha1|sha256)\}){1,200}")
 
 
 class TableSource(Source):
@@ -274,13 +278,12 @@ def file_name(pattern: str, row: int, address: str) -> str:
     end, content = PurePosixPath(urlsplit(address).path or address), address.encode("utf-8", "backslashreplace")
     hashes = {name: hashlib.new(name, content, usedforsecurity=False).hexdigest() for name in ("md5", "sha1", "sha256")}
     known = {"row": row, "name": end.name, "stem": end.stem, "crc32": zlib.crc32(content), **hashes}
-    try:
-        return pattern.format_map(known)
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+    if not NAME_PATTERN.fullmatch(pattern):
         raise SettingsError(
             f"source.image_name={pattern} is no pattern of {', '.join(f'{{{name}}}' for name in known)}, such as "
-            f"'{{row:08d}}.jpg' ({error})"
-        ) from error
+            "'{row:08d}.jpg'"
+        )
+    return pattern.format_map(known)
 
 
 def quoted(text: str) -> str:
