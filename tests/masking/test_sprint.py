@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from counting_network import DEPTH, Counting
 from denoising import loss_terms
 
 from microdit.cost.flops import forward_flops_per_image, training_flops_per_image
@@ -15,19 +16,7 @@ from microdit.masking.token_path import NetworkParts
 from microdit.masking.tread import Tread
 from microdit.objectives.objective import Draws
 
-PATCHES, DEPTH, WIDTH = 16, 8, 3
-
-
-class Counting:
-    """A network whose blocks add one to every token that they see."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[int, int, int]] = []
-
-    def backbone(self, tokens, conditioning, first=0, end=None):
-        end = DEPTH if end is None else end
-        self.seen.append((first, end, tokens.shape[1]))
-        return tokens + (end - first)
+PATCHES, WIDTH = 16, 3
 
 
 def path_of(path_drop=0.0, **settings) -> Sprint:

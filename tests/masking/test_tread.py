@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from counting_network import DEPTH, Counting
 from denoising import loss_terms
 
 from microdit.masking.none import Unmasked
@@ -10,19 +11,7 @@ from microdit.masking.token_path import NetworkParts
 from microdit.masking.tread import Tread
 from microdit.objectives.objective import Draws
 
-PATCHES, DEPTH = 16, 8
-
-
-class Counting:
-    """A network whose blocks add one to every token that they see."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[int, int, int]] = []
-
-    def backbone(self, tokens, conditioning, first=0, end=None):
-        end = DEPTH if end is None else end
-        self.seen.append((first, end, tokens.shape[1]))
-        return tokens + (end - first)
+PATCHES = 16
 
 
 def path_of(first_share=0.25, last_share=0.125, depth=DEPTH) -> Tread:
