@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from microdit.checkpoints.from_hub import is_on_hub
 from microdit.checkpoints.reading import CheckpointError
 from microdit.checkpoints.starting import initial_checkpoint
 from microdit.commands.compose import as_texts, choices, trusted, with_choices
@@ -225,8 +226,8 @@ def tell_missing_start(config: Mapping[str, Any]) -> None:
     """Says where the command line names weights to start from that are not there: the cost is the same, and a run that
     is still to come may make them, but training would end at once."""
     try:
-        if isinstance(config.get("init_from"), str):
-            initial_checkpoint(config["init_from"])
+        if isinstance(start := config.get("init_from"), str) and not is_on_hub(start):  # fetched when it trains
+            initial_checkpoint(start)
     except CheckpointError as error:
         console.print(f"init_from={config['init_from']}: {error}", highlight=False)
 
