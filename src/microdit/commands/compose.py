@@ -1,6 +1,5 @@
 """Composing the configuration with Hydra: of a new run, of a resumed one (resumed.py), of every stage of a chain."""
 
-import inspect
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 
 from microdit.build import trust
+from microdit.commands.help import CONF, asked_for_a_list, groups_told
 from microdit.commands.messages import errors, failed_jobs, is_ours, run_told, tell_and_exit
 from microdit.commands.resumed import NAME_ALONE, changed_values, check_saved, plain
 from microdit.files import InUseError, new_folder, read_yaml
@@ -99,12 +99,20 @@ def times(*factors: float) -> float:
     return math.prod(factors)
 
 
+def name_of_sweep() -> str | None:
+    """The name of the folder of the sweep that this run is a job of, if it is."""
+    inside = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return output_folder().parent.name if inside else None
+
+
+OmegaConf.register_new_resolver("name_of_sweep", name_of_sweep, replace=True)
 OmegaConf.register_new_resolver("ask", ask, replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 # Kept with the configuration, from which a scheduler's jobs read it.
 OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("share_of", share_of, replace=True)
 OmegaConf.register_new_resolver("times", times, replace=True)
+OmegaConf.register_new_resolver("groups_told", groups_told, replace=True)  # in --help
 
 
 def trusted(config: DictConfig) -> dict[str, Any]:
@@ -291,18 +299,18 @@ def told_in_a_sweep(config: DictConfig, write_failure: Callable[..., None]) -> I
 
 
 def run_entry_point(main: Callable[[], None], config_name: str) -> None:
-    """Calls a Hydra main, whose file lies beside conf/. A mistake of the user ends the process with one message and
-    exit code 1; Ctrl-C with 130."""
+    """Calls a Hydra main, of that file of conf/. A mistake of the user ends the process with one message and exit code
+    1; Ctrl-C with 130."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing: the message is ours to write
     sys.argv[1:] = bundles_in_order(sys.argv[1:])
 
     def told() -> None:
         try:
-            refuse_repeated(sys.argv[1:])
-            main()
+            if not asked_for_a_list(sys.argv[1:]):
+                refuse_repeated(sys.argv[1:])
+                main()
         except (HydraException, OmegaConfBaseException) as error:
-            conf = Path(inspect.unwrap(main).__code__.co_filename).resolve().parent / "conf"
-            tell_and_exit(composition_message(error, lambda: default_config(conf, config_name)), error)
+            tell_and_exit(composition_message(error, lambda: default_config(config_name)), error)
 
     run_told(told)
 
@@ -357,9 +365,9 @@ def reads_as_typed(argument: str, swept: bool) -> bool:
         return False
 
 
-def default_config(conf: Path, config_name: str) -> DictConfig:
+def default_config(config_name: str) -> DictConfig:
     """The configuration without overrides, to list the keys there are."""
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+    with hydra.initialize_config_module(CONF, version_base="1.3"):
         return hydra.compose(config_name)
 
 

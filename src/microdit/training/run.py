@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
 from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ from microdit.evaluation.sharing import all_ranks
 from microdit.evaluation.subject import Subject
 from microdit.kernels.compile import compile_network
 from microdit.kernels.cpu.host_memory import keep_freed_memory
+from microdit.kernels.gpu.device_memory import let_segments_grow
 from microdit.pipeline import LatentDiffusion, build_pipeline, makes_a_network, write_settings
 from microdit.representation.alignment import alignment_costs, make_alignment
-from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoint_step, size_on_disk
+from microdit.runs.differences import flat
+from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoint_step, read_config, size_on_disk
 from microdit.runs.metrics import lost_end
 from microdit.runs.record import write_record
 from microdit.training.callbacks.checkpoints import StepCheckpoints
@@ -65,6 +68,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     check_hardware(hardware)
     if hardware.accelerator == "cpu":
         keep_freed_memory()
+    elif not hardware.graphed:
+        let_segments_grow()
     L.seed_everything(settings.seed, verbose=False)
     network = network_settings(settings)
     pipeline = build_pipeline(network)
@@ -196,6 +201,8 @@ def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
     if is_rank_zero():
         for logger in chosen:
             ask_for_login(logger)
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(told_of(read_config(run)))
     try:
         yield chosen
     finally:
@@ -203,6 +210,16 @@ def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
             import wandb
 
             wandb.finish()
+
+
+def told_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What Weights & Biases is told of a run: its settings and choices by dotted names, and the code's commit; not the
+    groups that say where things lie and are sent, and no judge's address."""
+    kept = {group: value for group, value in config.items() if group not in ("logger", "paths", "reading", "resume")}
+    return {
+        **{name: value for name, value in flat(kept) if name.rpartition(".")[2] != "address"},
+        "commit": commit(),
+    }
 
 
 def same_run(logger: Mapping[str, Any], run: Path) -> dict[str, str]:
@@ -296,8 +313,14 @@ def evaluate(pipeline: LatentDiffusion, settings: TrainingSettings, console: Con
 
 
 def commit() -> str:
-    """The commit of the source tree, with a plus where it has changes; "unknown" outside a git checkout."""
-    here = Path(__file__).parent
+    """The commit of the source tree, with a plus where it has changes; where the package is installed without one its
+    version, and "unknown" where nothing tells."""
+    here = Path(__file__).parents[3]
+    if not (here / ".git").exists():  # a repository above it, such as one that a .venv lies in, is another project's
+        try:
+            return version("microdit")
+        except PackageNotFoundError:
+            return "unknown"
     try:
         # No program of a repository's own settings is started, whatever repository this folder may lie in.
         asked = ["git", "-c", "core.fsmonitor=false", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]

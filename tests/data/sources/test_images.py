@@ -254,3 +254,9 @@ def test_damaged_files_are_broken_or_whole_and_nothing_else(kind: str) -> None:
 def test_what_is_no_picture_is_broken(data: bytes) -> None:
     with pytest.raises(BrokenImageError):
         square(data)
+
+
+def test_scans_are_counted_in_one_pass_whatever_fills_the_file() -> None:
+    fill = b"\xff" * 10_000_000
+    assert scans_of(b"\xff\xd8" + fill + b"\x00") == 0
+    assert scans_of(b"\xff\xd8" + fill + b"\xda\x00\x02\xff\xd9") == 1
