@@ -42,7 +42,7 @@ lint: $(INSTALLED)  ## ruff, format check and types
 	$(BIN)/basedpyright
 
 lock: $(INSTALLED)  ## resolve the dependencies anew
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --extra tables --extra demo --extra judges --extra fp8 --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --extra tables --extra demo --extra judges --extra fp8 --extra ray --universal --python-version 3.11 \
 		--no-header --upgrade --quiet --output-file requirements.lock
 
 clean:  ## remove .venv and .venv-oldest (runs/ and data/ stay)
