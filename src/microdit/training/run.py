@@ -32,6 +32,7 @@ from microdit.evaluation.sharing import all_ranks
 from microdit.evaluation.subject import Subject
 from microdit.kernels.compile import compile_network
 from microdit.kernels.cpu.host_memory import keep_freed_memory
+from microdit.kernels.gpu.device_memory import let_segments_grow
 from microdit.pipeline import LatentDiffusion, build_pipeline, makes_a_network, write_settings
 from microdit.representation.alignment import alignment_costs, make_alignment
 from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoint_step, size_on_disk
@@ -65,6 +66,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     check_hardware(hardware)
     if hardware.accelerator == "cpu":
         keep_freed_memory()
+    elif not hardware.graphed:
+        let_segments_grow()
     L.seed_everything(settings.seed, verbose=False)
     network = network_settings(settings)
     pipeline = build_pipeline(network)

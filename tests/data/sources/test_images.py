@@ -298,3 +298,9 @@ def test_what_is_wide_is_cut_at_its_sides_alone() -> None:
     assert abs(int(wide[6, 0, 0]) - left) < 12
     assert abs(int(wide[6, -1, 0]) - right) < 12
     assert wide[..., 0].min() < square[..., 0].min()
+
+
+def test_scans_are_counted_in_one_pass_whatever_fills_the_file() -> None:
+    fill = b"\xff" * 10_000_000
+    assert scans_of(b"\xff\xd8" + fill + b"\x00") == 0
+    assert scans_of(b"\xff\xd8" + fill + b"\xda\x00\x02\xff\xd9") == 1

@@ -129,7 +129,7 @@ def grouped(rejects: Iterable[Sequence[str]]) -> list[tuple[str, str, int, list[
     told as the first of them."""
     groups: dict[tuple[str, str], tuple[str, list[str], int]] = {}
     for key, kind, reason in rejects:
-        alike = kind, VARYING.sub("", reason)
+        alike = kind, VARYING.sub("", reason[:LONGEST_REASON])
         first, names, count = groups.get(alike, (reason, [], 0))
         groups[alike] = first, [*names, key] if len(names) < NAMES_NAMED else names, count + 1
     found = [(kind, first, count, names) for (kind, _), (first, names, count) in groups.items()]

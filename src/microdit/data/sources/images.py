@@ -42,7 +42,7 @@ ROWS_IN_PYTHON = "bmp_rle"  # Pillow's decoder of compressed BMP, which a few by
 # How often a JPEG may go over its picture: those of cameras do up to 10 times. Fewer where the picture is large.
 MOST_SCANS, MOST_SCANNED = 100, 20 * MAX_PIXELS
 START, SCAN, END = b"\xff\xd8", b"\xda", b"\xd9"
-MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 
 
 Colour = tuple[int, int, int]
