@@ -17,8 +17,8 @@ from torch.nn.functional import interpolate
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from microdit.build import SettingsError
+from microdit.encoders.networks import read_network, reading
 from microdit.evaluation.frechet import Features
-from microdit.evaluation.networks import read_network, reading
 from microdit.kinds import Read, Weights
 
 Resize = Callable[[UInt8[Tensor, "n 3 h w"], int], Float[Tensor, "n 3 side side"]]

@@ -83,7 +83,11 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         keep_data(run, {"train": train_stream, "validation": validation_stream}, resumed=checkpoint is not None)
     alignment = make_alignment(settings.representation, pipeline.dit)
     beside = alignment_costs(alignment, on_meta(pipeline.dit), settings.mask_ratio, pipeline.text_encoder.length)
-    costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size, beside)
+    shares = train_stream.shares if len(train_stream.shares) > 1 else None
+    if shares is not None and hardware.cuda_graphs is None:  # a graph is of one shape, and recorded anew for another
+        hardware = replace(hardware, cuda_graphs=False)
+        settings = replace(settings, trainer=hardware)
+    costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size, beside, shares)
     max_steps = costs.steps(hardware.max_steps, hardware.max_flops)
     optimizer_state = None
     if checkpoint is None and settings.init_from is not None:

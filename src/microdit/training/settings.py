@@ -25,6 +25,7 @@ from microdit.kinds import (
     SettingsError,
     Share,
     Steps,
+    Weights,
     check_arguments,
     shown,
 )
@@ -219,7 +220,7 @@ class Configuration:
     representation: Group = field(default_factory=dict)
     sampling: Group = field(default_factory=dict)
     variation: Group = field(default_factory=dict)
-    init_from: Read | None = None
+    init_from: Weights | None = None
     init_weights: Literal["ema", "raw"] = "ema"
     init_optimizer: bool = False
     resume: str | None = None

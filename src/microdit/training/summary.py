@@ -57,7 +57,7 @@ def show_summary(
         )
     if settings.init_from is not None:
         rows["starts from"] = f"{settings.init_weights} weights of {settings.init_from}"
-        learned, asked = objective_of(Path(settings.init_from)), settings.objective["_target_"]
+        learned, asked = objective_of(settings.init_from), settings.objective["_target_"]
         if learned != asked:
             names = [name.rsplit(".", 1)[-1] for name in (learned, asked)]
             rows["starts from"] += f", which learned {names[0]} and begins anew with {names[1]}"

@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from microdit.encoders.networks import need_transformers, network_folder, network_in, reading
 from microdit.encoders.weights import weights_folder
 from microdit.evaluation.judging.prompts import Prompt, mean, of_categories, read_prompts
 from microdit.evaluation.judging.questions import Picture
 from microdit.evaluation.judging.sets import name_of, pictures_of, sheet, some
 from microdit.evaluation.metric import Metric, built_part
-from microdit.evaluation.networks import need_transformers, network_folder, network_in, reading
 from microdit.evaluation.sharing import batches_of
 from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.kinds import Copied, SettingsError, Weights
