@@ -81,7 +81,7 @@ def test_the_papers_tables_need_fid_clip_fid_clip_score_and_geneval():
 def commands(script: str) -> list[list[str]]:
     """The arguments of each command for the paper's tables, as a shell has them."""
     document = (CONF.parent / "docs/evaluation.md").read_text()
-    section = document.partition("### The paper's tables")[2].partition("\n### ")[0]
+    section = document.partition("### The paper's tables")[2].partition("\n### ")[0].replace("\\\n", " ")
     lines = re.findall(rf"python {script}\.py ([^`\n]*)", section)
     told = [subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True) for line in lines]
     return [each.stdout.decode().split("\0")[:-1] for each in told]
