@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "hub": {"masking", "model", "objectives", "sampling", "encoders", "runs", "checkpoints", "pipeline"},
     "cost": {"masking", "model", "kernels", "encoders", "pipeline"},
     "evaluation": {"objectives", "sampling", "encoders", "data.shapes", "data.sources", "pipeline"},
-    "representation": {"masking", "model", "cost", "evaluation"},
+    "representation": {"masking", "model", "cost", "encoders", "evaluation"},
     "distributed": {"model", "runs", "checkpoints"},
     "training": {
         *(

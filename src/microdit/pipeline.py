@@ -58,7 +58,10 @@ from microdit.sampling.settings import (
     SamplingSteps,
 )
 
-GIVEN_HERE = ("in_channels", "caption_channels", "token_path", "use_patch_mixer", "qkv_multipliers", "ffn_multipliers")
+GIVEN_HERE = (
+    *("in_channels", "caption_channels", "masks_padding", "token_path", "use_patch_mixer"),
+    *("qkv_multipliers", "ffn_multipliers"),
+)
 OF_THE_RUN = ("input_size", "pos_interp_scale")
 PRECISIONS = ("fp32", "bf16")
 Precision = Annotated[str, OneOf(PRECISIONS)]
@@ -92,6 +95,11 @@ class LatentDiffusion(nn.Module):
         if dit.caption_channels != text_encoder.channels:
             raise SettingsError(
                 f"the network reads captions {dit.caption_channels} wide, the text encoder has {text_encoder.channels}"
+            )
+        if dit.masks_padding != text_encoder.masks_padding:
+            raise SettingsError(
+                "of network and text encoder one masks the padding of captions and the other does not: build them from "
+                "the same settings (text_encoder.masks_padding, DiT's masks_padding)"
             )
         self.dit, self.autoencoder, self.text_encoder = dit, autoencoder, text_encoder
         self.objective = EDM(autoencoder.sigma_data) if objective is None else objective
@@ -438,7 +446,8 @@ def build_pipeline(settings: dict[str, Any], device: str | None = None) -> Laten
     autoencoder = build(settings["autoencoder"], Autoencoder, "autoencoder")
     text_encoder = build(settings["text_encoder"], TextEncoder, "text_encoder")
     with nullcontext() if device is None else torch.device(device):
-        dit = build_network(settings["model"], settings["token_path"], autoencoder.channels, text_encoder.channels)
+        inputs = autoencoder.channels, text_encoder.channels, text_encoder.masks_padding
+        dit = build_network(settings["model"], settings["token_path"], *inputs)
     objective = build({"sigma_data": autoencoder.sigma_data, **settings["objective"]}, Objective, "objective")
     sampling = SamplingSettings().told(settings.get("sampling", {}))
     return LatentDiffusion(dit, autoencoder, text_encoder, objective, settings, sampling)
@@ -451,8 +460,14 @@ def check_parts(settings: Mapping[str, Any]) -> None:
             raise SettingsError(f"it has no settings of {part}; {PIPELINE_CURE}")
 
 
-def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels: int, caption_channels: int) -> DiT:
-    """The network from plain settings, its inputs as wide as the encoders' outputs.
+def build_network(
+    model: dict[str, Any],
+    token_path: dict[str, Any],
+    in_channels: int,
+    caption_channels: int,
+    masks_padding: bool = False,
+) -> DiT:
+    """The network from plain settings, its inputs as wide as the encoders' outputs; `masks_padding`: of captions.
 
     Raises SettingsError for a setting it does not know.
     """
@@ -462,6 +477,7 @@ def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels
         **model,
         in_channels=in_channels,
         caption_channels=caption_channels,
+        masks_padding=masks_padding,
         use_patch_mixer=path.uses_patch_mixer,
         token_path=path,
     )

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -46,9 +46,9 @@ from microdit.runs.folder import (
 )
 from microdit.runs.older import todays_config
 
-# Bundles, of which a later one has the last word whatever the order they are typed in: what is compared (experiment)
-# holds at every size (scale), also where both choose a group.
-BUNDLES = ("recipe", "scale", "experiment")
+# Bundles, of which a later one has the last word whatever the order they are typed in: what is compared (experiment),
+# and a whole way to train (recipe), hold at every size (scale), also where both choose a group.
+BUNDLES = ("scale", "recipe", "experiment")
 UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 
 
@@ -208,8 +208,8 @@ def composed_stages(config: DictConfig) -> tuple[list[Stage], float]:
     that it resumes."""
     folder = output_folder()
     if config.resume is None:
-        of_scales, stages = config.stages, []
-        for changed in of_scales[choices().get("scale", "laptop")]:
+        stages = []
+        for changed in config.stages[name_of_stages(config.stages, choices())]:
             stage, chosen = with_choices("stages", {**changed, "name": changed.resolution_stage})
             own = {key: value for key, value in stage.items() if key not in ("stages", "expected_mfu", "trust")}
             trust(*as_list(config.trust), *packages_named(own))
@@ -241,6 +241,14 @@ def check_chain(content: Mapping[str, Any], file: Path) -> list[tuple[str, dict[
         return found
 
 
+def name_of_stages(known: Collection[str], chosen: Mapping[str, str]) -> str:
+    """Which of the lists of stages is meant: that of scale and recipe, SCALE_RECIPE, where there is one, or the
+    scale's."""
+    scale = chosen.get("scale", "laptop")
+    of_recipe = f"{scale}_{chosen.get('recipe')}"
+    return of_recipe if of_recipe in known else scale
+
+
 def with_choices(config_name: str, changed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The configuration of this command line with other choices of some groups, and all the choices behind it.
 
@@ -256,12 +264,13 @@ def refuse_other_choices(config_name: str, changed: Mapping[str, str]) -> None:
     """Raises SettingsError where one of `changed` replaces what this command line, or a file it names, chose."""
     given = list(HydraConfig.get().overrides.task)
     parsed = OverridesParser.create().parse_overrides(given)
-    scale = [text for text, override in zip(given, parsed, strict=True) if override.key_or_group == "scale"]
-    usual = hydra.compose(config_name, scale, return_hydra_config=True).hydra.runtime.choices
+    bundles = [text for text, one in zip(given, parsed, strict=True) if one.key_or_group in ("scale", "recipe")]
+    composed_alone = hydra.compose(config_name, bundles, return_hydra_config=True)
+    usual = composed_alone.hydra.runtime.choices
     for group, choice in changed.items():
         chosen = choices().get(group)
         if group in usual and chosen not in (usual[group], choice):
-            name = choices().get("scale", "laptop")
+            name = name_of_stages(composed_alone.stages, choices())
             raise SettingsError(
                 f"{group}={chosen} has no effect here: the stages of scale {name} choose {group} themselves (one of "
                 f"them {choice}). Change the stage, such as stages.{name}.0.{group}={chosen} for the first, or run one "

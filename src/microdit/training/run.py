@@ -28,7 +28,7 @@ from microdit.cost.flops import on_meta
 from microdit.cost.variation import inputs_of, varied_model
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank_zero, trainer_options
 from microdit.encoders.protocols import Autoencoder
-from microdit.evaluation.metric import measure
+from microdit.evaluation.metric import LOOK, Look, measure
 from microdit.evaluation.sharing import all_ranks
 from microdit.evaluation.subject import Subject
 from microdit.kernels.compile import compile_network
@@ -42,6 +42,7 @@ from microdit.runs.metrics import lost_end
 from microdit.runs.record import write_record
 from microdit.training.callbacks.checkpoints import StepCheckpoints
 from microdit.training.callbacks.loggers import MetricsFile, refuse_settings_beside
+from microdit.training.callbacks.looks import Looks
 from microdit.training.callbacks.progress import TrainingProgress
 from microdit.training.callbacks.samples import SampleGrids
 from microdit.training.callbacks.stopping import StopWhenAsked
@@ -82,7 +83,11 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         keep_data(run, {"train": train_stream, "validation": validation_stream}, resumed=checkpoint is not None)
     alignment = make_alignment(settings.representation, pipeline.dit)
     beside = alignment_costs(alignment, on_meta(pipeline.dit), settings.mask_ratio, pipeline.text_encoder.length)
-    costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size, beside)
+    shares = train_stream.shares if len(train_stream.shares) > 1 else None
+    if shares is not None and hardware.cuda_graphs is None:  # a graph is of one shape, and recorded anew for another
+        hardware = replace(hardware, cuda_graphs=False)
+        settings = replace(settings, trainer=hardware)
+    costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size, beside, shares)
     max_steps = costs.steps(hardware.max_steps, hardware.max_flops)
     optimizer_state = None
     if checkpoint is None and settings.init_from is not None:
@@ -106,6 +111,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
             console.print(f"warning: {lost}", highlight=False)
     metrics_file.forget_after(-1 if checkpoint is None else checkpoint_step(checkpoint) - 1)
     validated = metrics_file.steps_with("validation/loss")
+    looks = {name: metric for name, metric in settings.metrics.items() if isinstance(metric, Look)}
+    looked = metrics_file.steps_with(f"{LOOK}/")
     telemetry = Telemetry(costs, hardware, train_stream.source_counts, seconds, metrics_file.newest())
     checkpoints = StepCheckpoints(settings, console)
     cost = total_cost(costs, max_steps, pipeline)
@@ -123,6 +130,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
                 TrainingProgress(console, telemetry),
                 StopWhenAsked(checkpoints, timedelta(minutes=hardware.collective_timeout_minutes)),
                 SampleGrids(run, settings.samples, pipeline),
+                Looks(run, looks, pipeline, telemetry, looked),
                 Validation(data, hardware.validate_every_n_steps, telemetry, validated),
                 checkpoints,
             ],
@@ -171,8 +179,9 @@ def ask_for_what_comes_later(settings: TrainingSettings, pipeline: LatentDiffusi
         try:
             metric.ask(pipeline)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
+            when = "while it trains" if isinstance(metric, Look) else "when training ends"
             raise SettingsError(
-                f"metrics.{name} is measured when training ends, and could not be: {error}. Or without: metrics=none"
+                f"metrics.{name} is measured {when}, and could not be: {error}. Or without: metrics=none"
             ) from error
     if settings.samples.prompts and not settings.metrics:
         try:
