@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-oldest lint types docs bench lock clean
+.PHONY: help install demo test test-oldest lint docs bench lock wheel image clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -46,8 +46,15 @@ lint: $(INSTALLED)  ## ruff, format check and types
 	$(BIN)/basedpyright
 
 lock: $(INSTALLED)  ## resolve the dependencies anew
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --extra tables --extra demo --extra judges --extra docs --extra fp8 --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --extra tables --extra demo --extra judges --extra docs --extra fp8 --extra ray --universal --python-version 3.11 \
 		--no-header --upgrade --quiet --output-file requirements.lock
+
+wheel: $(INSTALLED)  ## build dist/: a wheel and a source archive, of the version that git's tags tell
+	$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist
+
+image:  ## build the container image, microdit, where docker is
+	@command -v docker >/dev/null || { echo "docker is not installed: https://docs.docker.com/engine/install"; exit 1; }
+	docker build --tag microdit .
 
 clean:  ## remove .venv and .venv-oldest (runs/ and data/ stay)
 	rm -rf $(VENV) $(OLDEST)

@@ -219,6 +219,7 @@ def finish(folder: Path, source: Source, encoders: Encoders, recipe: Recipe, ima
                     text_encoder_settings=dict(encoders.text_encoder_settings),
                     features=None if encoders.features is None else encoders.features.name,
                     features_settings=dict(encoders.features_settings),
+                    aspect_ratio=recipe.aspect_ratio,
                 ),
             )
     return Summary(
