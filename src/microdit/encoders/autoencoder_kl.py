@@ -51,7 +51,7 @@ class DiffusersAutoencoder(Autoencoder):
 
     def __init__(
         self,
-        weights: str,
+        weights: Weights,
         channels: int,
         scale: float,
         shift: float,
