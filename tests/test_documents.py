@@ -85,13 +85,15 @@ def commands(document: str) -> Iterator[list[str]]:
         words = shlex.split(line, comments=True)
         starts = [place for place, word in enumerate(words) if word.endswith(".py") or word == "make"]
         if starts and not any("..." in word for word in words):
-            yield words[starts[0] :]
+            yield [
+                re.sub(r"^([^=]*)\{([^{},]+),[^{}]*\}", r"\1\2", word) for word in words[starts[0] :]
+            ]  # {0,1}: the first
 
 
 def first(override: Override) -> str:
     """An override as the first of a sweep's jobs has it."""
     text = next(override.sweep_string_iterator()) if override.is_sweep_override() else override.get_value_string()
-    plus = "+" if override.is_add() else ""
+    plus = "++" if override.is_force_add() else "+" if override.is_add() else ""
     return f"{plus}{override.get_key_element().lstrip('+')}={text.replace('$seed', '1').replace('$HOME', '/home/me')}"
 
 
@@ -110,7 +112,8 @@ def test_every_command_has_its_script_its_flags_and_its_settings(document):
         assert (ROOT / name).is_file(), name
         config = CONFIGS.get(name.removesuffix(".py"))
         if config is None:
-            text = (ROOT / name).read_text()
+            inside = ROOT / "src/microdit/commands" / name
+            text = (ROOT / name).read_text() + (inside.read_text() if inside.is_file() else "")
             assert not [word for word in words if word.startswith("--") and f'"{word.split("=")[0]}"' not in text], (
                 words
             )
