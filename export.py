@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from microdit.commands.messages import console, run_told
+from microdit.commands.messages import console, run_told, tell_places
 
 
 def main() -> None:
@@ -23,7 +23,12 @@ def main() -> None:
 
     if arguments.format == "diffusers":
         from microdit.hub.diffusers_folder import export_diffusers
+        from microdit.pipeline import pipeline_settings_of
+        from microdit.runs.folder import PIPELINE_FILE, places_named, run_of
 
+        run = run_of(arguments.run)
+        if (run / PIPELINE_FILE).is_file():  # the encoders are read, and are part of what is written
+            tell_places(places_named(pipeline_settings_of(run), [run]), run / PIPELINE_FILE)
         written = export_diffusers(arguments.run, arguments.weights, arguments.output)
     else:
         from microdit.checkpoints.export import export_weights
