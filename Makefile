@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-oldest lint types bench lock clean
+.PHONY: help install demo test test-oldest lint docs bench lock wheel image clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -36,14 +36,25 @@ test-oldest: $(INSTALLED)  ## network, objectives and training with the oldest t
 bench: $(INSTALLED)  ## speed on this machine against named baselines, into benchmarks/RESULTS.md (9 to 10 minutes on 2 cores)
 	$(BIN)/python benchmarks/run_all.py
 
+docs: $(INSTALLED)  ## the site, into build/site; ends at a broken link (no network)
+	$(BIN)/python docs/assemble.py build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: $(INSTALLED)  ## ruff, format check and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
 lock: $(INSTALLED)  ## resolve the dependencies anew
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --extra tables --extra demo --extra judges --extra fp8 --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --extra tables --extra demo --extra judges --extra docs --extra fp8 --extra ray --universal --python-version 3.11 \
 		--no-header --upgrade --quiet --output-file requirements.lock
+
+wheel: $(INSTALLED)  ## build dist/: a wheel and a source archive, of the version that git's tags tell
+	$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist
+
+image:  ## build the container image, microdit, where docker is
+	@command -v docker >/dev/null || { echo "docker is not installed: https://docs.docker.com/engine/install"; exit 1; }
+	docker build --tag microdit .
 
 clean:  ## remove .venv and .venv-oldest (runs/ and data/ stay)
 	rm -rf $(VENV) $(OLDEST)

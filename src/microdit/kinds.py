@@ -14,6 +14,8 @@ from itertools import repeat
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+OUR_PACKAGE = __name__.partition(".")[0]
+
 
 class SettingsError(ValueError):
     """A setting that cannot be meant: says which one, and what there is instead."""
@@ -157,8 +159,8 @@ def check_arguments(
 
 
 def is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is outwardly what an annotation asks for, whatever is in it. Kinds that no file can hold, such as
-    modules, may be anything."""
+    """Whether a value is outwardly what an annotation asks for, whatever is in it. An object of this package is what no
+    file can hold; other kinds of which that is true, such as modules, may be anything."""
     origin, inside = get_origin(kind) or kind, get_args(kind)
     if origin is Annotated:
         limits = [more for more in inside[1:] if isinstance(more, Limits | OneOf)]
@@ -174,7 +176,13 @@ def is_of(value: Any, kind: Any) -> bool:
     if origin in (int, float):
         is_number = isinstance(value, int if origin is int else int | float) and not isinstance(value, bool)
         return is_number and abs(value) <= (LARGEST_INTEGER if origin is int else LARGEST_NUMBER)
-    return origin not in (bool, str, NoneType) or isinstance(value, origin)
+    return not (origin in (bool, str, NoneType) or is_ours(origin)) or isinstance(value, origin)
+
+
+def is_ours(kind: Any) -> bool:
+    """Whether it is a class of this package whose objects are made by it alone."""
+    ours = inspect.isclass(kind) and kind.__module__.partition(".")[0] == OUR_PACKAGE
+    return ours and not getattr(kind, "_is_protocol", False)
 
 
 def alternatives(kind: Any) -> Sequence[Any]:
@@ -228,6 +236,8 @@ def in_words(kind: Any) -> str:
     if inside and origin in (list, tuple, Sequence):
         count = f", {len(inside)} of them" if is_fixed(kind) else ""
         return f"a list whose values are each {in_words(inside[0])}{count}"
+    if is_ours(origin) and not is_described(origin):
+        return f"a {origin.__name__}, which settings cannot hold"
     return IN_WORDS.get(origin, "settings by name")
 
 

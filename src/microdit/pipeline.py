@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from microdit.build import build
-from microdit.checkpoints.export import learned_objective, read_weights, write_weights
+from microdit.checkpoints.export import WEIGHTS_FILE, learned_objective, read_weights, write_weights
+from microdit.checkpoints.from_hub import from_hub, is_on_hub
 from microdit.checkpoints.reading import CheckpointError, latest_checkpoint, load_weights, network_weights
 from microdit.checkpoints.released import (
     SIZES,
@@ -57,11 +58,13 @@ from microdit.sampling.settings import (
     SamplingSteps,
 )
 
-GIVEN_HERE = ("in_channels", "caption_channels", "token_path", "use_patch_mixer", "qkv_multipliers", "ffn_multipliers")
+GIVEN_HERE = (
+    *("in_channels", "caption_channels", "masks_padding", "token_path", "use_patch_mixer"),
+    *("qkv_multipliers", "ffn_multipliers"),
+)
 OF_THE_RUN = ("input_size", "pos_interp_scale")
 PRECISIONS = ("fp32", "bf16")
 Precision = Annotated[str, OneOf(PRECISIONS)]
-WEIGHTS_FILE = "weights.safetensors"
 BYTES_A_NUMBER = 64  # of latents, that drawing holds: noise, captioned and not, the sampler's states in float64
 RUNS_NAMED = 10  # in a message
 PIPELINE_CURE = "train.py resume=THE_RUN writes a run's anew, LatentDiffusion.save a saved folder's"
@@ -92,6 +95,11 @@ class LatentDiffusion(nn.Module):
         if dit.caption_channels != text_encoder.channels:
             raise SettingsError(
                 f"the network reads captions {dit.caption_channels} wide, the text encoder has {text_encoder.channels}"
+            )
+        if dit.masks_padding != text_encoder.masks_padding:
+            raise SettingsError(
+                "of network and text encoder one masks the padding of captions and the other does not: build them from "
+                "the same settings (text_encoder.masks_padding, DiT's masks_padding)"
             )
         self.dit, self.autoencoder, self.text_encoder = dit, autoencoder, text_encoder
         self.objective = EDM(autoencoder.sigma_data) if objective is None else objective
@@ -322,15 +330,16 @@ class LatentDiffusion(nn.Module):
         autoencoder_weights: str | Path | None = None,
         text_encoder_weights: str | Path | None = None,
     ) -> LatentDiffusion:
-        """The pipeline of a training run (its newest checkpoint), of one checkpoint in it, of a saved folder, or of
-        what comes with this package ("embedded:shapes").
+        """The pipeline of a training run (its newest checkpoint), of one checkpoint in it, of a saved folder, of a
+        repository on the Hugging Face hub ("owner/name", unless a folder owner is here), or of what comes with this
+        package ("embedded:shapes").
 
         `weights`: "ema" takes the moving average where there is one, "raw" the trained weights; a saved folder has one
         set, and no raw ones beside it. The encoders' weights are those the run names, unless a local folder or hub
         name is given here.
         Raises CheckpointError, which says what is missing or lists the keys that do not fit.
         """
-        run = embedded_folder(str(run)) if str(run).startswith(EMBEDDED) else Path(run)
+        run = place_of(run)
         folder = run_of(run)
         settings_file = folder / PIPELINE_FILE
         if not run.exists():
@@ -437,7 +446,8 @@ def build_pipeline(settings: dict[str, Any], device: str | None = None) -> Laten
     autoencoder = build(settings["autoencoder"], Autoencoder, "autoencoder")
     text_encoder = build(settings["text_encoder"], TextEncoder, "text_encoder")
     with nullcontext() if device is None else torch.device(device):
-        dit = build_network(settings["model"], settings["token_path"], autoencoder.channels, text_encoder.channels)
+        inputs = autoencoder.channels, text_encoder.channels, text_encoder.masks_padding
+        dit = build_network(settings["model"], settings["token_path"], *inputs)
     objective = build({"sigma_data": autoencoder.sigma_data, **settings["objective"]}, Objective, "objective")
     sampling = SamplingSettings().told(settings.get("sampling", {}))
     return LatentDiffusion(dit, autoencoder, text_encoder, objective, settings, sampling)
@@ -450,8 +460,14 @@ def check_parts(settings: Mapping[str, Any]) -> None:
             raise SettingsError(f"it has no settings of {part}; {PIPELINE_CURE}")
 
 
-def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels: int, caption_channels: int) -> DiT:
-    """The network from plain settings, its inputs as wide as the encoders' outputs.
+def build_network(
+    model: dict[str, Any],
+    token_path: dict[str, Any],
+    in_channels: int,
+    caption_channels: int,
+    masks_padding: bool = False,
+) -> DiT:
+    """The network from plain settings, its inputs as wide as the encoders' outputs; `masks_padding`: of captions.
 
     Raises SettingsError for a setting it does not know.
     """
@@ -463,6 +479,7 @@ def build_network(model: dict[str, Any], token_path: dict[str, Any], in_channels
         **model,
         in_channels=in_channels,
         caption_channels=caption_channels,
+        masks_padding=masks_padding,
         use_patch_mixer=path.uses_patch_mixer,
         token_path=path,
     )
@@ -478,9 +495,19 @@ def pipeline_settings_of(run: Path) -> dict[str, Any]:
     return settings
 
 
-def objective_of(place: Path) -> str:
-    """The class of the objective that the network of a run, a checkpoint in it, a saved folder or a file of weights
-    learned; EDM, the paper's, where neither the file nor a pipeline.json says."""
+def place_of(name: str | Path) -> Path:
+    """The folder or file that a network is named by: a path, what comes with this package, or what is fetched from the
+    hub. CheckpointError where that cannot be had."""
+    text = str(name)
+    if text.startswith(EMBEDDED):
+        return embedded_folder(text)
+    return from_hub(text) if is_on_hub(text) else Path(name)
+
+
+def objective_of(name: str | Path) -> str:
+    """The class of the objective that the network of a run, a checkpoint in it, a saved folder, a repository or a file
+    of weights learned; EDM, the paper's, where neither the file nor a pipeline.json says."""
+    place = place_of(name)
     told = learned_objective(place) if place.is_file() else None
     run = run_of(place)
     if told is None and (run / PIPELINE_FILE).is_file():

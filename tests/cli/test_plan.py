@@ -65,3 +65,18 @@ def test_a_choice_that_the_stages_make_themselves_is_refused_and_the_stage_can_b
     )
     assert numbers(changed.stdout, "res256_pretrain")[2] == pytest.approx(half.flops_per_image / 1e9, rel=1e-3)
     assert half.flops_per_image > 1.1 * three_quarters.flops_per_image
+
+
+def test_a_modern_recipe_takes_fewer_hours_than_the_papers_and_says_what_that_rests_on():
+    small = ["+scale=xl", "model=nano", "trainer=fsdp"]  # quickly counted
+    paper, modern = (run_script("plan.py", f"+recipe={recipe}", *small) for recipe in ("microdit", "modern"))
+    hours = []
+    for ended in (paper, modern):
+        assert ended.returncode == 0, ended.stderr
+        told = " ".join(ended.stdout.split())
+        hours.append(float(re.search(r"([\d.,]+) device-hours in all: \$[\d.,]+ at \$3.78 an hour, \$", told)[1]))
+        assert "at $2.00 an hour. The figures rest on FLOPs counted on the network itself" in told
+    assert hours[1] < hours[0]
+    assert "the quality that it reports" in " ".join(paper.stdout.split())
+    assert "was not measured" in " ".join(modern.stdout.split())
+    assert "res512_finetune" in modern.stdout

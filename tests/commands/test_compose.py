@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import hydra
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from microdit.commands.compose import as_texts, how_to_quote, reads_as_typed, refuse_repeated
+from microdit.commands.compose import as_texts, how_to_quote, name_of_sweep, reads_as_typed, refuse_repeated
 from microdit.kinds import Limits, SettingsError
 
 
@@ -91,3 +92,12 @@ def test_a_value_that_is_read_otherwise_is_told_with_quotes_that_help(value: str
 def test_what_is_read_as_it_was_typed_needs_no_word_on_quotes() -> None:
     assert how_to_quote(["name=mine", "source.path=my photos", "resolutions_px=[8]"]) == ""
     assert how_to_quote(["-m", "seed=1,2"]) == ""
+
+
+@pytest.mark.parametrize(("mode", "name"), [(RunMode.MULTIRUN, "sweep_of_masks"), (RunMode.RUN, None)])
+def test_a_job_knows_the_name_of_its_sweep(monkeypatch: pytest.MonkeyPatch, mode: RunMode, name: str | None) -> None:
+    assert name_of_sweep() is None  # no command runs
+    of_hydra = SimpleNamespace(mode=mode, runtime=SimpleNamespace(output_dir="runs/sweep_of_masks/0-naive"))
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: of_hydra)
+    assert name_of_sweep() == name

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from rich.console import Console
 from microdit.build import SettingsError
 from microdit.checkpoints.reading import CheckpointError, read_checkpoint
 from microdit.checkpoints.sharded import write_closing_files
-from microdit.commands.evaluate import evaluate
+from microdit.commands.evaluate import Devices, evaluate, evaluate_in_ranks
+from microdit.distributed import ranks as ranks_of_training
 from microdit.evaluation.pictures import PicturesError
 from microdit.files import DamagedFileError, read_json
 
@@ -367,3 +370,27 @@ def test_nothing_is_written_through_a_link_among_pictures_made_elsewhere(elsewhe
 def test_a_folder_of_no_pictures_at_all_is_told_what_it_could_hold(tmp_path):
     with pytest.raises(SettingsError, match=r"lies in no run .* and holds no pictures made elsewhere \(00000/metadata"):
         measured(None, tmp_path, GENEVAL)
+
+
+@pytest.mark.parametrize(
+    ("ends", "left"),
+    [
+        (None, 0),
+        (KeyboardInterrupt(), 0),
+        (ranks_of_training.PreemptedError("stopped"), 0),
+        (ranks_of_training.RanksError("rank 1 failed"), 1),  # whose logs say more
+    ],
+)
+def test_several_processes_leave_a_folder_behind_only_where_it_says_why_one_failed(ends, left, tmp_path, monkeypatch):
+    def run_ranks(job, logs, machine, console) -> None:
+        assert read_json(Path(job.arguments[0]), "")["device"] == "cpu"
+        logs.mkdir()
+        if ends is not None:
+            raise ends
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ranks_of_training, "run_ranks", run_ranks)
+    expected = SystemExit if isinstance(ends, ranks_of_training.PreemptedError) else type(ends)
+    with pytest.raises(expected) if ends else nullcontext():
+        evaluate_in_ranks({"device": "cpu"}, Devices(2))
+    assert len(list(tmp_path.glob("microdit-evaluation-*"))) == left

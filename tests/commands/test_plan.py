@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 from rich.console import Console
 
+from microdit.commands.compose import name_of_stages
 from microdit.commands.plan import (
     PlannedHardware,
     PlannedStage,
@@ -13,10 +14,13 @@ from microdit.commands.plan import (
     planned_memory,
     planned_stage,
     tell_missing_start,
+    told_basis,
+    told_price,
     traffic_table,
 )
 from microdit.kinds import SettingsError, check_arguments
 from microdit.pipeline import build_pipeline
+from microdit.representation.alignment import make_alignment
 from microdit.training.run import network_settings
 
 H100S = PlannedHardware(devices=8, peak_tflops=989, mfu=0.185, dollars_per_device_hour=3.78)
@@ -117,6 +121,44 @@ def test_a_gpu_that_holds_not_one_image_is_told_what_helps(run_settings):
     found = planned_memory(run_settings("trainer.accelerator=gpu"), 1e-4)
     assert "not even one image fits" in found.refused
     assert "trainer.strategy=fsdp" in found.refused
+
+
+def test_the_price_is_told_at_two_prices_and_what_it_rests_on():
+    stages = [PlannedStage("a", 10, 5, 50, 2, 3 * 10**20), PlannedStage("b", 10, 7, 70, 4, 285 * 10**17)]
+    both = PlannedHardware(devices=8, peak_tflops=989, mfu=0.185, dollars_per_device_hour=3.78, dollars_elsewhere=2.0)
+    hours = 3.285e20 / (989e12 * 0.185) / 3600
+    assert told_price(stages, both) == (
+        f"{hours:.4g} device-hours in all: ${hours * 3.78:,.2f} at $3.78 an hour, ${hours * 2:,.2f} at $2.00 an hour."
+    )
+    assert told_price(stages, H100S).endswith(" at $3.78 an hour.")
+    basis = told_basis({"mine": "And on hope."}, both, "mine")
+    assert "18.5% of the peak, which is hardware.mfu and not measured" in basis
+    assert "frozen network's features are computed once, is not in them" in basis
+    assert basis.endswith("And on hope.")
+    assert "hope" not in told_basis({"mine": "And on hope."}, both, None)
+
+
+@pytest.mark.parametrize(
+    ("scale", "recipe", "name"), [("xl", "modern", "xl_modern"), ("xl", "microdit", "xl"), (None, None, "laptop")]
+)
+def test_a_recipe_has_stages_of_its_own_where_there_are_some(scale, recipe, name):
+    chosen = {"scale": scale, "recipe": recipe}
+    known = {"laptop", "xl", "xl_modern"}
+    assert name_of_stages(known, {key: value for key, value in chosen.items() if value is not None}) == name
+
+
+@pytest.mark.parametrize("representation", ["repa", "irepa"])
+def test_the_layers_of_an_alignment_are_in_memory_and_in_flops(run_settings, representation):
+    plain, aligned = run_settings(), run_settings(f"representation={representation}")
+    without, held = planned_memory(plain).memory, planned_memory(aligned).memory
+    layers = make_alignment(aligned.representation, build_pipeline(network_settings(aligned), device="meta").dit)
+    weights = 4 * sum(parameter.numel() for parameter in layers.parameters())
+    assert held.parameters - without.parameters == held.gradients - without.gradients == weights > 0
+    assert held.optimizer - without.optimizer == 2 * weights
+    assert held.moving_average == without.moving_average
+    assert held.activations > without.activations
+    assert planned_stage("x", aligned).flops > planned_stage("x", plain).flops
+    assert planned_memory(run_settings(f"representation={representation}", "representation.weight=0")).memory == without
 
 
 def test_weights_to_start_from_that_are_not_there_are_told(tmp_path, capsys):

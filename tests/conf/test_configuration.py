@@ -35,8 +35,8 @@ def names(group: str) -> list[str]:
 
 
 GROUPS, PREPARE_GROUPS = groups_of("config.yaml"), groups_of("prepare.yaml")
-BUNDLES = ["experiment", "scale"]
-EXPERIMENTS, SCALES = names("experiment"), names("scale")
+BUNDLES = ["experiment", "recipe", "scale"]
+EXPERIMENTS, SCALES, RECIPES = names("experiment"), names("scale"), names("recipe")
 # What a scale cannot compare, and how it says so.
 REFUSED = {
     ("data_synthetic", "tiny"): "asks for synthetic data, but its sources are real",
@@ -46,7 +46,7 @@ REFUSED = {
 
 def needed(bundle: str) -> list[str]:
     """What the user has to add to a bundle."""
-    return ["init_from=runs/THE_RUN"] if bundle == "unmasked_finetune" else []
+    return ["init_from=runs/THE_RUN"] if bundle in ("unmasked_finetune", "sprint_finetune") else []
 
 
 def compose(*overrides: str, config: str = "config") -> DictConfig:
@@ -119,7 +119,7 @@ def test_every_scale_decides_the_same_groups():
     assert len({frozenset(key for entry in entries for key in entry) for entries in decided}) == 1
 
 
-@pytest.mark.parametrize("bundle", [*(f"experiment={e}" for e in EXPERIMENTS), *(f"scale={s}" for s in SCALES)])
+@pytest.mark.parametrize("bundle", [f"{group}={name}" for group in BUNDLES for name in names(group)])
 def test_a_bundle_adds_no_key_of_its_own(bundle):
     def keys(config: DictConfig) -> set[str]:
         return {str(key) for key in config}
@@ -127,6 +127,30 @@ def test_a_bundle_adds_no_key_of_its_own(bundle):
     group, _, name = bundle.partition("=")
     default = ["+scale=laptop"] if group == "experiment" else []  # has no effect, and is composed below as well
     assert keys(compose(f"+{bundle}", *default, *needed(name))) == keys(compose())
+
+
+@pytest.mark.parametrize("scale", ["tiny", "xl"])
+def test_a_recipe_decides_the_same_at_every_scale_whatever_was_typed_first(scale):
+    paper = compose("+recipe=microdit", f"+scale={scale}")
+    assert paper == compose(f"+scale={scale}", "+recipe=microdit") == compose(f"+scale={scale}")
+    modern = compose(f"+scale={scale}", "+recipe=modern")
+    assert modern == compose("+recipe=modern", f"+scale={scale}")
+    assert set(modern) == set(paper)
+    settings = read(modern)
+    network = network_on_meta(settings)
+    assert (network.in_channels, network.patch_size, network.trained_grid) == (32, 1, (8, 8))
+    assert network.masks_padding
+    assert settings.text_encoder["length"] > 77
+    assert (settings.objective["noise_mean"], settings.objective["noise_std"]) == (0.0, 1.0)
+    assert settings.representation["features"]["name"] == "dinov2_vit_b_14"
+    assert "rectified_flow" in settings.objective["_target_"]
+    assert "Muon" in settings.optimizer["_target_"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_experiment_has_the_last_word_over_a_recipe(recipe):
+    settings = read(compose("+experiment=naive_mask_50", "+scale=xl", f"+recipe={recipe}"))
+    assert (type(network_on_meta(settings).token_path).__name__, settings.mask_ratio.ratio(0.0)) == ("Naive", 0.5)
 
 
 def test_the_laptop_scale_is_the_default():

@@ -3,7 +3,8 @@
 import inspect
 import pickle
 import re
-from itertools import product
+from itertools import combinations, product
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from microdit.build import SettingsError
 from microdit.evaluation import discrepancy as module
 from microdit.evaluation import features
 from microdit.evaluation.discrepancy import discrepancy
-from microdit.evaluation.features import DinoFeatures, InceptionFeatures, bilinear, clean
+from microdit.evaluation.features import RESIZES, DinoFeatures, InceptionFeatures, clean, without_filter
 from microdit.evaluation.frechet import frechet_distances
 
 
@@ -36,10 +37,27 @@ def test_the_clean_resize_is_pillows_bicubic_at_a_hundred_sizes():
         assert np.abs(ours - by_pillow(picture, int(side))).max() < 1e-4
 
 
-def test_the_two_ways_to_resize_give_other_pictures():
+def test_the_ways_to_resize_give_other_pictures():
     pictures = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
-    assert (clean(pictures, 299) - bilinear(pictures, 299)).abs().mean() > 1
-    assert torch.equal(bilinear(pictures, 64), pictures.float())  # the same size: nothing to do
+    for one, other in combinations(RESIZES.values(), 2):
+        assert (one(pictures, 299) - other(pictures, 299)).abs().mean() > 1
+        assert (one(pictures, 20) - other(pictures, 20)).abs().mean() > 1
+    for resize in RESIZES.values():
+        assert torch.equal(resize(pictures, 64), pictures.float())  # the same size: nothing to do
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(64, 64, 299), (40, 25, 31), (90, 301, 60), (1, 7, 5)])
+def test_torch_fidelitys_resize_is_that_of_tensorflow_1(height, width, side):
+    """As its kernel goes from pixel to pixel."""
+    pixels = np.random.default_rng(side).integers(0, 256, (3, height, width), dtype=np.uint8)
+    expected = np.zeros((3, side, side))
+    for y, x in product(range(side), range(side)):
+        (top, down), (left, across) = (divmod(at * size / side, 1) for at, size in ((y, height), (x, width)))
+        rows, columns = (int(top), min(int(top) + 1, height - 1)), (int(left), min(int(left) + 1, width - 1))
+        upper, lower = (pixels[:, row, list(columns)] @ (1 - across, across) for row in rows)
+        expected[:, y, x] = upper * (1 - down) + lower * down
+    ours = without_filter(torch.from_numpy(pixels)[None], side)[0].numpy()
+    assert np.abs(ours - expected).max() < 1e-2  # places are computed in float32, as there
 
 
 class StandIn(nn.Module):
@@ -56,7 +74,7 @@ def test_inception_sees_what_was_resized_at_299_px_in_minus_one_to_one(monkeypat
     monkeypatch.setattr(features, "NoTrainInceptionV3", StandIn)
     monkeypatch.setattr(features, "find_spec", lambda name: name)
     pictures = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
-    for name, resize in (("clean", clean), ("torchmetrics", bilinear)):
+    for name, resize in RESIZES.items():
         network = InceptionFeatures(name, None)  # type: ignore[arg-type]
         assert network.name == name
         assert torch.allclose(network(pictures), (resize(pictures, 299).mean((2, 3)) - 128) / 128, atol=1e-5)
@@ -89,9 +107,14 @@ class Few(nn.Module):
         return self.convolution(clean(pictures, 32) / 255).square().mean((2, 3))
 
 
-def test_the_distance_of_two_thousand_pictures_is_that_of_torch_fidelitys_formula():
+def two_thousand() -> list[torch.Tensor]:
+    """Pictures in two sets."""
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.rand(1000, 3, 16, 16, generator=generator) * scale for scale in (1.0, 0.8))
+    return [torch.rand(1000, 3, 16, 16, generator=generator) * scale for scale in (1.0, 0.8)]
+
+
+def test_the_distance_of_two_thousand_pictures_is_that_of_torch_fidelitys_formula():
+    first, second = two_thousand()
     network = Few()
     ours = frechet_distances(network, {"it": [first]}, [second])
     with torch.no_grad():
@@ -102,6 +125,80 @@ def test_the_distance_of_two_thousand_pictures_is_that_of_torch_fidelitys_formul
     theirs = np.square(a.mean(0) - b.mean(0)).sum() + traces
     assert ours["it"] == pytest.approx(theirs, rel=1e-3)
     assert theirs > 1e-3
+
+
+def test_the_distance_of_two_thousand_pictures_is_torch_fidelitys_own_with_its_resize_and_a_network_of_its_class():
+    fidelity = pytest.importorskip("torch_fidelity", reason="compares with torch-fidelity: pip install 'microdit[fid]'")
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+    class Theirs(FeatureExtractorBase):
+        def __init__(self, name, features_list, **_) -> None:
+            super().__init__(name, features_list)
+            self.layers = layers.requires_grad_(False)
+
+        @staticmethod
+        def get_provided_features_list():
+            return ("32",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric):
+            return "32"
+
+        @staticmethod
+        def can_be_compiled():
+            return False
+
+        def forward(self, x):
+            resized = interpolate_bilinear_2d_like_tensorflow1x(x.float(), size=(40, 40), align_corners=False)
+            return (self.layers((resized - 128) / 128),)
+
+    class Ours(nn.Module):
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return layers((without_filter(pictures, 40) - 128) / 128)
+
+    fidelity.register_feature_extractor("of_our_test", Theirs)
+    first, second = two_thousand()
+    inputs = [(each * 255).round().byte() for each in (first, second)]
+    theirs = fidelity.calculate_metrics(
+        input1=TensorDataset(inputs[0]), input2=TensorDataset(inputs[1]), feature_extractor="of_our_test", fid=True,
+        cuda=False, verbose=False, cache=False, save_cpu_ram=True,
+    )["frechet_inception_distance"]  # fmt: skip
+    assert theirs > 1e-3
+    assert frechet_distances(Ours(), {"it": [first]}, [second])["it"] == pytest.approx(theirs, rel=1e-3)
+
+
+class TensorDataset(torch.utils.data.Dataset):
+    """Pictures one by one, as torch-fidelity takes them."""
+
+    def __init__(self, pictures: torch.Tensor) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return self.pictures[number]
+
+
+def test_inception_has_torch_fidelitys_features_where_it_resizes_as_that_does(tmp_path):
+    pytest.importorskip("torch_fidelity", reason="compares with torch-fidelity: pip install 'microdit[fid]'")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.manual_seed(0)
+    with patch("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url") as downloaded:
+        downloaded.return_value = nn.Module().state_dict()
+        with patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
+            random = FeatureExtractorInceptionV3("inception", ["2048"])
+    torch.save(random.state_dict(), tmp_path / "inception.pth")
+    pictures = torch.randint(0, 256, (3, 3, 64, 80), generator=torch.Generator().manual_seed(0)).byte()
+    (theirs,) = random(pictures)
+    ours = InceptionFeatures("torch_fidelity", str(tmp_path / "inception.pth"))(pictures)
+    assert theirs.std() > 1e-3
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

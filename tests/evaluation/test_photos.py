@@ -1,6 +1,7 @@
 """Metrics of photographs, with small random towers in place of the real ones."""
 
 import json
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,12 +10,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from compositions import plain
 from PIL import Image
 from small_clip import write_small_clip
 
 from microdit.build import SettingsError
 from microdit.evaluation.clip import clip_model_and_processor
 from microdit.evaluation.frechet import as_bytes
+from microdit.evaluation.metric import built_metrics
 from microdit.evaluation.photos import PhotoClipScore, PhotoDiscrepancy, PhotoFrechet
 from microdit.evaluation.pictures import Making, PicturesError, keep
 from microdit.evaluation.subject import KeptSubject, Subject
@@ -121,6 +124,26 @@ def test_what_is_missing_is_named(photographs, towers, pipeline, tmp_path):
         clip_score(photographs, str(tmp_path / "no_towers")).evaluate(subject)
 
 
+@pytest.mark.parametrize("choice", ["clip_fid", "fdd", "cmmd", "clip_score", "geneval", "hps_v2", "pick_score"])
+def test_what_says_that_weights_are_missing_names_them_as_they_are_typed(choice, photographs, pipeline, tmp_path):
+    """And where they come from, and which files a folder of one's own has to have."""
+    pytest.importorskip("transformers", reason="some of these are of transformers: pip install 'microdit[judges]'")
+    (given,) = plain(f"metrics={choice}", config="evaluate")["metrics"].values()
+    (tmp_path / "prompts.txt").write_text("a boat")
+    given |= {name: value for name, value in (("source", photographs), ("count", 2)) if name in given}
+    given |= {"prompts_file": str(tmp_path / "prompts.txt")} if choice in ("hps_v2", "pick_score") else {}
+    part = next((name for name in ("features", "scorer") if name in given), None)
+    option = "detector_weights" if choice == "geneval" else "weights"
+    (given if part is None else given[part])[option] = str(tmp_path / "no_weights")
+    (metric,) = built_metrics({choice: given}).values()
+    typed = re.escape(".".join(filter(None, ["metrics", choice, part, option])))
+    for use in (lambda: metric.ask(pipeline), lambda: metric.evaluate(Subject(pipeline, tmp_path / "run"))):
+        with pytest.raises(
+            FileNotFoundError, match=rf"^{typed}=.*no_weights does not exist.*Set {typed}=FOLDER.* with"
+        ):
+            use()
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -143,6 +166,22 @@ def test_a_picture_that_cannot_be_read_is_not_skipped(photographs, towers, pipel
     source = {**photographs, "path": str(tmp_path)}
     with pytest.raises(PicturesError, match=r"3\.png: no caption"):
         clip_score(source, towers).evaluate(Subject(pipeline, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "lacks"),
+    [
+        ({"_target_": "microdit.data.prepare.embedded.DrawnShards", "folder": "a"}, "drawing must be a ShapesSource"),
+        ({"_target_": "microdit.data.sources.held_out.PartOfSource", "held_out": True}, "source must be a Source"),
+    ],
+)
+def test_a_source_that_settings_cannot_make_is_refused(source, lacks, pipeline, features):
+    name = lacks.partition(" ")[0]
+    given = {**source, name: {"_target_": "microdit.data.sources.tars.TarSource", "path": "a"}}
+    if "held_out" in source:
+        given |= {"share": 0.1}
+    with pytest.raises(SettingsError, match=rf"{lacks}, which settings cannot hold"):
+        PhotoFrechet(given, 2, None, features, SAMPLING).ask(pipeline)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("other", ["shapes.features.ShapesFeatures", "clip.ClipModel", "frechet.Features"])

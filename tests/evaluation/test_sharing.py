@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from chat_server import says, served
+from compositions import plain
 from evaluating import evaluate_as_rank, judge_as_rank
 from judging import bright_dogs, pictures_of_dogs
 from PIL import Image
 from small_clip import write_small_clip
+from small_mask2former import write_small_mask2former
 from small_pick_score import write_small_pick_score
 
 from microdit.evaluation.geneval.verdicts import judged
+from microdit.evaluation.judging.judges import SERVER_AT_ONCE
 from microdit.evaluation.pictures import PicturesError
 from microdit.evaluation.sharing import ALONE, OtherRankError, Ranks, batches_of
 from microdit.evaluation.subject import Subject, silent
@@ -67,15 +70,22 @@ def photographs(tmp_path_factory) -> dict:
 
 
 @pytest.fixture
-def of_photographs(photographs, towers) -> dict:
-    features = {"_target_": "microdit.evaluation.clip.OpenClipFeatures", "weights": towers, "name": "tiny"}
+def of_paper(photographs, towers, tmp_path_factory) -> dict:
+    """metrics=paper and CMMD, each of its networks small, and a CLIP in the place of Inception."""
+    pytest.importorskip("transformers", reason="GenEval's detector is of transformers: pip install 'microdit[judges]'")
+    of_clip = {"_target_": "microdit.evaluation.clip.OpenClipFeatures", "weights": towers}
     common = {"source": photographs, "count": 150, "sampling": SAMPLING}
-    distance = {**common, "reference_count": None, "features": features}
-    return {
-        "fid": {"_target_": "microdit.evaluation.photos.PhotoFrechet", **distance},
-        "cmmd": {"_target_": "microdit.evaluation.photos.PhotoDiscrepancy", **distance},
-        "clip_score": {"_target_": "microdit.evaluation.photos.PhotoClipScore", **common, "weights": towers},
+    few = {"prompts_per_tag": 1, "pictures_per_prompt": 1, "sampling": SAMPLING}
+    detector = str(write_small_mask2former(tmp_path_factory.mktemp("detector")))
+    small = {
+        "fid": {**common, "features": {**of_clip, "name": "instead"}},
+        "clip_fid": {**common, "features": {**of_clip, "name": "clip"}},
+        "cmmd": {**common, "features": {**of_clip, "name": "clip"}},
+        "clip_score": {**common, "weights": towers},
+        "geneval": {**few, "detector_weights": detector, "clip_weights": towers},
     }
+    metrics = plain("metrics=[paper,cmmd]", config="evaluate")["metrics"]
+    return {name: {**given, **small[name]} for name, given in metrics.items()}
 
 
 @pytest.fixture
@@ -92,17 +102,18 @@ def of_prompts(tmp_path_factory, tmp_path) -> dict:
 
 @pytest.fixture
 def evaluated(pipeline, run_as_ranks, tmp_path):
-    """evaluated(ranks, metrics, name): the numbers in the record of a run that so many processes evaluated, and their
-    exit codes."""
+    """evaluated(ranks, metrics, name): the numbers in the record of a run that so many processes evaluated, none where
+    each was killed when it had found out so many verdicts, `killed_at`."""
 
-    def run(ranks: int, metrics: dict, name: str | None = None, expected: int = 0) -> dict[str, float]:
+    def run(ranks: int, metrics: dict, name: str | None = None, killed_at: int | None = None) -> dict[str, float]:
         folder = tmp_path / (name or f"of_{ranks}")
         if not folder.exists():
             pipeline.save(folder)
         arguments = {"checkpoint": str(folder), "pictures": None, "weights": ["ema"], "metrics": metrics}
         arguments |= {"sampling": {}, "batch_size": 8, "device": "cpu"}
-        assert run_as_ranks(evaluate_as_rank, ranks, arguments) == [expected] * ranks
-        return read_json(folder / "result.json", "") if expected == 0 else {}
+        codes = run_as_ranks(evaluate_as_rank, ranks, arguments, killed_at)
+        assert codes == [0 if killed_at is None else -signal.SIGKILL] * ranks
+        return read_json(folder / "result.json", "") if killed_at is None else {}
 
     return run
 
@@ -115,7 +126,7 @@ def files_of(run: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("kind", ["shapes", "photographs", "prompts"])
+@pytest.mark.parametrize("kind", ["shapes", "paper", "prompts"])
 def test_two_processes_have_the_numbers_and_pictures_of_one_to_the_last_bit(
     evaluated, photographs, tmp_path, kind, request
 ):
@@ -129,6 +140,12 @@ def test_two_processes_have_the_numbers_and_pictures_of_one_to_the_last_bit(
     assert not list((tmp_path / "of_2").rglob("*.unfinished"))
 
 
+def of_vqa_score(prompts: Path, address: str) -> dict:
+    judge = {"weights": "someone", "address": address}
+    settings = {"prompts_file": str(prompts), "prompts_per_category": None, "judge": judge, "sampling": SAMPLING}
+    return {"vqa_score": {"_target_": "microdit.evaluation.judging.vqa_score.VqaScore", **settings}}
+
+
 def test_a_judge_is_asked_once_by_whichever_rank(evaluated, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"picture {number}" for number in range(40)))
@@ -139,24 +156,44 @@ def test_a_judge_is_asked_once_by_whichever_rank(evaluated, tmp_path):
         share = 0.1 + len(request.words) % 7 / 10
         return says("Yes", {"Yes": share, "No": 1 - share})
 
-    def metrics(address: str) -> dict:
-        judge = {"weights": "someone", "address": address}
-        settings = {"prompts_file": str(prompts), "prompts_per_category": None, "judge": judge, "sampling": SAMPLING}
-        return {"vqa_score": {"_target_": "microdit.evaluation.judging.vqa_score.VqaScore", **settings}}
-
     with served(rule) as there:
-        one = evaluated(1, metrics(there.address))
+        metrics = of_vqa_score(prompts, there.address)
+        one = evaluated(1, metrics)
         before = Counter(asked)
-        assert evaluated(2, metrics(there.address)) == one
+        assert evaluated(2, metrics) == one
         whether_it_is_there = next(words for words in asked if "white" in words)
         assert {words: asked[words] - before[words] for words in asked} == dict.fromkeys(asked, 1)
         assert before[whether_it_is_there] == 1
         again = sum(asked.values())
-        assert evaluated(2, metrics(there.address), "of_2") == one
+        assert evaluated(2, metrics, "of_2") == one
         assert sum(asked.values()) == again
     folder = tmp_path / "of_2/evaluation/vqa_score"
     assert sorted(path.name for path in folder.iterdir()) == ["asked.jsonl", "results.jsonl"]
     assert len((folder / "asked.jsonl").read_text().splitlines()) == 40
+
+
+def test_an_evaluation_that_is_killed_goes_on_with_the_same_numbers_and_asks_nothing_twice(evaluated, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"picture {number}" for number in range(40)))
+    asked: Counter[str] = Counter()
+
+    def rule(request):
+        asked[request.words] += 1
+        share = 0.1 + len(request.words) % 7 / 10
+        return says("Yes", {"Yes": share, "No": 1 - share})
+
+    with served(rule) as there:
+        metrics = of_vqa_score(prompts, there.address)
+        whole = evaluated(2, metrics)
+        before = Counter(asked)
+        evaluated(2, metrics, "killed", killed_at=6)
+        assert 12 <= sum((asked - before).values()) < 40
+        assert evaluated(2, metrics, "killed") == whole
+    twice = [words for words in asked if asked[words] - before[words] > 1]
+    assert len(twice) <= SERVER_AT_ONCE  # those that were under way, whose answers nobody heard
+    assert {words: before[words] for words in asked} == dict.fromkeys(asked, 1)
+    assert sum((asked - before).values()) <= 41 + SERVER_AT_ONCE
+    assert sealed_lines(tmp_path / "killed/evaluation/vqa_score/asked.jsonl") == 40
 
 
 def test_killed_in_the_middle_it_goes_on_and_judges_nothing_twice(run_as_ranks, tmp_path):

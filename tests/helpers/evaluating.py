@@ -13,6 +13,7 @@ from rich.console import Console
 
 from microdit.commands.evaluate import evaluate
 from microdit.evaluation.geneval.verdicts import judged
+from microdit.evaluation.journal import Journal
 from microdit.evaluation.sharing import join_ranks
 from microdit.evaluation.subject import silent
 
@@ -23,8 +24,17 @@ def joined(rank: int, world_size: int, port: int):
     return join_ranks()
 
 
-def evaluate_as_rank(rank: int, world_size: int, port: int, arguments: dict[str, Any]) -> None:
-    ranks = joined(rank, world_size, port)
+def evaluate_as_rank(rank: int, world_size: int, port: int, arguments: dict[str, Any], at: int | None = None) -> None:
+    """Evaluates with the others; when this rank has kept its `at`-th verdict, it is killed."""
+    ranks, add, mine = joined(rank, world_size, port), Journal.add, []
+
+    def add_and_be_killed(journal: Journal, line: Any) -> None:
+        add(journal, line)
+        mine.append(line)
+        if len(mine) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Journal.add = add_and_be_killed
     evaluate(**arguments, console=Console(quiet=True), ranks=ranks)
 
 

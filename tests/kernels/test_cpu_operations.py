@@ -277,3 +277,18 @@ def test_fake_tensors_go_through_a_network_with_fused_operations(small_network, 
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         latents, noise, captions = (mode.from_tensor(x) for x in inputs())
         assert network(latents, noise, captions).shape == latents.shape
+
+
+@needs_compiler
+def test_keys_that_are_not_present_are_not_attended_to(fused):
+    sizes = {"head_dim": 8, "norm_eps": 1e-6, "present": torch.tensor([[True, True, False], [True, False, False]])}
+    q, kv = randn(2, 4, 16), randn(2, 3, 32)
+    assert_alike(
+        lambda q, kv: FORMULAS.normalised_attention(q, kv, **sizes),
+        lambda q, kv: fused.normalised_attention(q, kv, **sizes),
+        q,
+        kv,
+    )
+    beside = kv.clone()
+    beside[~sizes["present"]] = 7.0
+    assert torch.equal(fused.normalised_attention(q, beside, **sizes), fused.normalised_attention(q, kv, **sizes))

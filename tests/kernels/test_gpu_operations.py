@@ -223,3 +223,19 @@ def test_the_network_is_the_same(small_network, inputs):
         results.append([out, *(p.grad for p in each.parameters())])
     for expected, actual in zip(*results, strict=True):
         assert (actual - expected).norm() <= 1e-4 * max(expected.norm(), 1e-3)
+
+
+def test_keys_that_are_not_present_are_not_attended_to(monkeypatch):
+    """By what few keys would go through otherwise too, which knows no masks."""
+    monkeypatch.setattr(operations, "HALVES", (torch.float32,))
+    sizes = {"head_dim": 16, "norm_eps": 1e-6}
+    present = torch.tensor([[True, True, False, False, False], [True, True, True, True, False]], device=DEVICE)
+    inputs = randn(2, 7, 32), randn(2, 5, 64)
+    assert_alike(
+        lambda *packed: FORMULAS.normalised_attention(*packed, **sizes, present=present),
+        lambda *packed: FUSED.normalised_attention(*packed, **sizes, present=present),
+        *inputs,
+        tolerance=5e-3 if DEVICE == "cuda" else 1e-5,
+    )
+    everywhere = FUSED.normalised_attention(*inputs, **sizes)
+    assert not torch.allclose(FUSED.normalised_attention(*inputs, **sizes, present=present), everywhere, atol=1e-2)

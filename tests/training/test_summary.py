@@ -34,5 +34,12 @@ def test_what_is_measured_at_the_end_and_what_that_reads_is_told(told):
     assert "reads features.weights=hf-hub:timm/vit_base_patch32_clip_224.openai" in paper
 
 
+def test_what_is_also_measured_while_it_trains_is_told_with_its_steps_and_what_it_reads(told):
+    words = told("metrics=[compositional,geneval_look]")
+    assert "at the end compositional, prompts_per_skill=16; geneval_look while it trains every 25,000 steps" in words
+    assert "geneval_look, prompts_per_tag=10, pictures_per_prompt=1, reads metric.detector_weights=facebook" in words
+    assert "while it trains" not in told("metrics=compositional")
+
+
 def test_a_run_that_measures_nothing_says_nothing_of_it(told):
     assert "at the end" not in told("metrics=none")

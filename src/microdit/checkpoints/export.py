@@ -20,6 +20,7 @@ from microdit.kinds import shown
 from microdit.runs.folder import PIPELINE_FILE, checkpoint_step, is_checkpoint
 from microdit.runs.older import todays_pipeline
 
+WEIGHTS_FILE = "weights.safetensors"  # of a saved folder, beside its pipeline.json
 LONGEST_LIST = 1 << 23  # bytes of a file's header; a tensor takes 100, and costs as much as ten thousand numbers
 CHECKSUM = "sha256"  # in the file's metadata: of all that counts, by `checksum_of`
 OF_THE_SYSTEM = re.compile(r"\(os error (\d{1,4})\)")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from microdit.checkpoints.export import WEIGHTS_FILE
+from microdit.checkpoints.from_hub import from_hub, is_on_hub
 from microdit.checkpoints.reading import (
     CheckpointError,
     latest_checkpoint,
@@ -54,9 +56,11 @@ OptimizerStates = dict[str, dict[str, Tensor]]
 
 
 def initial_checkpoint(init_from: str) -> Path:
-    """What `init_from` names: a checkpoint, a released file, or the newest checkpoint of a run. CheckpointError where
-    there is none."""
-    path = Path(init_from)
+    """What `init_from` names: a checkpoint, a released file, the weights of a saved folder or of OWNER/NAME on the hub,
+    or the newest checkpoint of a run. CheckpointError where there is none."""
+    path = from_hub(init_from) if is_on_hub(init_from) else Path(init_from)
+    if (path / WEIGHTS_FILE).is_file():
+        return path / WEIGHTS_FILE
     return path if is_checkpoint(path) else latest_checkpoint(path)
 
 

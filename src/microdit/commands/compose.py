@@ -1,12 +1,11 @@
 """Composing the configuration with Hydra: of a new run, of a resumed one (resumed.py), of every stage of a chain."""
 
-import inspect
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 
 from microdit.build import trust
+from microdit.commands.help import CONF, asked_for_a_list, groups_told
 from microdit.commands.messages import errors, failed_jobs, is_ours, run_told, tell_and_exit
 from microdit.commands.resumed import NAME_ALONE, changed_values, check_saved, plain
 from microdit.files import InUseError, new_folder, read_yaml
@@ -46,9 +46,9 @@ from microdit.runs.folder import (
 )
 from microdit.runs.older import todays_config
 
-# Bundles, of which a later one has the last word whatever the order they are typed in: what is compared (experiment)
-# holds at every size (scale), also where both choose a group.
-BUNDLES = ("recipe", "scale", "experiment")
+# Bundles, of which a later one has the last word whatever the order they are typed in: what is compared (experiment),
+# and a whole way to train (recipe), hold at every size (scale), also where both choose a group.
+BUNDLES = ("scale", "recipe", "experiment")
 UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'")
 
 
@@ -99,12 +99,20 @@ def times(*factors: float) -> float:
     return math.prod(factors)
 
 
+def name_of_sweep() -> str | None:
+    """The name of the folder of the sweep that this run is a job of, if it is."""
+    inside = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return output_folder().parent.name if inside else None
+
+
+OmegaConf.register_new_resolver("name_of_sweep", name_of_sweep, replace=True)
 OmegaConf.register_new_resolver("ask", ask, replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 # Kept with the configuration, from which a scheduler's jobs read it.
 OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("share_of", share_of, replace=True)
 OmegaConf.register_new_resolver("times", times, replace=True)
+OmegaConf.register_new_resolver("groups_told", groups_told, replace=True)  # in --help
 
 
 def trusted(config: DictConfig) -> dict[str, Any]:
@@ -200,8 +208,8 @@ def composed_stages(config: DictConfig) -> tuple[list[Stage], float]:
     that it resumes."""
     folder = output_folder()
     if config.resume is None:
-        of_scales, stages = config.stages, []
-        for changed in of_scales[choices().get("scale", "laptop")]:
+        stages = []
+        for changed in config.stages[name_of_stages(config.stages, choices())]:
             stage, chosen = with_choices("stages", {**changed, "name": changed.resolution_stage})
             own = {key: value for key, value in stage.items() if key not in ("stages", "expected_mfu", "trust")}
             trust(*as_list(config.trust), *packages_named(own))
@@ -233,6 +241,14 @@ def check_chain(content: Mapping[str, Any], file: Path) -> list[tuple[str, dict[
         return found
 
 
+def name_of_stages(known: Collection[str], chosen: Mapping[str, str]) -> str:
+    """Which of the lists of stages is meant: that of scale and recipe, SCALE_RECIPE, where there is one, or the
+    scale's."""
+    scale = chosen.get("scale", "laptop")
+    of_recipe = f"{scale}_{chosen.get('recipe')}"
+    return of_recipe if of_recipe in known else scale
+
+
 def with_choices(config_name: str, changed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The configuration of this command line with other choices of some groups, and all the choices behind it.
 
@@ -248,12 +264,13 @@ def refuse_other_choices(config_name: str, changed: Mapping[str, str]) -> None:
     """Raises SettingsError where one of `changed` replaces what this command line, or a file it names, chose."""
     given = list(HydraConfig.get().overrides.task)
     parsed = OverridesParser.create().parse_overrides(given)
-    scale = [text for text, override in zip(given, parsed, strict=True) if override.key_or_group == "scale"]
-    usual = hydra.compose(config_name, scale, return_hydra_config=True).hydra.runtime.choices
+    bundles = [text for text, one in zip(given, parsed, strict=True) if one.key_or_group in ("scale", "recipe")]
+    composed_alone = hydra.compose(config_name, bundles, return_hydra_config=True)
+    usual = composed_alone.hydra.runtime.choices
     for group, choice in changed.items():
         chosen = choices().get(group)
         if group in usual and chosen not in (usual[group], choice):
-            name = choices().get("scale", "laptop")
+            name = name_of_stages(composed_alone.stages, choices())
             raise SettingsError(
                 f"{group}={chosen} has no effect here: the stages of scale {name} choose {group} themselves (one of "
                 f"them {choice}). Change the stage, such as stages.{name}.0.{group}={chosen} for the first, or run one "
@@ -282,18 +299,18 @@ def told_in_a_sweep(config: DictConfig, write_failure: Callable[..., None]) -> I
 
 
 def run_entry_point(main: Callable[[], None], config_name: str) -> None:
-    """Calls a Hydra main, whose file lies beside conf/. A mistake of the user ends the process with one message and
-    exit code 1; Ctrl-C with 130."""
+    """Calls a Hydra main, of that file of conf/. A mistake of the user ends the process with one message and exit code
+    1; Ctrl-C with 130."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing: the message is ours to write
     sys.argv[1:] = bundles_in_order(sys.argv[1:])
 
     def told() -> None:
         try:
-            refuse_repeated(sys.argv[1:])
-            main()
+            if not asked_for_a_list(sys.argv[1:]):
+                refuse_repeated(sys.argv[1:])
+                main()
         except (HydraException, OmegaConfBaseException) as error:
-            conf = Path(inspect.unwrap(main).__code__.co_filename).resolve().parent / "conf"
-            tell_and_exit(composition_message(error, lambda: default_config(conf, config_name)), error)
+            tell_and_exit(composition_message(error, lambda: default_config(config_name)), error)
 
     run_told(told)
 
@@ -348,9 +365,9 @@ def reads_as_typed(argument: str, swept: bool) -> bool:
         return False
 
 
-def default_config(conf: Path, config_name: str) -> DictConfig:
+def default_config(config_name: str) -> DictConfig:
     """The configuration without overrides, to list the keys there are."""
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+    with hydra.initialize_config_module(CONF, version_base="1.3"):
         return hydra.compose(config_name)
 
 

@@ -12,13 +12,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from microdit.build import SettingsError, build, shown
+from microdit.build import SettingsError, shown
 from microdit.checkpoints.reading import CheckpointError
 from microdit.commands.compose import as_texts, trusted
 from microdit.commands.messages import check_device, console, tell_places
 from microdit.evaluation.curve import SWEPT, Point, points_of, write_curves
 from microdit.evaluation.geneval.folders import FolderSubject, is_folder_of_prompts
-from microdit.evaluation.metric import Metric, measure
+from microdit.evaluation.metric import Metric, built_metrics, draws_pictures, measure
 from microdit.evaluation.sharing import ALONE, Ranks, join_ranks
 from microdit.evaluation.subject import KeptSubject, Subject, checked_sampling, differing
 from microdit.files import near_path, write_json
@@ -73,7 +73,7 @@ def evaluate(
     device = own_device(device, ranks)
     check_device(device)
     how = How(device, batch_size, refresh, ranks, console)
-    built = {name: build(settings, Metric, f"metrics.{name}") for name, settings in metrics.items()}
+    built = built_metrics(metrics)
     chosen = {name: value for name, value in sampling.items() if value is not None}
     if (checkpoint is None) == (pictures is None):
         raise SettingsError("name what to evaluate: either checkpoint=RUN or pictures=RUN/evaluation")
@@ -133,7 +133,7 @@ def evaluate_checkpoint(
         checked_sampling({"seed": 0, **each}, SamplingSettings())
     if not samplings:
         raise SettingsError("sampling.guidance_scale is empty: choose such as [1,1.5,2]")
-    if len(samplings) > 1 and not any("sampling" in each for each in settings.values()):
+    if len(samplings) > 1 and not any(map(draws_pictures, settings.values())):
         raise SettingsError(f"none of {', '.join(settings)} draws pictures, so guidance scales make no difference")
     if checkpoint.suffix == CHECKPOINT_SUFFIX and not is_checkpoint(checkpoint):
         there = ", ".join(path.name for path in checkpoints_of(checkpoint.parent.parent)) or "none"
@@ -159,7 +159,7 @@ def evaluate_checkpoint(
                 pipeline, run / EVALUATION, label, each, how.batch_size, ranks=how.ranks, refresh=how.refresh
             )
             # What draws no pictures has no guidance.
-            mine = {name: metric for name, metric in metrics.items() if not number or "sampling" in settings[name]}
+            mine = {name: metric for name, metric in metrics.items() if not number or draws_pictures(settings[name])}
             found = measure(subject, mine, recorder, unusual)
             numbers |= found
             points += points_of(found, each[SWEPT]) if len(samplings) > 1 else []
@@ -290,7 +290,7 @@ def evaluate_in_ranks(settings: Mapping[str, Any], machine: Devices) -> None:
     import torch
 
     from microdit.distributed.hardware import MOST_PROCESSES_A_CORE
-    from microdit.distributed.ranks import REQUEUE_CODE, Job, PreemptedError, run_ranks
+    from microdit.distributed.ranks import REQUEUE_CODE, Job, PreemptedError, RanksError, run_ranks
 
     check_device(settings["device"])
     on_gpus = settings["device"] != "cpu"
@@ -299,12 +299,18 @@ def evaluate_in_ranks(settings: Mapping[str, Any], machine: Devices) -> None:
         kind = "GPUs" if on_gpus else "processes"
         raise SettingsError(f"trainer.devices={machine.devices} {kind} are asked for, {most} are the most here")
     folder = Path(tempfile.mkdtemp(prefix="microdit-evaluation-"))
-    write_json(folder / "settings.json", settings)
     then = "What was drawn and judged is kept: run the same command again"
     job = Job("microdit.commands.evaluation_rank", [str(folder / "settings.json")], "asked to stop", then)
+    spoken = False
     try:
+        write_json(folder / "settings.json", settings)
         run_ranks(job, folder / LOGS, machine, console)
+    except RanksError:
+        spoken = True  # the folder has what the ranks said
+        raise
     except PreemptedError as stopped:
         console.print(str(stopped), highlight=False)
         raise SystemExit(REQUEUE_CODE) from stopped
-    shutil.rmtree(folder)  # after a failure it has what the ranks said
+    finally:
+        if not spoken:
+            shutil.rmtree(folder)

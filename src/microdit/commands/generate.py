@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from omegaconf import DictConfig
@@ -12,7 +12,7 @@ from microdit.commands.messages import check_device, console, tell_places
 from microdit.files import replacing
 from microdit.grid import not_shown, prompt_grid, sheet_of
 from microdit.kernels.compile import compile_network
-from microdit.kinds import Images, SettingsError, check_arguments
+from microdit.kinds import Images, Limits, SettingsError, Width, check_arguments
 from microdit.pipeline import LatentDiffusion
 from microdit.pretrained import EMBEDDED
 from microdit.progress import progress_bar
@@ -59,6 +59,7 @@ def generate_grid(
     device: str,
     compile: bool,
     output: str,
+    image_size: Annotated[Sequence[Width], Limits(2, 2)] | None = None,
 ) -> Path:
     """Writes a grid of one picture a prompt, prompts below, and returns its path. One text is one prompt. Of how they
     are drawn, None is as the run has it. What can be known before drawing is checked before.
@@ -79,7 +80,8 @@ def generate_grid(
     away_from = None
     if weaker is not None:
         away_from = open_pipeline(weaker, weights, autoencoder_weights, text_encoder_weights).to(device)
-    height, width = (side * pipeline.autoencoder.downscale for side in pipeline.latent_shape()[1:])
+    size = None if image_size is None else (image_size[0], image_size[1])
+    height, width = (side * pipeline.autoencoder.downscale for side in pipeline.latent_shape(size)[1:])
     check_sheet(path, sheet_of(prompts, height, width).size)
     if letters := not_shown(prompts):
         console.print(
@@ -105,6 +107,7 @@ def generate_grid(
             precision=precision,
             seed=seed,
             batch_size=batch_size,
+            image_size=size,
             progress=lambda done, total: report(done, total, "network evaluations"),
         )
     with replacing(path, "wb") as file:

@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from microdit.checkpoints.from_hub import is_on_hub
 from microdit.checkpoints.reading import CheckpointError
 from microdit.checkpoints.starting import initial_checkpoint
-from microdit.commands.compose import as_texts, choices, trusted, with_choices
+from microdit.commands.compose import as_texts, choices, name_of_stages, trusted, with_choices
 from microdit.commands.messages import console
 from microdit.cost.budget import step_costs, total_cost
 from microdit.cost.memory import DeviceMemory
@@ -39,13 +40,15 @@ IN_A_COLUMN = {
 
 @dataclass(frozen=True)
 class PlannedHardware:
-    """Devices that reach `mfu`, a share in (0, 1], of `peak_tflops` each, what an hour of one costs, and its memory."""
+    """Devices that reach `mfu`, a share in (0, 1], of `peak_tflops` each, what an hour of one costs, and elsewhere, and
+    its memory."""
 
     devices: Annotated[int, Limits(1, 10**6)]
     peak_tflops: Positive
     mfu: Annotated[float, Limits(0.0001, 1)]
     dollars_per_device_hour: float
     device_memory_gib: float | None = None
+    dollars_elsewhere: float | None = None
 
     def hours(self, flops: float) -> float:
         """How long these FLOPs take."""
@@ -93,6 +96,23 @@ def plan_table(stages: Sequence[PlannedStage], hardware: PlannedHardware) -> Tab
         table.add_section()
         table.add_row("in all", *columns(stages, hardware))
     return table
+
+
+def told_price(stages: Sequence[PlannedStage], hardware: PlannedHardware) -> str:
+    """Hours of devices, and dollars at one or two prices, of all stages together."""
+    hours = hardware.devices * hardware.hours(sum(stage.flops for stage in stages))
+    prices = [hardware.dollars_per_device_hour, hardware.dollars_elsewhere]
+    told = [f"${hours * price:,.2f} at ${price:.2f} an hour" for price in prices if price is not None]
+    return f"{hours:,.4g} device-hours in all: {', '.join(told)}."
+
+
+def told_basis(config: Mapping[str, Any], hardware: PlannedHardware, recipe: str | None) -> str:
+    """What the figures rest on: what is counted, what is taken for granted, what is not in them."""
+    counted = "FLOPs counted on the network itself, with the layers of an alignment"
+    taken = f"{hardware.mfu:.1%} of the peak, which is hardware.mfu and not measured for these settings"
+    left_out = "Preparing the data, where encoders and a frozen network's features are computed once, is not in them"
+    of_recipe = f" {config[recipe]}" if recipe is not None and recipe in config else ""
+    return f"The figures rest on {counted}, and on {taken}. {left_out}.{of_recipe}"
 
 
 def longest_word(texts: Iterable[str]) -> int:
@@ -189,9 +209,13 @@ def gibibytes(number: int) -> str:
 
 
 def show_plan(
-    stages: Sequence[tuple[dict[str, Any], dict[str, str]]], hardware: Mapping[str, Any], console: Console
+    stages: Sequence[tuple[dict[str, Any], dict[str, str]]],
+    hardware: Mapping[str, Any],
+    console: Console,
+    rests_on: Mapping[str, Any] | None = None,
 ) -> list[PlannedStage]:
-    """Prints what stages cost, each a composed configuration with its choices; returns their costs.
+    """Prints what stages cost, each a composed configuration with its choices, and what the figures rest on, which
+    `rests_on` has for recipes by name; returns the stages' costs.
 
     Raises SettingsError for settings that cannot be meant.
     """
@@ -203,6 +227,8 @@ def show_plan(
         planned.append(planned_stage(name, settings))
         composed.append((name, settings))
     console.print(plan_table(planned, known), highlight=False)
+    console.print(told_price(planned, known), highlight=False)
+    console.print(told_basis(rests_on or {}, known, stages[0][1].get("recipe")), highlight=False)
     console.print(memory_table(composed, known.device_memory_gib), highlight=False)
     if composed[0][1].trainer.world_size > 1:
         console.print(traffic_table(composed, known.device_memory_gib), highlight=False)
@@ -212,21 +238,21 @@ def show_plan(
 def plan_command(config: DictConfig) -> None:
     """Shows the plan that the command line asks for: each stage is this configuration with other choices."""
     own = trusted(config)
-    hardware, stages = own["hardware"], own["stages"].get(choices().get("scale", "laptop"), ONE_RUN)
+    hardware, stages = own["hardware"], own["stages"].get(name_of_stages(own["stages"], choices()), ONE_RUN)
     composed = [with_choices("plan", decisive(changed)) for changed in stages]
     planned = [(without_own(plan), chosen) for plan, chosen in composed]
     for plan, _ in planned:
         as_texts(plan, Configuration)
         tell_missing_start(plan)
-    show_plan(planned, hardware, console)
+    show_plan(planned, hardware, console, own["rests_on"])
 
 
 def tell_missing_start(config: Mapping[str, Any]) -> None:
     """Says where the command line names weights to start from that are not there: the cost is the same, and a run that
     is still to come may make them, but training would end at once."""
     try:
-        if isinstance(config.get("init_from"), str):
-            initial_checkpoint(config["init_from"])
+        if isinstance(start := config.get("init_from"), str) and not is_on_hub(start):  # fetched when it trains
+            initial_checkpoint(start)
     except CheckpointError as error:
         console.print(f"init_from={config['init_from']}: {error}", highlight=False)
 
@@ -238,4 +264,5 @@ def decisive(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_own(config: Mapping[str, Any]) -> dict[str, Any]:
     """What train.py would be told: without the settings that are the plan's."""
-    return {key: value for key, value in config.items() if key not in ("hardware", "stages", "expected_mfu", "trust")}
+    plans = ("hardware", "stages", "expected_mfu", "trust", "rests_on")
+    return {key: value for key, value in config.items() if key not in plans}

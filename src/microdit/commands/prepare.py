@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -16,6 +17,7 @@ from microdit.data.prepare.duplicates import WithoutDuplicates
 from microdit.data.prepare.embedded import EmbeddedShapes, ensure_shapes
 from microdit.data.prepare.encoding import CaptionStorage, Encoders
 from microdit.data.prepare.foreign import index_foreign
+from microdit.data.prepare.launchers import Launcher, cores, devices_of
 from microdit.data.prepare.look import sheet_of
 from microdit.data.prepare.plan import Recipe, kept_of, share_of
 from microdit.data.prepare.report import Summary
@@ -29,6 +31,7 @@ from microdit.representation.features import PatchFeatures
 
 SHEET = "look.png"
 EMBEDDED = "microdit.data.prepare.embedded.EmbeddedShapes"
+HERE = "microdit.data.prepare.launchers.ThisMachine"
 
 
 class Preparation(TypedDict):
@@ -45,15 +48,17 @@ class Preparation(TypedDict):
     min_side_px: Images | None
     caption_storage: CaptionStorage
     batch_size: Images
-    decode_threads: Images
+    decode_threads: Images | None
     captions: Pick
     clean_captions: Sequence[str]
     transparency: str
     crops: int
     flips: bool
+    aspect_ratio: float
     near_duplicates: Annotated[int, Limits(0, 31)] | None
     look: bool
-    device: str
+    device: str | None
+    launcher: Mapping[str, Any]
     shard_of: str
     refresh: bool
     index: str | None
@@ -80,23 +85,27 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
         settings["min_side_px"],
         settings["caption_storage"],
         settings["batch_size"],
-        settings["decode_threads"],
+        settings["decode_threads"] or cores(),
         settings["captions"],
         settings["clean_captions"],
         settings["transparency"],
         settings["crops"],
         settings["flips"],
+        settings["aspect_ratio"],
     )
     for folder in ("name", "split"):
         if not is_inside(settings[folder]):
             raise SettingsError(f"{folder}={settings[folder]} is no folder in {settings['paths']['data_root']}")
     root, share = Path(settings["paths"]["data_root"]), settings["held_out"]
     if settings["source"].get("_target_") == EMBEDDED:
-        if settings["look"] or settings["near_duplicates"] is not None:
-            raise SettingsError("look and near_duplicates are for pictures of your own; the shapes are drawn by code")
+        here = settings["launcher"].get("_target_") == HERE
+        if settings["look"] or settings["near_duplicates"] is not None or not here:
+            raise SettingsError(
+                "look, near_duplicates and launcher are for pictures of your own; the shapes are drawn by code"
+            )
         wanted = build(settings["source"], EmbeddedShapes, "source")
         with progress_bar("prepare") as progress:
-            encoders = build_encoders(settings, autoencoder_name, text_encoder_name)
+            encoders = build_encoders(settings, autoencoder_name, text_encoder_name, devices_of(settings["device"])[0])
             return "\n".join(map(str, ensure_shapes(root, wanted, encoders, recipe, progress)))
     source = build(settings["source"], Source, "source")
     mine = share_of(len(source.shards()), settings["shard_of"])
@@ -105,16 +114,21 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
         return look(source, recipe, root, folder)
     if source.encoded:
         check_encoded(recipe, settings["near_duplicates"])
-    encoders = build_encoders(settings, autoencoder_name, text_encoder_name)
+    launcher = build(settings["launcher"], Launcher, "launcher")
+    encoders = build_encoders(settings, autoencoder_name, text_encoder_name, "cpu")  # without their weights
     check_resolutions(encoders, recipe)
     check_features(encoders, recipe, source)
-    needed = () if source.encoded else (encoders.autoencoder, encoders.text_encoder, encoders.features)
-    for encoder in filter(None, needed):
-        encoder.load()  # pyright: ignore[reportAttributeAccessIssue]  # what is missing comes out before any work
     if share:
         check_both_sides(source, share)
     parts = {"train": False, "validation": True} if share else {settings["split"]: False}
-    with progress_bar("prepare") as progress, ThreadPoolExecutor(recipe.decode_threads, "hash") as pool:
+    needed = not source.encoded
+    encoders_on = partial(loaded_encoders, settings, autoencoder_name, text_encoder_name, needed)
+    threads = settings["decode_threads"]
+    with (
+        progress_bar("prepare") as progress,
+        launcher.workers(encoders_on, settings["device"], threads) as make,
+        ThreadPoolExecutor(recipe.decode_threads, "hash") as pool,
+    ):
         if settings["near_duplicates"] is not None:
             kept = folder_within(root, folder / "hashes")
             source = WithoutDuplicates(source, settings["near_duplicates"], kept, pool, mine, progress)
@@ -128,6 +142,7 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
                 progress,
                 root,
                 settings["refresh"],
+                make,
             )
             for split, held in parts.items()
         ]
@@ -159,8 +174,10 @@ def check_features(encoders: Encoders, recipe: Recipe, source: Source) -> None:
         return
     if source.encoded:
         raise SettingsError("features has no effect: the source holds latents, and no pictures; set features=none")
-    if recipe.crops > 1 or recipe.flips:
-        raise SettingsError("features are of one square of each picture: set crops=1 flips=false, or features=none")
+    if recipe.crops > 1 or recipe.flips or recipe.aspect_ratio > 1:
+        raise SettingsError(
+            "features are of one square of each picture: set crops=1 flips=false aspect_ratio=1, or features=none"
+        )
 
 
 def is_inside(name: str) -> bool:
@@ -183,9 +200,8 @@ def check_written(summaries: Sequence[Summary]) -> None:
     raise NothingWrittenError(f"nothing was written into {named}.\n{counts}\n{cure}")
 
 
-def build_encoders(settings: Mapping[str, Any], autoencoder_name: str, text_encoder_name: str) -> Encoders:
-    """The encoders of `settings` (groups `autoencoder` and `text_encoder`), on `settings["device"]`."""
-    device = settings["device"]
+def build_encoders(settings: Mapping[str, Any], autoencoder_name: str, text_encoder_name: str, device: str) -> Encoders:
+    """The encoders of `settings` (groups `autoencoder`, `text_encoder` and `features`), on a device."""
     check_device(device)
     features = settings["features"]
     return Encoders(
@@ -199,6 +215,16 @@ def build_encoders(settings: Mapping[str, Any], autoencoder_name: str, text_enco
         build(features, PatchFeatures, "features").eval().to(device) if "_target_" in features else None,
         features,
     )
+
+
+def loaded_encoders(
+    settings: Mapping[str, Any], autoencoder_name: str, text_encoder_name: str, needed: bool, device: str
+) -> Encoders:
+    """The same with their weights, where they are needed. Any process calls it, on any machine."""
+    encoders = build_encoders(settings, autoencoder_name, text_encoder_name, device)
+    for encoder in filter(None, (encoders.autoencoder, encoders.text_encoder, encoders.features) if needed else ()):
+        encoder.load()  # pyright: ignore[reportAttributeAccessIssue]
+    return encoders
 
 
 def prepare_command(config: DictConfig) -> None:

@@ -1,7 +1,7 @@
 """How many steps a run takes, and what each costs, when the mask ratio may change on the way."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -63,12 +63,14 @@ def step_costs(
     mask_ratio: MaskRatio,
     global_batch_size: int,
     beside: Callable[[float], int] = lambda progress: 0,
+    shares: Mapping[tuple[int, ...], float] | None = None,
 ) -> StepCosts:
-    """The costs of a pipeline's training, counted on its network, and of what is learned `beside`."""
+    """The costs of a pipeline's training, counted on its network, and of what is learned `beside`. `shares`: of the
+    shapes that latents have in the mix; None: all have that of training."""
     length = pipeline.text_encoder.length
 
     def of_the_network(ratio: float) -> int:
-        return training_flops_per_image(pipeline.dit, ratio, length)
+        return training_flops_per_image(pipeline.dit, ratio, length, shares)
 
     return StepCosts(of_the_network, mask_ratio, global_batch_size, beside)
 

@@ -1,6 +1,7 @@
 """What training costs, from counting: floating-point operations, seconds, dollars."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -37,15 +38,21 @@ class FlopCounter(TorchDispatchMode):
         return out
 
 
-def training_flops_per_image(network: DiT, mask_ratio: float, caption_length: int) -> int:
+def training_flops_per_image(
+    network: DiT, mask_ratio: float, caption_length: int, shares: Mapping[tuple[int, ...], float] | None = None
+) -> int:
     """Forward and backward FLOPs of one image, as torch counts them on the real network (a multiply-add is two).
+    `shares`: of the shapes that latents have, of which it is the mean; None: all have that of training.
 
     Nothing is allocated: the network is copied to the meta device. Gathering tokens for experts is not work, nor is
     what fused attention computes a second time in the backward pass.
     """
-    with FlopCounter() as counter:
-        forward_on_meta(network, mask_ratio, caption_length).sum().backward()
-    return counter.flops
+    flops = 0.0
+    for shape, share in (shares or {(network.input_size, network.input_size): 1.0}).items():
+        with FlopCounter() as counter:
+            forward_on_meta(network, mask_ratio, caption_length, shape[-2:]).sum().backward()
+        flops += share * counter.flops
+    return round(flops)
 
 
 def forward_flops_per_image(network: DiT, mask_ratio: float, caption_length: int) -> int:
@@ -55,14 +62,18 @@ def forward_flops_per_image(network: DiT, mask_ratio: float, caption_length: int
     return counter.flops
 
 
-def forward_on_meta(network: DiT, mask_ratio: float, caption_length: int) -> Tensor:
-    """The output for one image of the training size, of a copy of the network without weights, under a mask."""
+def forward_on_meta(
+    network: DiT, mask_ratio: float, caption_length: int, size: tuple[int, ...] | None = None
+) -> Tensor:
+    """The output for one image, of the training size or one whose latents have this height and width, of a copy of the
+    network without weights, under a mask."""
     meta = on_meta(network).train()
     use_operations(meta, FORMULAS)  # what is compiled is compiled for numbers that are there
-    rows, columns = meta.trained_grid
+    height, width = size or (meta.input_size, meta.input_size)
     with torch.device("meta"):
-        latents = torch.empty(1, meta.in_channels, meta.input_size, meta.input_size)
-        kept = meta.token_path.keep(torch.empty(1, rows * columns), mask_ratio, meta.trained_grid)
+        latents = torch.empty(1, meta.in_channels, height, width)
+        rows, columns = grid = meta.grid(latents)
+        kept = meta.token_path.keep(torch.empty(1, rows * columns), mask_ratio, grid)
         return meta(latents, torch.empty(1), torch.empty(1, caption_length, meta.caption_channels), kept)
 
 

@@ -139,7 +139,11 @@ class FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.on_gpus and func is F.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+            mask = (kwargs or {}).get("attn_mask")
+            if mask is None:
+                return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+            bias = torch.zeros_like(mask, dtype=args[0].dtype).expand(-1, args[0].shape[1], args[0].shape[2], -1)
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, bias, True)[0]
         return func(*args, **(kwargs or {}))
 
 

@@ -1,8 +1,11 @@
-"""The variational autoencoders of latent diffusion, through diffusers."""
+"""The variational autoencoders of latent diffusion, through diffusers, and what all of its autoencoders have in
+common."""
 
 import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -30,35 +33,40 @@ Config = TypedDict(
 FILES = [["config.json"], ["diffusion_pytorch_model.safetensors"]]
 
 
-class KLAutoencoder(Autoencoder):
-    """A pretrained `diffusers.AutoencoderKL`; latents = (z - `shift`) * `scale`.
+class DiffusersAutoencoder(Autoencoder):
+    """A pretrained autoencoder of diffusers; latents = (z - `shift`) * `scale`.
 
     `weights`: a local folder, "owner/name" or "owner/name/folder" on the Hugging Face hub, or "embedded:name" for one
-    that comes with this package; read on first use, or by `load()`. One whose network has 3 p^2 input channels sees
-    pictures with every p x p pixels as channels, which is p times less work along each side. `channels`, `downscale`,
-    `scale` and `shift` must agree with the weights' own configuration.
-    `sample`: draw z from the posterior, with torch's global generator, instead of taking its mode.
+    that comes with this package; read on first use, or by `load()`. `channels`, `downscale`, `scale` and `shift` must
+    agree with the weights' own configuration. `read` gives the model, on the CPU in float32.
     """
+
+    weights: str
 
     def __init__(
         self,
-        weights: Weights,
-        channels: Width,
-        scale: Positive,
-        shift: float = 0.0,
-        downscale: Width = 8,
-        sigma_data: Positive = 0.9,
-        sample: bool = False,
-        dtype: DType = "float32",
+        weights: str,
+        channels: int,
+        scale: float,
+        shift: float,
+        downscale: int,
+        sigma_data: float,
+        dtype: DType,
+        read: Callable[[str, Mapping[str, float]], Any],
     ) -> None:
         super().__init__()
         self.weights, self.channels, self.downscale, self.sigma_data = weights, channels, downscale, sigma_data
-        self.scale, self.shift, self.sample = scale, shift, sample
-        self.frozen = FrozenModule(partial(read_autoencoder_kl, weights, channels, scale, shift, downscale), dtype)
+        self.scale, self.shift = scale, shift
+        declared = {"channels": channels, "downscale": downscale, "scale": scale, "shift": shift}
+        self.frozen = FrozenModule(partial(read, weights, declared), dtype)
 
-    def load(self) -> "AutoencoderKL":
-        """The diffusers model, read now if it was not yet; FileNotFoundError or ValueError as `read_autoencoder_kl`."""
-        return cast("AutoencoderKL", self.frozen.module())
+    def load(self) -> Any:
+        """The diffusers model, read now if it was not yet; FileNotFoundError or ValueError as `read_autoencoder`."""
+        return self.frozen.module()
+
+    @abstractmethod
+    def to_latents(self, model: Any, pixels: Float[Tensor, "n cp h w"]) -> Float[Tensor, "n c h2 w2"]:
+        """z of pixels in [-1, 1]."""
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h2 w2"]:
@@ -68,8 +76,7 @@ class KLAutoencoder(Autoencoder):
         model: Any = self.load()
         with torch.autocast(self.frozen.device.type, enabled=False):
             pixels = pixel_unshuffle(2 * images - 1, patch_px(model)).to(self.frozen.device, self.frozen.dtype)
-            posterior = model.encode(pixels).latent_dist
-            latents = posterior.sample() if self.sample else posterior.mode()
+            latents = self.to_latents(model, pixels)
         return self._finite((latents.float() - self.shift) * self.scale, "latents")
 
     @torch.no_grad()
@@ -94,26 +101,76 @@ class KLAutoencoder(Autoencoder):
         return values
 
 
-def patch_px(model: "AutoencoderKL") -> int:
-    """Pixels along a side that are channels of the network's input: 1, unless its in_channels say otherwise."""
-    return math.isqrt(cast("Any", model.config).in_channels // 3)
+class KLAutoencoder(DiffusersAutoencoder):
+    """A pretrained `diffusers.AutoencoderKL`. One whose network has 3 p^2 input channels sees pictures with every p x p
+    pixels as channels, which is p times less work along each side.
 
-
-def read_autoencoder_kl(weights: str, channels: int, scale: float, shift: float, downscale: int) -> "AutoencoderKL":
-    """The model in folder or repository `weights`, on the CPU in float32.
-
-    FileNotFoundError if the weights cannot be had; ValueError if they are not what was declared.
+    `sample`: draw z from the posterior, with torch's global generator, instead of taking its mode.
     """
-    folder = weights_folder(weights, FILES, "autoencoder.weights")
+
+    def __init__(
+        self,
+        weights: Weights,
+        channels: Width,
+        scale: Positive,
+        shift: float = 0.0,
+        downscale: Width = 8,
+        sigma_data: Positive = 0.9,
+        sample: bool = False,
+        dtype: DType = "float32",
+    ) -> None:
+        super().__init__(weights, channels, scale, shift, downscale, sigma_data, dtype, read_autoencoder_kl)
+        self.sample = sample
+
+    def to_latents(self, model: Any, pixels: Float[Tensor, "n cp h w"]) -> Float[Tensor, "n c h2 w2"]:
+        posterior = model.encode(pixels).latent_dist
+        return posterior.sample() if self.sample else posterior.mode()
+
+
+def patch_px(model: Any) -> int:
+    """Pixels along a side that are channels of the network's input: 1, unless its in_channels say otherwise."""
+    return math.isqrt(model.config.in_channels // 3)
+
+
+def read_autoencoder_kl(weights: str, declared: Mapping[str, float]) -> "AutoencoderKL":
+    """The model in folder or repository `weights`; raises as `read_autoencoder`."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+    def described(model: Any) -> dict[str, float]:
+        config = model.config
+        return {
+            "channels": config.latent_channels,
+            "downscale": patch_px(model) * 2 ** (len(config.block_out_channels) - 1),
+            "scale": config.scaling_factor,
+            "shift": config.shift_factor or 0.0,
+        }
+
+    return read_autoencoder(AutoencoderKL, Config, described, weights, declared)
+
+
+def read_autoencoder(
+    kind: Any,
+    config_kind: Any,
+    described: Callable[[Any], dict[str, float]],
+    weights: str,
+    declared: Mapping[str, float],
+) -> Any:
+    """The model of diffusers' class `kind` in folder or repository `weights`, on the CPU in float32.
+
+    FileNotFoundError if the weights cannot be had; ValueError if their configuration is not of `config_kind`, or what
+    is `described` by it is not what was declared.
+    """
+    folder = weights_folder(weights, FILES, "autoencoder.weights")
     try:
-        check_kind(config := read_json(folder / FILES[0][0], "download it again"), Config, f"{folder / FILES[0][0]}:")
+        config = read_json(folder / FILES[0][0], "download it again")
+        check_kind(config, config_kind, f"{folder / FILES[0][0]}:")
+        if config.get("_class_name", kind.__name__) != kind.__name__:
+            raise ValueError(f"it describes a {config['_class_name']}, and a {kind.__name__} is wanted")
         with torch.device("meta"):
-            numbers = sum(each.numel() for each in cast("Any", AutoencoderKL).from_config(config).parameters())
+            numbers = sum(each.numel() for each in kind.from_config(config).parameters())
         if numbers > (there := size_of_file(folder / FILES[1][0])):
             raise ValueError(f"it describes a network of {numbers:,} numbers, and its weights have {there:,} bytes")
-        loaded: Any = AutoencoderKL.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, SafetensorError) as error:
@@ -125,15 +182,7 @@ def read_autoencoder_kl(weights: str, channels: int, scale: float, shift: float,
             f"autoencoder.weights={weights}: {FILES[1][0]} in {folder} lacks {len(report['missing_keys'])} weights, "
             f"{report['missing_keys'][0]} the first; download it again"
         )
-    config: Any = model.config
-    found = {
-        "channels": config.latent_channels,
-        "downscale": patch_px(model) * 2 ** (len(config.block_out_channels) - 1),
-        "scale": config.scaling_factor,
-        "shift": config.shift_factor or 0.0,
-    }
-    declared = {"channels": channels, "downscale": downscale, "scale": scale, "shift": shift}
-    for name, value in found.items():
+    for name, value in described(model).items():
         if abs(value - declared[name]) > 1e-6:
             raise ValueError(
                 f"autoencoder.weights={weights}: config.json in {folder} says {name} {value}, but the configuration "

@@ -34,19 +34,22 @@ class TextEncoder(nn.Module, ABC):
     """Captions to one embedding per token, frozen.
 
     `channels`: width of an embedding. `length`: tokens per caption, padding included. `weights`: hub name or folder,
-    None where there is nothing to load.
+    None where there is nothing to load. `masks_padding`: embeddings of padding are zeros, and a network that is trained
+    with this encoder does not attend to them.
     """
 
     channels: int
     length: int
     weights: str | None
+    masks_padding: bool = False
 
     def load(self) -> object:
         """Reads the weights now, where there are any, instead of on first use; raises what that would raise."""
 
     @abstractmethod
     def tokenize(self, captions: list[str]) -> Int[Tensor, "n l"]:
-        """Token ids (int64, CPU), l = `length`; a caption that is too long is cut and still ends in end-of-text."""
+        """Token ids (int64, CPU), l = `length`; a caption that is too long is cut and still ends in end-of-text, where
+        the encoder has one."""
 
     @abstractmethod
     def encode_tokens(self, tokens: Int[Tensor, "n l"]) -> Float[Tensor, "n l d"]:

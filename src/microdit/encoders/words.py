@@ -51,12 +51,13 @@ class WordsTextEncoder(TextEncoder):
 
     A token id is a hash of its word and its vector is drawn from that id, so the same word has the same vector on every
     machine. Three quarters of the channels hold the word, the last quarter its position. Punctuation only separates
-    words. Words past `length` - 1 are cut; padding is zeros. ValueError if `channels` is not a multiple of 8.
+    words. Words past `length` - 1 are cut; padding is zeros, which a network attends to unless `masks_padding`.
+    ValueError if `channels` is not a multiple of 8.
     """
 
     positions: Tensor
 
-    def __init__(self, channels: Width = 64, length: Width = 24) -> None:
+    def __init__(self, channels: Width = 64, length: Width = 24, masks_padding: bool = False) -> None:
         super().__init__()
         if channels < 8 or channels % 8:
             raise ValueError(
@@ -69,7 +70,7 @@ class WordsTextEncoder(TextEncoder):
             )
         if length < 2:
             raise ValueError(f"length must leave room for a word and the end-of-text token, got {length}")
-        self.channels, self.length, self.weights = channels, length, None
+        self.channels, self.length, self.weights, self.masks_padding = channels, length, None, masks_padding
         self.register_buffer("positions", position_vectors(length, channels // 4), persistent=False)
 
     def tokenize(self, captions: list[str]) -> Int[Tensor, "n l"]:

@@ -9,10 +9,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
+from microdit.encoders.networks import reading
 from microdit.encoders.open_clip_text import CHECKPOINT, CONFIG, check_config
 from microdit.encoders.weights import weights_folder
 from microdit.evaluation.frechet import Features
-from microdit.evaluation.networks import reading
 from microdit.kinds import Weights
 
 

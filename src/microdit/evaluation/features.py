@@ -17,8 +17,8 @@ from torch.nn.functional import interpolate
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from microdit.build import SettingsError
+from microdit.encoders.networks import read_network, reading
 from microdit.evaluation.frechet import Features
-from microdit.evaluation.networks import read_network, reading
 from microdit.kinds import Read, Weights
 
 Resize = Callable[[UInt8[Tensor, "n 3 h w"], int], Float[Tensor, "n 3 side side"]]
@@ -37,12 +37,29 @@ def bilinear(pictures: UInt8[Tensor, "n 3 h w"], side: int) -> Float[Tensor, "n 
     return interpolate(pictures.float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
-RESIZES: dict[str, Resize] = {"clean": clean, "torchmetrics": bilinear}
+def without_filter(pictures: UInt8[Tensor, "n 3 h w"], side: int) -> Float[Tensor, "n 3 side side"]:
+    """Square pictures as torch-fidelity has them, and the first code of FID (Heusel et al. 2017): bilinear as in
+    TensorFlow 1, where pixel i lies at i times the scale, and each is made of the four around it alone."""
+
+    def between(size: int) -> tuple[Tensor, Tensor, Tensor]:
+        place = torch.arange(side, device=pictures.device, dtype=torch.float32) * (size / side)
+        first = place.long()
+        return first, (first + 1).clamp_max(size - 1), place - first
+
+    top, bottom, down = between(pictures.shape[2])
+    left, right, across = between(pictures.shape[3])
+    x = pictures.float()
+    upper, lower = (torch.lerp(rows[..., left], rows[..., right], across) for rows in (x[:, :, top], x[:, :, bottom]))
+    return torch.lerp(upper, lower, down[:, None])
+
+
+RESIZES: dict[str, Resize] = {"clean": clean, "torchmetrics": bilinear, "torch_fidelity": without_filter}
 
 
 class InceptionFeatures(Features):
-    """The last layer but one of FID's Inception, at 299 px. `resize`: as clean-fid or as torchmetrics has it, which
-    give different distances. `weights`: a local copy of torch-fidelity's file; None: it downloads it on first use.
+    """The last layer but one of FID's Inception, at 299 px. `resize`: as clean-fid, torchmetrics or torch-fidelity has
+    it, which give different distances. `weights`: a local copy of torch-fidelity's file; None: it downloads it on first
+    use.
 
     Raises SettingsError where torch-fidelity is missing, or the file holds something else.
     """
@@ -54,7 +71,7 @@ class InceptionFeatures(Features):
         *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
     )
 
-    def __init__(self, resize: Literal["clean", "torchmetrics"], weights: Read | None) -> None:
+    def __init__(self, resize: Literal["clean", "torchmetrics", "torch_fidelity"], weights: Read | None) -> None:
         super().__init__()
         if find_spec("torch_fidelity") is None:
             raise SettingsError(

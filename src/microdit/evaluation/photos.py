@@ -19,10 +19,10 @@ from torchmetrics.multimodal.clip_score import CLIPScore
 from microdit.build import build
 from microdit.data.sources.captioned import CaptionedImage, EncodedImage, Ignored, Source, Unwanted
 from microdit.data.sources.images import square_images
-from microdit.evaluation.clip import clip_model_and_processor
+from microdit.evaluation.clip import ClipModel, ClipProcessor, clip_model_and_processor
 from microdit.evaluation.discrepancy import discrepancy
 from microdit.evaluation.frechet import Features, Moments, as_bytes, frechet_distance, moments_of
-from microdit.evaluation.metric import Metric
+from microdit.evaluation.metric import Metric, built_part
 from microdit.evaluation.pictures import Pictures, PicturesError
 from microdit.evaluation.reference import of_true_pictures
 from microdit.evaluation.subject import Count, Sampling, Subject
@@ -50,13 +50,13 @@ class PhotoFrechet(Metric):
 
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)
-        build(self.features, Features, "features")
+        built_part(self, "features", Features)
         check_count(self.source, max(self.count, self.reference_count or 0))
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`fid/NAME OF THE FEATURES`: lower is better; distances of different counts or features cannot be compared."""
         # First: what is missing should not be found out after hours of drawing.
-        network: Any = build(self.features, Features, "features").to(subject.device).eval()
+        network: Any = built_part(self, "features", Features).to(subject.device).eval()
         pictures, shown = drawn(subject, self.source, self.count, self.sampling)
         ours = moments_of(features_of(subject, network, pictures))
         d, true = network.num_features, TruePictures(self.source, self.reference_count, shown.shape[-1])
@@ -77,7 +77,7 @@ class PhotoDiscrepancy(PhotoFrechet):
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`cmmd/NAME OF THE FEATURES`: lower is better, 0 for the same distribution, up to sampling."""
-        network: Any = build(self.features, Features, "features").to(subject.device).eval()
+        network: Any = built_part(self, "features", Features).to(subject.device).eval()
         pictures, shown = drawn(subject, self.source, self.count, self.sampling)
         ours = torch.cat(features_of(subject, network, pictures))
         true = TruePictures(self.source, self.reference_count, shown.shape[-1])
@@ -105,12 +105,12 @@ class PhotoClipScore(Metric):
 
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)
-        clip_model_and_processor(self.weights)
+        self.clip()
         check_count(self.source, self.count)
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`clip_score`: higher is better; scores of different CLIP models cannot be compared."""
-        metric = CLIPScore(lambda: clip_model_and_processor(self.weights)).to(subject.device)  # type: ignore[arg-type]
+        metric = CLIPScore(self.clip).to(subject.device)  # type: ignore[arg-type]
         pictures, shown = drawn(subject, self.source, self.count, self.sampling)
 
         prompts = iter(pictures.making.prompts)
@@ -124,6 +124,9 @@ class PhotoClipScore(Metric):
         mean = sum(subject.each(batches, scored, -(-pictures.count // AT_ONCE), "CLIP score")) / pictures.count
         grid = prompt_grid(shown, pictures.making.prompts[: len(shown)])
         return {"clip_score": max(0.0, mean)}, grid
+
+    def clip(self) -> tuple[ClipModel, ClipProcessor]:
+        return clip_model_and_processor(self.weights, f"{self.option}.weights")
 
 
 def check_count(source: Mapping[str, Any], count: int) -> None:

@@ -1,5 +1,6 @@
 """What is evaluated: a trained pipeline whose pictures are drawn when a metric asks for them, and kept."""
 
+import copy
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,6 +109,12 @@ class Subject:
         """The folder of the pictures whose numbers have this suffix, such as FOLDER/raw+guidance_scale_2: a name that
         can be typed after pictures= as it is."""
         return self.folder / "+".join(map(typeable, [*self.label, *self.changed]))
+
+    def apart(self, name: str) -> "Subject":
+        """The same, whose pictures and verdicts are kept in a folder of this name, apart from the others."""
+        other = copy.copy(self)
+        other.folder = self.folder / name
+        return other
 
     def pictures(self, name: str, prompts: Sequence[str], sampling: Mapping[str, Any]) -> Pictures:
         """One picture a prompt, as `sampling` says (arguments of generate, with `seed`): those kept in `name`.tar if

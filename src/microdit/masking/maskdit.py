@@ -57,7 +57,7 @@ class MaskDiT(TokenPath):
         tokens = tokens + network.positions_of(grid, self.positions)
         captions = self.map_captions(conditioning.captions)
         for block in self.decoder:
-            tokens = block(tokens, captions, conditioning.vector)
+            tokens = block(tokens, captions, conditioning.vector, conditioning.present)
         return self.map_out(tokens), None
 
     def extra_loss(

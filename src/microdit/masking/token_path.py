@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from microdit.kinds import SettingsError
@@ -23,13 +23,17 @@ MOST_BLOCKS = 1000  # of one kind in a network
 
 @runtime_checkable
 class Conditioning(Protocol):
-    """What every block sees beside the patches: `vector` shifts, scales and gates, `captions` are attended to."""
+    """What every block sees beside the patches: `vector` shifts, scales and gates, `captions` are attended to, or those
+    of their tokens that are `present` (None: all)."""
 
     @property
     def vector(self) -> Float[Tensor, "n d"]: ...
 
     @property
     def captions(self) -> Float[Tensor, "n l d"]: ...
+
+    @property
+    def present(self) -> Bool[Tensor, "n l"] | None: ...
 
 
 @runtime_checkable
@@ -60,7 +64,7 @@ class NetworkParts(NamedTuple):
 
     `grid` is (rows, columns) of patches at the size of training, `position_table(grid, width)` tells them apart.
     `make_block(width)` makes a dense block as the patch-mixer has them: called with (tokens, captions, conditioning
-    vector). `change_width(from_dim, to_dim)` makes what leads to and from one of another width.
+    vector, caption tokens present). `change_width(from_dim, to_dim)` makes what leads to and from one of another width.
     """
 
     dim: int

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,20 +30,24 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * width, bias=bias)
         self.proj = nn.Linear(width, dim, bias=bias)
 
-    def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
+    def forward(self, x: Float[Tensor, "n t d"], present: Bool[Tensor, "n t"] | None = None) -> Float[Tensor, "n t d"]:
+        """`present`: the tokens that are attended to; None: all of them."""
         sizes = {"head_dim": self.head_dim, "norm_eps": self.norm_eps}
-        return self.proj(self.operations.normalised_attention(self.qkv(x), **sizes))
+        told = {} if present is None else {"present": present}
+        return self.proj(self.operations.normalised_attention(self.qkv(x), **sizes, **told))
 
 
 class ReadCaptions(NamedTuple):
     """What one cross-attention takes from captions: neither patches nor noise are in it, so sampling reads only once.
 
     `keys_and_values` are as `kv_linear` gives them, not normalised yet. `without_caption` is the layer's whole output
-    for samples whose caption is zeros, as guidance has them.
+    for samples whose caption is zeros, as guidance has them. `present`: what of the captions is no padding, where it is
+    not attended to.
     """
 
     keys_and_values: Float[Tensor, "m l d2"]
     without_caption: Float[Tensor, "1 1 d"]
+    present: Bool[Tensor, "m l"] | None = None
 
 
 class CrossAttention(nn.Module):
@@ -59,28 +63,38 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=bias)
 
     def forward(
-        self, x: Float[Tensor, "n t d"], captions: Float[Tensor, "n l d"] | ReadCaptions
+        self,
+        x: Float[Tensor, "n t d"],
+        captions: Float[Tensor, "n l d"] | ReadCaptions,
+        present: Bool[Tensor, "n l"] | None = None,
     ) -> Float[Tensor, "n t d"]:
-        """With captions read before, the samples of `x` beyond their number are those without caption."""
+        """With captions read before, which know what is present, the samples of `x` beyond their number are those
+        without caption."""
         if isinstance(captions, Tensor):
-            return self.attend(x, self.kv_linear(captions))
+            return self.attend(x, self.kv_linear(captions), present)
         if not len(captions.keys_and_values):
             return captions.without_caption.expand_as(x)
-        attended = self.attend(x[: len(captions.keys_and_values)], captions.keys_and_values)
+        attended = self.attend(x[: len(captions.keys_and_values)], captions.keys_and_values, captions.present)
         return torch.cat([attended, captions.without_caption.expand_as(x[len(attended) :])])
 
-    def attend(self, x: Float[Tensor, "n t d"], keys_and_values: Float[Tensor, "n l d2"]) -> Float[Tensor, "n t d"]:
+    def attend(
+        self,
+        x: Float[Tensor, "n t d"],
+        keys_and_values: Float[Tensor, "n l d2"],
+        present: Bool[Tensor, "n l"] | None = None,
+    ) -> Float[Tensor, "n t d"]:
         sizes = {"head_dim": self.head_dim, "norm_eps": self.norm_eps}
-        return self.proj(self.operations.normalised_attention(self.q_linear(x), keys_and_values, **sizes))
+        told = {} if present is None else {"present": present}
+        return self.proj(self.operations.normalised_attention(self.q_linear(x), keys_and_values, **sizes, **told))
 
-    def read(self, captions: Float[Tensor, "m l d"]) -> ReadCaptions:
+    def read(self, captions: Float[Tensor, "m l d"], present: Bool[Tensor, "m l"] | None = None) -> ReadCaptions:
         """Keys and values of all captions but the last, which has to be that of zeros.
 
         Its tokens are all the same vector, so each patch gets that vector's value, however it spreads its attention.
         """
         keys_and_values = self.kv_linear(captions)
         _, value = keys_and_values[-1:, :1].chunk(2, dim=-1)
-        return ReadCaptions(keys_and_values[:-1], self.proj(value))
+        return ReadCaptions(keys_and_values[:-1], self.proj(value), None if present is None else present[:-1])
 
 
 class CaptionBlock(nn.Module):
@@ -93,9 +107,11 @@ class CaptionBlock(nn.Module):
         self.norm2 = WeightedNorm(dim, norm_eps)
         self.mlp = SwiGLU(dim, 4.0, multiple_of, bias)
 
-    def forward(self, captions: Float[Tensor, "n l d"]) -> Float[Tensor, "n l d"]:
+    def forward(
+        self, captions: Float[Tensor, "n l d"], present: Bool[Tensor, "n l"] | None = None
+    ) -> Float[Tensor, "n l d"]:
         sums = captions.to(self.norm1.weight.dtype)  # under autocast they are to be more precise than what is added
-        sums = sums + self.attn(self.norm1(sums))
+        sums = sums + self.attn(self.norm1(sums), present)
         return (sums + self.mlp(self.norm2(sums))).to(captions.dtype)  # cast once, not by every block that reads them
 
 
@@ -143,23 +159,27 @@ class DiTBlock(nn.Module):
         x: Float[Tensor, "n t d"],
         captions: Float[Tensor, "n l d"] | ReadCaptions,
         conditioning: Float[Tensor, "n dc"],
+        present: Bool[Tensor, "n l"] | None = None,
     ) -> Float[Tensor, "n t d"]:
+        """`present`: the caption tokens that are attended to; None: all of them."""
+        given = x, captions, conditioning, present
         if self.keeps_activations or not torch.is_grad_enabled():
-            return self.transform(x, captions, conditioning)
-        return checkpoint(self.transform, x, captions, conditioning, use_reentrant=False, preserve_rng_state=False)
+            return self.transform(*given)
+        return checkpoint(self.transform, *given, use_reentrant=False, preserve_rng_state=False)
 
     def transform(
         self,
         x: Float[Tensor, "n t d"],
         captions: Float[Tensor, "n l d"] | ReadCaptions,
         conditioning: Float[Tensor, "n dc"],
+        present: Bool[Tensor, "n l"] | None,
     ) -> Float[Tensor, "n t d"]:
         modulation = self.adaLN_modulation(conditioning).chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
         # Each sum and the norm of it together: compiled, they are one pass over memory.
         x, normed = self.operations.add_then_modulated_norm(x, None, self.norm1, shift_attn, scale_attn)
         x, normed = self.operations.add_gated_then_norm(x, gate_attn, self.attn(normed), self.norm2)
-        told = self.cross_attn(normed, captions)
+        told = self.cross_attn(normed, captions, present)
         x, normed = self.operations.add_then_modulated_norm(x, told, self.norm3, shift_mlp, scale_mlp)
         return self.operations.add_gated(x, gate_mlp, self.mlp(normed))
 

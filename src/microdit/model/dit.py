@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from microdit.kinds import Limits, Positive, Ratio, Width
@@ -34,12 +34,14 @@ class CaptionMemory(NamedTuple):
     """All that captions tell the network, at any noise level; the last sample is the caption of zeros.
 
     `tokens` and `pooled` are what every caption becomes, `in_mixer` and `in_backbone` what each block has read there.
+    `present`: what of the tokens is no padding, where the network does not attend to that.
     """
 
     tokens: Float[Tensor, "m l d"]
     pooled: Float[Tensor, "m d"]
     in_mixer: Sequence[ReadCaptions]
     in_backbone: Sequence[ReadCaptions]
+    present: Bool[Tensor, "m l"] | None = None
 
     def without_captions(self) -> "CaptionMemory":
         """The same for samples none of which has a caption."""
@@ -47,20 +49,34 @@ class CaptionMemory(NamedTuple):
         def forgotten(blocks: Sequence[ReadCaptions]) -> list[ReadCaptions]:
             return [read._replace(keys_and_values=read.keys_and_values[:0]) for read in blocks]
 
-        return CaptionMemory(self.tokens[-1:], self.pooled[-1:], forgotten(self.in_mixer), forgotten(self.in_backbone))
+        return CaptionMemory(
+            self.tokens[-1:],
+            self.pooled[-1:],
+            forgotten(self.in_mixer),
+            forgotten(self.in_backbone),
+            None if self.present is None else self.present[-1:],
+        )
 
 
 class Conditioning(NamedTuple):
     """What every block sees beside the patches: `vector` shifts, scales and gates, captions are attended to.
 
     `captions` are the tokens at the backbone's width, for token paths with blocks of their own. The network's blocks
-    have an entry each: tokens at their width, or what they have read there.
+    have an entry each: tokens at their width, or what they have read there. `present` are the tokens that are attended
+    to, None: all of them.
     """
 
     vector: Float[Tensor, "n d"]
     captions: Float[Tensor, "n l d"]
     in_mixer: Sequence[Float[Tensor, "n l dm"] | ReadCaptions]
     in_backbone: Sequence[Float[Tensor, "n l d"] | ReadCaptions]
+    present: Bool[Tensor, "n l"] | None = None
+
+
+def caption_tokens_present(captions: Float[Tensor, "n l dc"]) -> Bool[Tensor, "n l"]:
+    """The tokens that are not zeros, which padding is; all tokens of a caption that is nothing but zeros."""
+    present = (captions != 0).any(dim=-1)
+    return present | ~present.any(dim=1, keepdim=True)
 
 
 class DiT(nn.Module):
@@ -95,6 +111,8 @@ class DiT(nn.Module):
             that are near and look alike.
         max_period: of the sine-cosine positions, in units of 2 pi patches; the paper's 10000 leaves most channels all
             but constant over a small grid.
+        masks_padding: caption tokens of zeros, which padding is, are not attended to; otherwise they are tokens as
+            others, as in the paper. A caption of nothing but zeros is none, as guidance needs it, in either case.
         token_path: how tokens travel under masking; Deferred with a patch-mixer and Naive without, if not given.
 
     Raises:
@@ -132,6 +150,7 @@ class DiT(nn.Module):
         initial_std: Annotated[float, Limits(0, 1000)] = 0.02,
         mimetic_init: float = 0.0,
         max_period: Positive = 10000.0,
+        masks_padding: bool = False,
         token_path: TokenPath | None = None,
     ):
         super().__init__()
@@ -151,7 +170,7 @@ class DiT(nn.Module):
                 f"set use_patch_mixer={token_path.uses_patch_mixer}"
             )
         self.patch_size, self.in_channels, self.pos_interp_scale = patch_size, in_channels, pos_interp_scale
-        self.input_size, self.caption_channels = input_size, caption_channels
+        self.input_size, self.caption_channels, self.masks_padding = input_size, caption_channels, masks_padding
         self.trained_grid = (input_size // patch_size, input_size // patch_size)
         patch_values = patch_size * patch_size * in_channels
 
@@ -283,11 +302,18 @@ class DiT(nn.Module):
 
     def embed_captions(
         self, captions: Float[Tensor, "n *one l dc"]
-    ) -> tuple[Float[Tensor, "n l d"], Float[Tensor, "n d"]]:
-        """The caption tokens after their own transformer block, and their mean on its way into the conditioning."""
-        tokens = self.y_emb_preprocess(self.y_embedder(captions.flatten(1, -2).to(product_type(self.mask_token))))
+    ) -> tuple[Float[Tensor, "n l d"], Float[Tensor, "n d"], Bool[Tensor, "n l"] | None]:
+        """The caption tokens after their own transformer block, their mean on its way into the conditioning, and which
+        of them are attended to, None for all."""
+        captions = captions.flatten(1, -2)
+        present = caption_tokens_present(captions) if self.masks_padding else None
+        tokens = self.y_emb_preprocess(self.y_embedder(captions.to(product_type(self.mask_token))), present)
+        if present is None:
+            mean = tokens.mean(dim=1)
+        else:
+            mean = (tokens * present[..., None]).sum(dim=1) / present.sum(dim=1, keepdim=True)
         pooled = self.pooled_y_emb_process
-        return tokens, in_full_precision(pooled, tokens.mean(dim=1), pooled.fc1.weight.dtype)
+        return tokens, in_full_precision(pooled, mean, pooled.fc1.weight.dtype), present
 
     def embed_conditioning(
         self, noise_label: Float[Tensor, " n"], captions: Float[Tensor, "n *one l dc"] | CaptionMemory
@@ -297,10 +323,11 @@ class DiT(nn.Module):
         if isinstance(captions, CaptionMemory):
             which = torch.arange(len(noise), device=noise.device).clamp(max=len(captions.pooled) - 1)
             vector, tokens = noise + captions.pooled[which], captions.tokens[which]
-            return Conditioning(vector, tokens, captions.in_mixer, captions.in_backbone)
-        tokens, pooled = self.embed_captions(captions)
+            present = None if captions.present is None else captions.present[which]
+            return Conditioning(vector, tokens, captions.in_mixer, captions.in_backbone, present)
+        tokens, pooled, present = self.embed_captions(captions)
         in_mixer = [self.patch_mixer_map_y(tokens)] * len(self.patch_mixer)
-        return Conditioning(noise + pooled, tokens, in_mixer, [tokens] * len(self.blocks))
+        return Conditioning(noise + pooled, tokens, in_mixer, [tokens] * len(self.blocks), present)
 
     def read_captions(self, captions: Float[Tensor, "m *one l dc"]) -> CaptionMemory:
         """What `forward` takes in place of captions, read once for the many evaluations of a sampler.
@@ -308,19 +335,19 @@ class DiT(nn.Module):
         Samples beyond the number of captions are then without one, as guidance needs them: the same as zeros for a
         caption, but without a query (`CrossAttention.read`).
         """
-        tokens, pooled = self.embed_captions(torch.cat([captions, torch.zeros_like(captions[:1])]))
+        tokens, pooled, present = self.embed_captions(torch.cat([captions, torch.zeros_like(captions[:1])]))
 
         def read(blocks: nn.ModuleList, tokens: Tensor) -> list[ReadCaptions]:
-            return [cast(DiTBlock, block).cross_attn.read(tokens) for block in blocks]
+            return [cast(DiTBlock, block).cross_attn.read(tokens, present) for block in blocks]
 
         in_mixer = read(self.patch_mixer, self.patch_mixer_map_y(tokens))
-        return CaptionMemory(tokens, pooled, in_mixer, read(self.blocks, tokens))
+        return CaptionMemory(tokens, pooled, in_mixer, read(self.blocks, tokens), present)
 
     def mix_patches(self, tokens: Float[Tensor, "n t d"], conditioning: Conditioning) -> Float[Tensor, "n t dm"]:
         """The patch-mixer, at its own width, over all patches."""
         tokens = self.patch_mixer_map_xin(tokens)
         for block, captions in zip(self.patch_mixer, conditioning.in_mixer, strict=True):
-            tokens = block(tokens, captions, conditioning.vector)
+            tokens = block(tokens, captions, conditioning.vector, conditioning.present)
         return tokens
 
     def leave_mixer(self, tokens: Float[Tensor, "n k dm"]) -> Float[Tensor, "n k d"]:
@@ -332,7 +359,7 @@ class DiT(nn.Module):
     ) -> Float[Tensor, "n k d"]:
         """The expensive part, over whatever tokens it is given: all its blocks, or those from `first` up to `end`."""
         for i, captions in list(enumerate(conditioning.in_backbone))[first:end]:
-            tokens = self.blocks[i](tokens, captions, conditioning.vector)
+            tokens = self.blocks[i](tokens, captions, conditioning.vector, conditioning.present)
         return tokens
 
     def checkpoint_activations(self) -> None:

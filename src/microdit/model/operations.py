@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -33,15 +33,23 @@ def split_heads(x: Float[Tensor, "n t h"], head_dim: int) -> Float[Tensor, "n he
 
 
 def attend(
-    queries: Float[Tensor, "n t h"], keys: Float[Tensor, "n l h"], values: Float[Tensor, "n l h"], head_dim: int
+    queries: Float[Tensor, "n t h"],
+    keys: Float[Tensor, "n l h"],
+    values: Float[Tensor, "n l h"],
+    head_dim: int,
+    present: Bool[Tensor, "n l"] | None = None,
 ) -> Float[Tensor, "n t h"]:
-    """Scaled dot-product attention, head by head."""
+    """Scaled dot-product attention, head by head; to those keys alone that are `present`, at least one a sample."""
     q, k, v = (split_heads(x, head_dim) for x in (queries, keys, values))
+    attended_to = None if present is None else present[:, None, None]
     # torch's fused kernel is up to five times slower than these products in bfloat16 on a CPU (benchmarks/RESULTS.md).
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and k.shape[-2] <= 256:
-        attended = (q * head_dim**-0.5 @ k.mT).softmax(dim=-1) @ v
+        products = q * head_dim**-0.5 @ k.mT
+        if attended_to is not None:
+            products = products.masked_fill(~attended_to, -torch.inf)
+        attended = products.softmax(dim=-1) @ v
     else:
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attended_to)
     return attended.transpose(1, 2).flatten(2)
 
 
@@ -54,10 +62,12 @@ def unpack(*packed: Float[Tensor, "n _ _"]) -> tuple[Tensor, Tensor, Tensor]:
     return packed[0], keys, values
 
 
-def normalised_attention(*packed: Float[Tensor, "n _ _"], head_dim: int, norm_eps: float) -> Float[Tensor, "n t h"]:
-    """Attention whose queries and keys are normalised first; from what `unpack` takes."""
+def normalised_attention(
+    *packed: Float[Tensor, "n _ _"], head_dim: int, norm_eps: float, present: Bool[Tensor, "n l"] | None = None
+) -> Float[Tensor, "n t h"]:
+    """Attention whose queries and keys are normalised first; from what `unpack` takes. `present`: as for `attend`."""
     queries, keys, values = unpack(*packed)
-    return attend(normalise(queries, norm_eps), normalise(keys, norm_eps), values, head_dim)
+    return attend(normalise(queries, norm_eps), normalise(keys, norm_eps), values, head_dim, present)
 
 
 def product_type(x: Tensor) -> torch.dtype:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any
 
@@ -17,13 +18,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from microdit.build import build
 from microdit.cost.flops import FlopCounter, on_meta
+from microdit.cost.memory import FLOAT32, DeviceMemory, part_size, saved_bytes, without_storage
 from microdit.kinds import Limits, SettingsError
 from microdit.masking.patches import KeptPatches
 from microdit.masking.ratio import MaskRatio
 from microdit.model.dit import DiT
+from microdit.model.operations import FORMULAS, use_operations
 from microdit.representation.features import PatchFeatures
 
 PartOfRun = Annotated[float, Limits(0, 1)]
@@ -162,3 +166,47 @@ def alignment_flops_per_image(alignment: Alignment, network: DiT, mask_ratio: fl
         with FlopCounter() as counter:
             layers(seen, torch.empty(1, alignment.channels, *meta.trained_grid)).sum().backward()
     return counter.flops
+
+
+def with_alignment(
+    memory: DeviceMemory,
+    alignment: Alignment | None,
+    network: DiT,
+    *,
+    parts: int,
+    images: int,
+    mask_ratio: float,
+    caption_length: int,
+) -> DeviceMemory:
+    """The memory of training with what an alignment takes beside the network: its layers' weights, which have no moving
+    average, their gradients and moments, and what their backward pass needs, in float32."""
+    if alignment is None:
+        return memory
+    kept = FLOAT32 * sum(part_size(parameter, parts) for parameter in alignment.parameters())
+    activations = alignment_activation_bytes(alignment, network, images, mask_ratio, caption_length)
+    return replace(
+        memory,
+        parameters=memory.parameters + kept,
+        gradients=memory.gradients + kept,
+        optimizer=memory.optimizer + 2 * kept,
+        activations=memory.activations + activations,
+    )
+
+
+def alignment_activation_bytes(
+    alignment: Alignment, network: DiT, images: int, mask_ratio: float, caption_length: int
+) -> int:
+    """What the loss of an alignment keeps for its backward pass, as autograd does on its real layers."""
+    with FakeTensorMode(), torch.device("cpu"):
+        fake, layers = without_storage(network, torch.float32).train(), without_storage(alignment, torch.float32)
+        use_operations(fake, FORMULAS)
+        seen = Seen(fake, alignment.block(len(network.blocks)))
+        kept = fake.token_path.keep(torch.empty(images, math.prod(fake.trained_grid)), mask_ratio, fake.trained_grid)
+        latents = torch.empty(images, fake.in_channels, fake.input_size, fake.input_size)
+        with torch.no_grad():
+            seen(latents, torch.ones(images), torch.empty(images, caption_length, fake.caption_channels), kept)
+        assert seen.tokens is not None
+        seen.tokens.requires_grad_()
+        features = torch.empty(images, alignment.channels, *fake.trained_grid)
+        given = [seen.tokens, features, *layers.parameters(), *layers.buffers()]
+        return saved_bytes(lambda: layers(seen, features), given)

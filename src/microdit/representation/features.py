@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from microdit.encoders.networks import read_network
 from microdit.evaluation.features import DinoFeatures, clean
-from microdit.evaluation.networks import read_network
 from microdit.evaluation.shapes.features import VERSION, shapes_features
 from microdit.kinds import Limits, SettingsError, Weights
 

@@ -1,9 +1,10 @@
 """A run's data: opening it, batches of latents by position with their chance, and a word when it is waited for."""
 
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Event, Thread
 from typing import Annotated, Any, TypedDict
@@ -15,6 +16,7 @@ from microdit.data.prepare.encoding import Encoders
 from microdit.data.prepare.plan import Recipe
 from microdit.data.shards.description import MismatchError
 from microdit.data.stream.batches import GlobalBatches, LatentLoader
+from microdit.data.stream.buckets import BucketStream
 from microdit.data.stream.opening import open_mix
 from microdit.data.stream.stream import LatentStream
 from microdit.distributed.hardware import TrainerSettings, divide_batch
@@ -29,6 +31,7 @@ from microdit.training.settings import ReadingSettings, TrainingSettings, bind
 
 log = logging.getLogger(__name__)
 SHARDS_NAMED = 4
+Latents = LatentStream | BucketStream
 MOST_THREADS = 8
 
 
@@ -105,7 +108,7 @@ class LatentData(L.LightningDataModule):
     `stall_seconds` is reported.
     """
 
-    def __init__(self, train: LatentStream, validation: LatentStream, settings: TrainingSettings, patch_size: int):
+    def __init__(self, train: Latents, validation: Latents, settings: TrainingSettings, patch_size: int):
         super().__init__()
         stage, self.hardware, self.reading = settings.resolution_stage, settings.trainer, settings.reading
         self.global_batch_size = stage.global_batch_size
@@ -141,6 +144,7 @@ class LatentData(L.LightningDataModule):
             self.hardware.validation_batch_size,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
+            starts=self.validation_samples.latents.starts,
         )
         return LatentLoader(self.validation_samples, batches, self.workers)
 
@@ -152,7 +156,7 @@ class SamplesKept(TypedDict):
     fingerprint: str
 
 
-def keep_data(run: Path, streams: Mapping[str, LatentStream], resumed: bool) -> None:
+def keep_data(run: Path, streams: Mapping[str, Latents], resumed: bool) -> None:
     """Keeps in a run's folder which samples it trains and validates on, or where it is resumed compares them.
 
     MismatchError where a source by the same name holds others by now: the run would go on with other pictures, under
@@ -192,18 +196,35 @@ def reading_threads(reading: ReadingSettings, hardware: TrainerSettings) -> int:
     return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // hardware.devices - 1))
 
 
-def validation_batches(samples: int, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
-    """A rank's positions, every `world_size`-th, in as many batches as every other rank has (FSDP needs that).
+def validation_batches(
+    samples: int, batch_size: int, rank: int, world_size: int, starts: Sequence[int] = (0,)
+) -> list[list[int]]:
+    """A rank's positions, every `world_size`-th, in as many batches as every other rank has (FSDP needs that); a batch
+    for itself from each of `starts` on, where pictures of another shape begin.
 
-    Ranks that run out early end with a batch of position 0, which is rank zero's.
+    Ranks that run out early have a batch of one position that is another rank's.
     """
-    positions = range(rank, samples, world_size)
-    batches = [list(positions[i : i + batch_size]) for i in range(0, len(positions), batch_size)]
-    most = -(-len(range(0, samples, world_size)) // batch_size)
-    return batches + [[0]] * (most - len(batches))
+    batches, of_another = [], [0 if rank else 1]
+    for start, end in itertools.pairwise([*starts, samples]):
+        by_rank = [range(start + (one - start) % world_size, end, world_size) for one in range(world_size)]
+        most = -(-max(map(len, by_rank)) // batch_size)
+        mine = by_rank[rank]
+        batches += [list(mine[i : i + batch_size]) or of_another for i in range(0, most * batch_size, batch_size)]
+    return batches
 
 
-def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[LatentStream, LatentStream]:
+def check_patches(stream: Latents, patch_size: int) -> None:
+    """Raises MismatchError where pictures of a shape in the mix cannot be cut into patches."""
+    uneven = [shape[1:] for shape in stream.shares if shape[1] % patch_size or shape[2] % patch_size]
+    if uneven:
+        raise MismatchError(
+            f"latents of {' and '.join(f'{height} x {width}' for height, width in uneven)} in the mix cannot be cut "
+            f"into patches of {patch_size}: prepare the data with aspect_ratio=1 or at a resolution of which an eighth "
+            f"is a multiple of {patch_size} latents, or train with another patch size"
+        )
+
+
+def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[Latents, Latents]:
     """Streams for training and validation; the embedded shapes are made first if the mix has them and they are missing.
 
     Raises DataMissingError naming the command that makes what is missing, MismatchError when the data was encoded at
@@ -226,8 +247,8 @@ def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[La
                 report,
             )
 
-    def opened(sources: list[dict[str, Any]], shuffle: bool) -> LatentStream:
-        return open_mix(
+    def opened(sources: list[dict[str, Any]], shuffle: bool) -> Latents:
+        stream = open_mix(
             sources,
             resolution_px=resolution_px,
             seed=settings.seed,
@@ -243,6 +264,10 @@ def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[La
             pin_memory=settings.trainer.accelerator == "gpu",
             features=features.name if features is not None and shuffle else None,
             feature_channels=features.channels if features is not None else None,
+            batch_size=settings.resolution_stage.global_batch_size,
         )
+        if len(stream.shares) > 1:
+            check_patches(stream, pipeline.dit.patch_size)
+        return stream
 
     return opened(mix.sources, True), opened(mix.validation, False)

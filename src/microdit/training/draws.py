@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from microdit.data.stream.buckets import BucketStream
 from microdit.data.stream.stream import LatentStream
 from microdit.objectives.objective import Draws
 
@@ -56,7 +57,7 @@ class Samples:
 
     def __init__(
         self,
-        latents: LatentStream,
+        latents: LatentStream | BucketStream,
         seed: int,
         stream: int,
         patch_size: int,

@@ -9,6 +9,7 @@ from microdit.cost.memory import DeviceMemory, training_memory
 from microdit.distributed.hardware import TrainerSettings, divisors
 from microdit.kinds import SettingsError
 from microdit.pipeline import LatentDiffusion
+from microdit.representation.alignment import make_alignment, with_alignment
 from microdit.training.settings import TrainingSettings
 
 GIBIBYTE = 2**30
@@ -66,8 +67,9 @@ def memory_held(
     settings: TrainingSettings, pipeline: LatentDiffusion, images: int, micro_batches: int = 1
 ) -> DeviceMemory:
     """What a device holds that computes so many images at once, at the mask ratio of the run that takes most."""
-    hardware, ratio = settings.trainer, settings.mask_ratio
-    return training_memory(
+    hardware = settings.trainer
+    ratio = min(settings.mask_ratio.ratio(0.0), settings.mask_ratio.ratio(1.0))
+    of_network = training_memory(
         pipeline.dit,
         parts=hardware.parts,
         bf16=hardware.halved,
@@ -75,9 +77,18 @@ def memory_held(
         compiled=hardware.accelerator == "gpu" and hardware.compiles,
         images=images,
         micro_batches=micro_batches,
-        mask_ratio=min(ratio.ratio(0.0), ratio.ratio(1.0)),
+        mask_ratio=ratio,
         caption_length=pipeline.text_encoder.length,
         reshard_after_forward=hardware.reshard_after_forward,
+    )
+    return with_alignment(
+        of_network,
+        make_alignment(settings.representation, pipeline.dit),
+        pipeline.dit,
+        parts=hardware.parts,
+        images=images,
+        mask_ratio=ratio,
+        caption_length=pipeline.text_encoder.length,
     )
 
 

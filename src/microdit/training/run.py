@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
 from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,21 @@ from microdit.cost.flops import on_meta
 from microdit.cost.variation import inputs_of, varied_model
 from microdit.distributed.hardware import check_hardware, divide_batch, is_rank_zero, trainer_options
 from microdit.encoders.protocols import Autoencoder
-from microdit.evaluation.metric import measure
+from microdit.evaluation.metric import LOOK, Look, measure
 from microdit.evaluation.sharing import all_ranks
 from microdit.evaluation.subject import Subject
 from microdit.kernels.compile import compile_network
 from microdit.kernels.cpu.host_memory import keep_freed_memory
+from microdit.kernels.gpu.device_memory import let_segments_grow
 from microdit.pipeline import LatentDiffusion, build_pipeline, makes_a_network, write_settings
 from microdit.representation.alignment import alignment_costs, make_alignment
-from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoint_step, size_on_disk
+from microdit.runs.differences import flat
+from microdit.runs.folder import EVALUATION, METRICS_FILE, RESULT_FILE, checkpoint_step, read_config, size_on_disk
 from microdit.runs.metrics import lost_end
 from microdit.runs.record import write_record
 from microdit.training.callbacks.checkpoints import StepCheckpoints
 from microdit.training.callbacks.loggers import MetricsFile, refuse_settings_beside
+from microdit.training.callbacks.looks import Looks
 from microdit.training.callbacks.progress import TrainingProgress
 from microdit.training.callbacks.samples import SampleGrids
 from microdit.training.callbacks.stopping import StopWhenAsked
@@ -65,6 +69,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     check_hardware(hardware)
     if hardware.accelerator == "cpu":
         keep_freed_memory()
+    elif not hardware.graphed:
+        let_segments_grow()
     L.seed_everything(settings.seed, verbose=False)
     network = network_settings(settings)
     pipeline = build_pipeline(network)
@@ -77,7 +83,11 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
         keep_data(run, {"train": train_stream, "validation": validation_stream}, resumed=checkpoint is not None)
     alignment = make_alignment(settings.representation, pipeline.dit)
     beside = alignment_costs(alignment, on_meta(pipeline.dit), settings.mask_ratio, pipeline.text_encoder.length)
-    costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size, beside)
+    shares = train_stream.shares if len(train_stream.shares) > 1 else None
+    if shares is not None and hardware.cuda_graphs is None:  # a graph is of one shape, and recorded anew for another
+        hardware = replace(hardware, cuda_graphs=False)
+        settings = replace(settings, trainer=hardware)
+    costs = step_costs(pipeline, settings.mask_ratio, stage.global_batch_size, beside, shares)
     max_steps = costs.steps(hardware.max_steps, hardware.max_flops)
     optimizer_state = None
     if checkpoint is None and settings.init_from is not None:
@@ -101,6 +111,8 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
             console.print(f"warning: {lost}", highlight=False)
     metrics_file.forget_after(-1 if checkpoint is None else checkpoint_step(checkpoint) - 1)
     validated = metrics_file.steps_with("validation/loss")
+    looks = {name: metric for name, metric in settings.metrics.items() if isinstance(metric, Look)}
+    looked = metrics_file.steps_with(f"{LOOK}/")
     telemetry = Telemetry(costs, hardware, train_stream.source_counts, seconds, metrics_file.newest())
     checkpoints = StepCheckpoints(settings, console)
     cost = total_cost(costs, max_steps, pipeline)
@@ -118,6 +130,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
                 TrainingProgress(console, telemetry),
                 StopWhenAsked(checkpoints, timedelta(minutes=hardware.collective_timeout_minutes)),
                 SampleGrids(run, settings.samples, pipeline),
+                Looks(run, looks, pipeline, telemetry, looked),
                 Validation(data, hardware.validate_every_n_steps, telemetry, validated),
                 checkpoints,
             ],
@@ -166,8 +179,9 @@ def ask_for_what_comes_later(settings: TrainingSettings, pipeline: LatentDiffusi
         try:
             metric.ask(pipeline)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
+            when = "while it trains" if isinstance(metric, Look) else "when training ends"
             raise SettingsError(
-                f"metrics.{name} is measured when training ends, and could not be: {error}. Or without: metrics=none"
+                f"metrics.{name} is measured {when}, and could not be: {error}. Or without: metrics=none"
             ) from error
     if settings.samples.prompts and not settings.metrics:
         try:
@@ -196,6 +210,8 @@ def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
     if is_rank_zero():
         for logger in chosen:
             ask_for_login(logger)
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(told_of(read_config(run)))
     try:
         yield chosen
     finally:
@@ -203,6 +219,16 @@ def loggers(settings: TrainingSettings) -> Iterator[list[Logger]]:
             import wandb
 
             wandb.finish()
+
+
+def told_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What Weights & Biases is told of a run: its settings and choices by dotted names, and the code's commit; not the
+    groups that say where things lie and are sent, and no judge's address."""
+    kept = {group: value for group, value in config.items() if group not in ("logger", "paths", "reading", "resume")}
+    return {
+        **{name: value for name, value in flat(kept) if name.rpartition(".")[2] != "address"},
+        "commit": commit(),
+    }
 
 
 def same_run(logger: Mapping[str, Any], run: Path) -> dict[str, str]:
@@ -296,8 +322,14 @@ def evaluate(pipeline: LatentDiffusion, settings: TrainingSettings, console: Con
 
 
 def commit() -> str:
-    """The commit of the source tree, with a plus where it has changes; "unknown" outside a git checkout."""
-    here = Path(__file__).parent
+    """The commit of the source tree, with a plus where it has changes; where the package is installed without one its
+    version, and "unknown" where nothing tells."""
+    here = Path(__file__).parents[3]
+    if not (here / ".git").exists():  # a repository above it, such as one that a .venv lies in, is another project's
+        try:
+            return version("microdit")
+        except PackageNotFoundError:
+            return "unknown"
     try:
         # No program of a repository's own settings is started, whatever repository this folder may lie in.
         asked = ["git", "-c", "core.fsmonitor=false", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]

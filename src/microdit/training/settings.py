@@ -14,7 +14,7 @@ from microdit.data.prepare.embedded import EmbeddedShapes
 from microdit.data.shards.corruption import OnCorrupt
 from microdit.distributed.hardware import TrainerSettings
 from microdit.encoders.protocols import Autoencoder, TextEncoder
-from microdit.evaluation.metric import Metric
+from microdit.evaluation.metric import Metric, built_metrics
 from microdit.kinds import (
     ArgumentsOf,
     Images,
@@ -25,6 +25,7 @@ from microdit.kinds import (
     SettingsError,
     Share,
     Steps,
+    Weights,
     check_arguments,
     shown,
 )
@@ -219,7 +220,7 @@ class Configuration:
     representation: Group = field(default_factory=dict)
     sampling: Group = field(default_factory=dict)
     variation: Group = field(default_factory=dict)
-    init_from: Read | None = None
+    init_from: Weights | None = None
     init_weights: Literal["ema", "raw"] = "ema"
     init_optimizer: bool = False
     resume: str | None = None
@@ -283,7 +284,6 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
     checked(config["objective"], Objective, "objective", ["sigma_data"])
     make_alignment(config.get("representation", {}), None)
     check_optimizer(config["optimizer"])
-    metrics = {name: build(settings, Metric, f"metrics.{name}") for name, settings in config["metrics"].items()}
     bound["data_mix"] = bound["data_mix"].of_its_kinds()
     plain = ("model", "masking", "moe", "objective", "autoencoder", "text_encoder")
     return TrainingSettings(
@@ -291,7 +291,7 @@ def training_settings(config: Mapping[str, Any], output: Path, choices: dict[str
         optimizer=scaled_rates(config["optimizer"], variation.learning_rate),
         schedule=built["schedule"],
         samples=bind(SampleSettings, config["callbacks"]["samples"], where="callbacks.samples"),
-        metrics=metrics,
+        metrics=built_metrics(config["metrics"]),
         loggers=list(config["logger"].values()),
         seed=config["seed"],
         data_root=Path(config["paths"]["data_root"]),

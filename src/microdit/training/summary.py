@@ -11,6 +11,7 @@ from rich.table import Table
 
 from microdit.build import places_in
 from microdit.distributed.hardware import divide_batch
+from microdit.evaluation.metric import Look
 from microdit.pipeline import objective_of
 from microdit.runs.folder import SAMPLES
 from microdit.training.callbacks.progress import clock
@@ -43,11 +44,20 @@ def show_summary(
             f"{hardware.nodes} x {hardware.devices}, {hardware.strategy}; each computes {division.micro_batches} x "
             f"{division.device_batch_size} images a step"
         )
+    looks = {name: metric for name, metric in settings.metrics.items() if isinstance(metric, Look)}
     if settings.metrics:
-        rows["at the end"] = "; ".join(map(metric_in_words, settings.config["metrics"].items()))
+        measured = settings.config["metrics"].items()
+        rows["at the end"] = "; ".join(
+            name if name in looks else metric_in_words(name, each) for name, each in measured
+        )
+    if looks:
+        rows["while it trains"] = "; ".join(
+            f"every {look.every_n_steps:,} steps {metric_in_words(name, look.metric, 'metric')}"
+            for name, look in looks.items()
+        )
     if settings.init_from is not None:
         rows["starts from"] = f"{settings.init_weights} weights of {settings.init_from}"
-        learned, asked = objective_of(Path(settings.init_from)), settings.objective["_target_"]
+        learned, asked = objective_of(settings.init_from), settings.objective["_target_"]
         if learned != asked:
             names = [name.rsplit(".", 1)[-1] for name in (learned, asked)]
             rows["starts from"] += f", which learned {names[0]} and begins anew with {names[1]}"
@@ -58,11 +68,11 @@ def show_summary(
     console.print(table, highlight=False)
 
 
-def metric_in_words(named: tuple[str, Mapping[str, Any]]) -> str:
+def metric_in_words(name: str, given: Mapping[str, Any], where: str = "") -> str:
     """A metric with how many pictures it counts, and what it reads: that should be there before days of training."""
-    name, given = named
-    counts = [f"{key}={value:,}" for key, value in given.items() if key == "count" or key.endswith("per_prompt")]
-    return ", ".join([name, *counts, *(f"reads {key}={text}" for key, text, _ in places_in(given))])
+    counted = {key: value for key, value in given.items() if value is not None and (key == "count" or "_per_" in key)}
+    counts = [f"{key}={value:,}" for key, value in counted.items()]
+    return ", ".join([name, *counts, *(f"reads {key}={text}" for key, text, _ in places_in(given, where=where))])
 
 
 def show_result(console: Console, record: dict[str, Any], run: Path) -> None:

@@ -52,6 +52,12 @@ def test_each_step_of_cleaning(step: str, before: str, after: str) -> None:
     assert CLEANING[step](before) == after
 
 
+@pytest.mark.parametrize("step", CLEANING)
+@pytest.mark.parametrize("part", ["a.", "a@", "<a", "&a", "@-", "' ", "www", "\n ,"])
+def test_cleaning_takes_one_pass_of_a_long_caption(step: str, part: str) -> None:
+    CLEANING[step](part * 200_000)
+
+
 @pytest.mark.parametrize(
     ("pick", "captions"),
     [("all", ["two", "the longest", "a"]), ("first", ["two"]), ("longest", ["the longest"]), ("shortest", ["a"])],

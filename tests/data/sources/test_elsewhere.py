@@ -48,6 +48,15 @@ def test_a_name_in_several_folders_means_the_one_whose_folder_it_has(tmp_path: P
     assert "names no '1', but one in a" in told(source)["b/1.jpg"]
 
 
+def test_a_picture_in_no_folder_is_not_the_one_of_a_folder_where_the_list_names_both(tmp_path: Path) -> None:
+    pictures = folder_of(tmp_path / "p", "a.jpg", "b.jpg")
+    rows = [{"image": "a.jpg", "caption": "a"}, {"image": "sub/b.jpg", "caption": "b in sub"}]
+    assert captions(FolderSource(pictures, captions=list_of(tmp_path / "t.jsonl", *rows))) == {"a.jpg": ["a"]}
+    below = {"a.jpg": ["of the folder above"], "b.jpg": ["b in sub"]}
+    rows[0] = {"image": "sub/a.jpg", "caption": "of the folder above"}
+    assert captions(FolderSource(pictures, captions=list_of(tmp_path / "u.jsonl", *rows))) == below
+
+
 def test_a_name_without_a_folder_that_several_pictures_have_is_nobodys(tmp_path: Path) -> None:
     pictures = folder_of(tmp_path / "p", "a/1.jpg", "b/1.jpg")
     source = FolderSource(pictures, captions=list_of(tmp_path / "t.jsonl", {"image": "1.jpg", "caption": "whose?"}))

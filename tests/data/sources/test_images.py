@@ -12,7 +12,15 @@ import pytest
 from PIL import Image, ImageCms
 
 from microdit.data.sources import images
-from microdit.data.sources.images import BrokenImageError, FilteredImageError, scans_of, square_images
+from microdit.data.sources.images import (
+    SHAPES,
+    BrokenImageError,
+    FilteredImageError,
+    nearest_shape,
+    scans_of,
+    square_images,
+    square_views,
+)
 
 
 def encoded(image: Image.Image, kind: str = "png", **options: object) -> bytes:
@@ -254,3 +262,45 @@ def test_damaged_files_are_broken_or_whole_and_nothing_else(kind: str) -> None:
 def test_what_is_no_picture_is_broken(data: bytes) -> None:
     with pytest.raises(BrokenImageError):
         square(data)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "ratio", "kept"),
+    [
+        (100, 100, 4.0, (8, 8)),
+        (300, 200, 1.0, (8, 8)),  # squares alone
+        (300, 200, 1.2, (8, 8)),
+        (400, 300, 2.0, (7, 9)),
+        (300, 400, 2.0, (9, 7)),
+        (1920, 1080, 2.0, (6, 10)),
+        (4000, 1000, 2.0, (6, 10)),
+        (4000, 1000, 4.0, (4, 16)),
+    ],
+)
+def test_a_picture_keeps_the_nearest_shape_that_is_not_too_long(
+    width: int, height: int, ratio: float, kept: tuple[int, int]
+) -> None:
+    assert nearest_shape(width, height, ratio) == kept
+
+
+def test_no_shape_is_larger_than_the_square() -> None:
+    assert len({*SHAPES}) == 11
+    assert all(60 <= shape.rows * shape.columns <= 64 for shape in SHAPES)
+    assert SHAPES[1].at(256) == (224, 288)
+
+
+def test_what_is_wide_is_cut_at_its_sides_alone() -> None:
+    picture = encoded(gradient(180, 100))
+    (wide,) = square_views(picture, [16], largest_ratio=2.0)[16]
+    assert wide.shape == (12, 20, 3)
+    (square,) = square_views(picture, [16])[16]
+    left, right = np.asarray(gradient(180, 100))[50, [7, 172], 0].astype(int)  # 10/6 of 100 px, from the middle
+    assert abs(int(wide[6, 0, 0]) - left) < 12
+    assert abs(int(wide[6, -1, 0]) - right) < 12
+    assert wide[..., 0].min() < square[..., 0].min()
+
+
+def test_scans_are_counted_in_one_pass_whatever_fills_the_file() -> None:
+    fill = b"\xff" * 10_000_000
+    assert scans_of(b"\xff\xd8" + fill + b"\x00") == 0
+    assert scans_of(b"\xff\xd8" + fill + b"\xda\x00\x02\xff\xd9") == 1

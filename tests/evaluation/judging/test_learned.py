@@ -118,7 +118,10 @@ def test_pictures_are_drawn_once_for_all_of_these_metrics(scorer, pipeline, tmp_
 def test_what_is_missing_is_told_before_anything_is_drawn(scorer, pipeline, tmp_path):
     asked = metric(tmp_path, {**scorer, "weights": "./nowhere"})
     for use in (lambda: asked.ask(pipeline), lambda: asked.evaluate(Subject(pipeline, tmp_path / "run"))):
-        with pytest.raises(FileNotFoundError, match=r"scorer\.weights=\./nowhere: .*does not exist.*Set scorer"):
+        with pytest.raises(
+            FileNotFoundError,
+            match=r"scorer\.weights=\./nowhere: .*does not exist.*Set metrics\.NAME\.scorer\.weights=FOLDER",
+        ):
             use()
     assert not (tmp_path / "run").exists()
 

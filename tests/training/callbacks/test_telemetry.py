@@ -2,15 +2,16 @@
 
 import pytest
 import torch
+from compositions import plain
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from microdit.cost.peak import matmul_flops_per_second
 from microdit.objectives.edm import EDM
 from microdit.objectives.objective import LossTerms
-from microdit.runs.folder import checkpoints_of
+from microdit.runs.folder import checkpoints_of, write_config
 from microdit.training.callbacks.telemetry import reduced_losses
-from microdit.training.run import train
+from microdit.training.run import commit, train
 
 TOLD = [
     *("train/loss", "train/loss_noise_q2", "train/gradient_norm", "train/learning_rate", "train/skipped_steps"),
@@ -104,9 +105,20 @@ def test_the_peak_is_a_positive_rate_and_draws_nothing():
 def test_weights_and_biases_works_offline_with_pictures(run_settings, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    quiet_train(run_settings("logger=wandb", "trainer.max_steps=3", output=tmp_path / "first"))
+    overrides = ["logger=wandb", "trainer.max_steps=3", "logger.wandb.group=sweep_of_masks"]
+    config = plain("name=first", *overrides)
+    config["metrics"]["dpg"] = {"judge": {"address": "https://somebody:secret@judge.org", "prompts": 7}}
+    (tmp_path / "first").mkdir()
+    write_config(tmp_path / "first", config, {"masking": "deferred"})
+    quiet_train(run_settings(*overrides, output=tmp_path / "first"))
     quiet_train(run_settings("logger=wandb", "trainer.max_steps=3", output=tmp_path / "second"))
     for run in ("first", "second"):  # one each: the first was closed
         (offline,) = (tmp_path / run / "wandb").glob("offline-run-*")
         assert list(offline.glob("*.wandb"))
         assert len(list(offline.glob("files/media/images/*.png"))) == 1
+    (kept,) = (tmp_path / "first" / "wandb").glob("offline-run-*/*.wandb")
+    sent = kept.read_bytes()
+    for told in (b"sweep_of_masks", b"microdit.masking.deferred.Deferred", b"choices.masking", commit().encode()):
+        assert told in sent
+    assert b"secret" not in sent
+    assert b"paths.data_root" not in sent

@@ -20,7 +20,7 @@ SMALLEST_CROP = 0.8  # of the shorter side
 
 TAG = re.compile(r"<[a-zA-Z/!][^<>]{0,500}>")
 PERSON = re.compile(r"<person>", re.IGNORECASE)
-ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\b[\w.+-]+@[\w-]+\.[\w.-]+\b", re.IGNORECASE)
+ADDRESS = re.compile(r"(?:https?://|www\.)\S+|(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+\b", re.IGNORECASE)
 SYMBOL = re.compile(r"#(?=\w)|@(?=\w)")
 
 

@@ -7,12 +7,16 @@ So killing it costs the shards in flight, and any number of jobs may share the w
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from microdit.data.prepare.choices import background_of, views_of, with_chosen_captions
 from microdit.data.prepare.encoding import Encoders, encode_captions, encode_features, encode_images
@@ -21,13 +25,26 @@ from microdit.data.prepare.report import IGNORED, ShardReport, Summary, finish, 
 from microdit.data.shards.index import index_shard, write_part
 from microdit.data.shards.tars import LatentSample, latent_fields, write_tar
 from microdit.data.sources.captioned import CaptionedImage, EncodedImage, Found, Ignored, Source, Unwanted
-from microdit.data.sources.images import BrokenImageError, FilteredImageError, square_views
+from microdit.data.sources.images import EIGHTHS, BrokenImageError, FilteredImageError, square_views
 from microdit.files import claim, folder_within
 from microdit.progress import Report, silent
 
 LARGEST_BATCH = 1 << 28  # bytes of the files of pictures, after which no other is taken; two batches are held at once
 NOT_FINITE = "its latents or its caption's embedding are not finite in half precision"
 Squares = dict[int, np.ndarray]
+
+
+class Work(NamedTuple):
+    """What output shards are made of, the folder they go to, and how."""
+
+    source: Source
+    folder: Path
+    recipe: Recipe
+
+
+MakeShards = Callable[
+    [Work, Sequence[int], Report], int
+]  # makes these output shards; returns how many pictures it read
 
 
 def prepare(
@@ -39,11 +56,12 @@ def prepare(
     progress: Report = silent,
     root: Path | None = None,
     refresh: bool = False,
+    make: MakeShards | None = None,
 ) -> Summary:
     """Write the latent shards of `source` below `split_folder`, ROOT/NAME/SPLIT, or this job's share of them; the job
     that finds all of them there writes the index and the description. Returns what was written, filtered, broken and
     ignored, as far as it is known. `refresh`: make anew what was made from files that have changed since, or are no
-    more.
+    more. `make`: who makes the shards; None: this process, with `encoders`.
 
     SettingsError where a link leads out of ROOT (`root`, if NAME is not that of one folder), ValueError where the
     autoencoder cannot take a resolution, FileNotFoundError where the source is empty, NoRoomError where the disk is
@@ -58,26 +76,38 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     keep_plan(folder, source, encoders, recipe, refresh)
     renew(folder, source, refresh)
-    started, images = time.monotonic(), 0
-    pool = ThreadPoolExecutor(recipe.decode_threads, "decode")
-    try:
-        for done, number in enumerate(mine):
-
-            def report(read: int, done: int = done, number: int = number, before: int = images) -> None:
-                seconds = max(time.monotonic() - started, 1e-9)
-                progress(done, len(mine), f"{before + read} images, {(before + read) / seconds:.0f} images/s")
-
-            report(0)
-            images += prepare_shard(source, number, folder / f"{number:05d}.tar", encoders, recipe, pool, report)
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C too, what has not begun is not waited for
+    started, work = time.monotonic(), Work(source, folder.absolute(), recipe)
+    images = (make or partial(make_here, encoders))(work, mine, progress)
     progress(len(mine), len(mine), f"{images} images")
     return finish(folder, source, encoders, recipe, images, time.monotonic() - started)
+
+
+def make_here(encoders: Encoders, work: Work, numbers: Sequence[int], progress: Report) -> int:
+    """Makes output shards in this process, one after the other; returns how many pictures were read."""
+    started, images = time.monotonic(), 0
+    pool = ThreadPoolExecutor(work.recipe.decode_threads, "decode")
+    try:
+        for done, number in enumerate(numbers):
+
+            def report(read: int, done: int = done, before: int = images) -> None:
+                seconds = max(time.monotonic() - started, 1e-9)
+                progress(done, len(numbers), f"{before + read} images, {(before + read) / seconds:.0f} images/s")
+
+            report(0)
+            images += prepare_shard(work, number, encoders, pool, report)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C too, what has not begun is not waited for
+    return images
 
 
 def check_resolutions(encoders: Encoders, recipe: Recipe) -> None:
     """Raises ValueError where the autoencoder cannot take a resolution."""
     downscale = encoders.autoencoder.downscale
+    if recipe.aspect_ratio > 1 and (uneven := [px for px in recipe.resolutions_px if px % (EIGHTHS * downscale)]):
+        raise ValueError(
+            f"resolutions_px {uneven} must be multiples of {EIGHTHS * downscale} where aspect_ratio is above 1: sides "
+            f"are eighths of them, and the autoencoder {encoders.autoencoder_name} divides these by {downscale}"
+        )
     if uneven := [px for px in recipe.resolutions_px if px % downscale]:
         raise ValueError(
             f"resolutions_px {uneven} must be multiples of {downscale}, by which the autoencoder "
@@ -86,16 +116,12 @@ def check_resolutions(encoders: Encoders, recipe: Recipe) -> None:
 
 
 def prepare_shard(
-    source: Source,
-    number: int,
-    target: Path,
-    encoders: Encoders,
-    recipe: Recipe,
-    pool: ThreadPoolExecutor,
-    report: Callable[[int], None],
+    work: Work, number: int, encoders: Encoders, pool: Executor, report: Callable[[int], None] = lambda read: None
 ) -> int:
     """Make one output shard with its index and report, unless it is there; returns how many pictures were read."""
-    with claim(target) as partial:
+    source, folder, recipe = work
+    target = folder / f"{number:05d}.tar"
+    with claim(target) as partial, chance_of_shard(number, encoders.device):
         if partial is None:
             return 0
         outcome = ShardReport(source.shards()[number], state=source.state(number))
@@ -108,13 +134,22 @@ def prepare_shard(
     return outcome.read
 
 
+@contextmanager
+def chance_of_shard(number: int, device: str) -> Iterator[None]:
+    """While the block runs, torch's generators give what they always give for this shard: an autoencoder may draw from
+    its posterior, and who makes the shard, and after which others, shall not show."""
+    with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
+        torch.manual_seed(number)
+        yield
+
+
 def latent_rows(
     source: Source,
     number: int,
     encoders: Encoders,
     recipe: Recipe,
     outcome: ShardReport,
-    pool: ThreadPoolExecutor,
+    pool: Executor,
     report: Callable[[int], None],
 ) -> Iterator[LatentSample]:
     """The rows of one output shard; what does not become one is entered in `outcome`."""
@@ -152,20 +187,13 @@ def encode_batch(
     """Latent samples of decoded pictures, without those whose encoding is not finite."""
     if not sound:
         return
-    views = range(len(sound[0][2][recipe.resolutions_px[0]]))
-    latents = [
-        {
-            side: encode_images(encoders, np.stack([squares[side][view] for _, _, squares in sound]))
-            for side in recipe.resolutions_px
-        }
-        for view in views
-    ]
+    latents = encode_views(encoders, recipe, [squares for _, _, squares in sound])
     features = encode_features(encoders, [squares[max(squares)][0] for _, _, squares in sound])
     texts = [caption for _, item, _ in sound for caption in item.captions]
     encoded = encode_captions(encoders, texts, recipe.caption_storage)
     for row, (place, item, _) in enumerate(sound):
         captions, ends, cut = zip(*islice(encoded, len(item.captions)), strict=True)
-        mine = [{side: ours[side][row] for side in recipe.resolutions_px} for ours in latents]
+        mine = latents[row]
         arrays = [*(array for ours in mine for array in ours.values()), *captions]
         arrays += [features[row]] if features[row] is not None else []
         if not all(np.isfinite(array).all() for array in arrays):
@@ -177,6 +205,22 @@ def encode_batch(
         # Keys are numbers: a dot or a folder in the source's key would mean something else in a WebDataset.
         key = f"{number:05d}{place:06d}"
         yield LatentSample(key, mine[0], captions, record_of(item, source), mine[1:], features[row])
+
+
+def encode_views(encoders: Encoders, recipe: Recipe, pictures: Sequence[Squares]) -> list[list[Squares]]:
+    """Of each picture the latents of each view, by resolution; pictures of one shape are encoded together."""
+    views, sides = range(len(pictures[0][recipe.resolutions_px[0]])), recipe.resolutions_px
+    latents: list[list[Squares]] = [[{} for _ in views] for _ in pictures]
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row, squares in enumerate(pictures):
+        alike.setdefault(squares[sides[0]].shape, []).append(row)
+    for rows in alike.values():
+        for view in views:
+            for side in sides:
+                encoded = encode_images(encoders, np.stack([pictures[row][side][view] for row in rows]))
+                for row, one in zip(rows, encoded, strict=True):
+                    latents[row][view][side] = one
+    return latents
 
 
 def as_encoded(
@@ -225,33 +269,36 @@ def record_of(item: CaptionedImage | EncodedImage, source: Source) -> dict[str, 
     return record | ({"captions": list(item.captions)} if len(item.captions) > 1 else {})
 
 
+def decode(recipe: Recipe, item: Found) -> Squares | Exception:
+    """The squares of a picture, none of what is encoded already, or why there are none."""
+    if isinstance(item, EncodedImage):
+        return {}
+    if isinstance(item, Unwanted):
+        return FilteredImageError(item.reason)
+    if not isinstance(item, CaptionedImage):
+        return BrokenImageError(item.reason)
+    try:
+        views = views_of(item.key, recipe.crops, recipe.flips)
+        background = background_of(item.key, recipe.transparency)
+        sides, least = recipe.resolutions_px, recipe.smallest_side
+        return square_views(
+            item.image, sides, least, views=views, background=background, largest_ratio=recipe.aspect_ratio
+        )
+    except (BrokenImageError, FilteredImageError) as error:
+        return error
+
+
 def decoded(
-    items: Iterator[Found], recipe: Recipe, pool: ThreadPoolExecutor
+    items: Iterator[Found], recipe: Recipe, pool: Executor
 ) -> Iterator[list[tuple[int, Found, Squares | Exception]]]:
-    """Batches of (place in the shard, item, its squares or why there are none), each decoded while the one before is
-    used; smaller ones where the files are large."""
-
-    def decode(item: Found) -> Squares | Exception:
-        if isinstance(item, EncodedImage):
-            return {}
-        if isinstance(item, Unwanted):
-            return FilteredImageError(item.reason)
-        if not isinstance(item, CaptionedImage):
-            return BrokenImageError(item.reason)
-        try:
-            views = views_of(item.key, recipe.crops, recipe.flips)
-            background = background_of(item.key, recipe.transparency)
-            sides, least = recipe.resolutions_px, recipe.smallest_side
-            return square_views(item.image, sides, least, views=views, background=background)
-        except (BrokenImageError, FilteredImageError) as error:
-            return error
-
+    """Batches of (place in the shard, item, its squares or why there are none), each decoded by `pool` while the one
+    before is used; smaller ones where the files are large."""
     numbered = enumerate(items)
     waiting: list[tuple[int, Found, Future]] = []
     while True:
         coming, room = [], LARGEST_BATCH
         while room > 0 and len(coming) < recipe.batch_size and (found := next(numbered, None)):
-            coming.append((*found, pool.submit(decode, found[1])))
+            coming.append((*found, pool.submit(decode, recipe, found[1])))
             room -= len(found[1].image) if isinstance(found[1], CaptionedImage) else 0
         if waiting:
             yield [(place, item, future.result()) for place, item, future in waiting]

@@ -32,9 +32,14 @@ class WithoutDuplicates(Source):
         self, source: Source, bits: int, folder: Path, pool: Executor, mine: Sequence[int], progress: Report = silent
     ) -> None:
         self.source, self.bits, self.folder = source, bits, folder
-        self.pool, self.mine, self.progress = pool, mine, progress
+        self.pool: Executor | None = pool
+        self.mine, self.progress = mine, progress
         self._originals: list[Int64[np.ndarray, " n"]] | None = None
         self._starts: Int64[np.ndarray, " s"] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        self.originals()  # known before others make the shards
+        return {**self.__dict__, "pool": None, "progress": silent}
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -94,6 +99,7 @@ class WithoutDuplicates(Source):
         with claim(path) as partial:
             if partial is None:
                 return
+            assert self.pool is not None
             items, hashes = self.source.read(number), []
             while batch := list(islice(items, AT_ONCE)):
                 hashes += self.pool.map(hash_of, batch)

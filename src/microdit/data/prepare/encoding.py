@@ -72,7 +72,7 @@ class Encoders:
     features_settings: Mapping[str, object] = field(default_factory=dict)
 
 
-def encode_images(encoders: Encoders, images: UInt8[np.ndarray, "n side side 3"]) -> Float16[np.ndarray, "n c h w"]:
+def encode_images(encoders: Encoders, images: UInt8[np.ndarray, "n h w 3"]) -> Float16[np.ndarray, "n c h2 w2"]:
     """Latents of a batch of 8-bit pictures."""
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(encoders.device)
     with torch.no_grad():

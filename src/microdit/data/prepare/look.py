@@ -1,16 +1,18 @@
 """A sheet of pictures with their captions, as they would be trained on, before anything is encoded."""
 
+import math
 from collections import Counter
 from itertools import islice
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 
 from microdit.data.prepare.choices import background_of, views_of, with_chosen_captions
 from microdit.data.prepare.plan import Recipe
 from microdit.data.sources.captioned import CaptionedImage, Ignored, Source
-from microdit.data.sources.images import BrokenImageError, FilteredImageError, square_views
+from microdit.data.sources.images import MAX_PIXELS, BrokenImageError, FilteredImageError, square_views
 from microdit.grid import prompt_grid
 from microdit.kinds import SettingsError
 
@@ -40,11 +42,12 @@ def sheet_of(source: Source, recipe: Recipe) -> tuple[Image.Image, str]:
             views = views_of(item.key, recipe.crops, recipe.flips)
             view, background = views[len(squares) % len(views)], background_of(item.key, recipe.transparency)
             try:
-                square = square_views(item.image, [side], recipe.smallest_side, views=[view], background=background)
+                ratio = recipe.aspect_ratio
+                square = square_views(item.image, [side], recipe.smallest_side, MAX_PIXELS, [view], background, ratio)
             except (BrokenImageError, FilteredImageError) as error:
                 left_out[str(error)] += 1
                 continue
-            squares.append(square[side][0])
+            squares.append(on_canvas(square[side][0], math.ceil(side * math.sqrt(ratio))))
             more = f" (and {len(item.captions) - 1} more)" if len(item.captions) > 1 else ""
             texts.append(f"{item.captions[0]}{more}")
             taken += 1
@@ -55,3 +58,12 @@ def sheet_of(source: Source, recipe: Recipe) -> tuple[Image.Image, str]:
     told = [f"{len(squares)} samples from {len(chosen)} of {len(names)} input shards"]
     told += [f"  {count} left out: {reason}" for reason, count in left_out.most_common(5)]
     return prompt_grid(pixels, texts), "\n".join(told)
+
+
+def on_canvas(picture: UInt8[np.ndarray, "h w 3"], side_px: int) -> UInt8[np.ndarray, "side side 3"]:
+    """A picture in the middle of a grey square."""
+    canvas = np.full((side_px, side_px, 3), 128, np.uint8)
+    height, width = picture.shape[:2]
+    top, left = (side_px - height) // 2, (side_px - width) // 2
+    canvas[top : top + height, left : left + width] = picture
+    return canvas

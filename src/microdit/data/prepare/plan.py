@@ -31,7 +31,9 @@ class Recipe:
     `caption_storage`: "full" keeps all positions, as the paper does, "trimmed" those up to the end of the text.
     `captions`: which of several are encoded; `clean_captions`: steps of `choices.CLEANING`, in order. `transparency`:
     what transparent places become, a colour or "random". `crops`: squares that are cut from each picture, the first the
-    centre; `flips`: each also mirrored; training takes another one of them in each epoch.
+    centre; `flips`: each also mirrored; training takes another one of them in each epoch. `aspect_ratio`: 1 for
+    squares; above it pictures keep the nearest of some shapes of about the same area, none longer than so many times
+    its other side.
     `batch_size` pictures are decoded by `decode_threads` while the batch before is encoded.
     """
 
@@ -45,6 +47,7 @@ class Recipe:
     transparency: str = "white"
     crops: Annotated[int, Limits(1, 16)] = 1
     flips: bool = False
+    aspect_ratio: Annotated[float, Limits(1, 4)] = 1.0
 
     def __post_init__(self) -> None:
         check_arguments(Recipe, vars(self), "")

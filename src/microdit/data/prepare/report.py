@@ -129,7 +129,7 @@ def grouped(rejects: Iterable[Sequence[str]]) -> list[tuple[str, str, int, list[
     told as the first of them."""
     groups: dict[tuple[str, str], tuple[str, list[str], int]] = {}
     for key, kind, reason in rejects:
-        alike = kind, VARYING.sub("", reason)
+        alike = kind, VARYING.sub("", reason[:LONGEST_REASON])
         first, names, count = groups.get(alike, (reason, [], 0))
         groups[alike] = first, [*names, key] if len(names) < NAMES_NAMED else names, count + 1
     found = [(kind, first, count, names) for (kind, _), (first, names, count) in groups.items()]
@@ -219,6 +219,7 @@ def finish(folder: Path, source: Source, encoders: Encoders, recipe: Recipe, ima
                     text_encoder_settings=dict(encoders.text_encoder_settings),
                     features=None if encoders.features is None else encoders.features.name,
                     features_settings=dict(encoders.features_settings),
+                    aspect_ratio=recipe.aspect_ratio,
                 ),
             )
     return Summary(

@@ -22,6 +22,8 @@ class LatentDescription:
     `autoencoder` and `text_encoder`: their names, with `*_settings` for the record; None for tars from elsewhere.
     `caption_length` x `caption_width`: what a caption is read as. `caption_storage`: "full", or "trimmed" to the end
     of text. `features`: the name of the network whose features are stored beside the latents, None without.
+    `aspect_ratio`: how much longer one side of a picture may be than the other, 1 where all are squares; the shape of
+    each is in the index.
     """
 
     name: str
@@ -43,6 +45,7 @@ class LatentDescription:
     text_encoder_settings: dict[str, object] = field(default_factory=dict)
     features: str | None = None
     features_settings: dict[str, object] = field(default_factory=dict)
+    aspect_ratio: float = 1.0
 
 
 def write_description(folder: Path, description: LatentDescription) -> None:

@@ -94,7 +94,7 @@ class CaptionList:
         self._database: sqlite3.Connection | None = None
         self._problems: list[str] = []  # of rows that tell of no picture
         self._folders: dict[str, set[str]] = {}  # of the pictures, by a name that some in several folders have
-        self._has_folders = False
+        self._folders_are_named = self._some_are_in_none = False
         self._state: str | None = None
 
     @property
@@ -119,8 +119,15 @@ class CaptionList:
         query = "SELECT folder, file, words, problem, unwanted FROM told WHERE stem = ? ORDER BY rowid"
         folder, stem, file = parts_of(picture, self.suffix)
         rows = self.read().execute(query, (stem,)).fetchall()
-        # Where the list has folders, a name without one is not that of a picture in one.
-        fitting = [row for row in rows if fits(folder, row[0]) and (row[0] or not folder or not self._has_folders)]
+        # Where the list has folders, a name without one is not that of a picture in one; where some of its names have
+        # none, it names whole paths, and one with a folder is not that of a picture in none.
+        fitting = [
+            row
+            for row in rows
+            if fits(folder, row[0])
+            and (row[0] or not folder or not self._folders_are_named)
+            and (folder or not row[0] or not self._some_are_in_none)
+        ]
         for exact in ((folder, file), (folder,)):
             if len({row[:2] for row in fitting}) > 1:
                 fitting = [row for row in fitting if row[: len(exact)] == exact] or fitting
@@ -190,7 +197,10 @@ class CaptionList:
             except (TarError, PackedError, ValueError) as error:
                 raise ValueError(f"source.captions={self.path} cannot be read: {error}") from error
             database.execute("CREATE INDEX by_stem ON told (stem)")
-            (self._has_folders,) = database.execute("SELECT EXISTS (SELECT 1 FROM told WHERE folder != '')").fetchone()
+            self._folders_are_named, self._some_are_in_none = (
+                database.execute(f"SELECT EXISTS (SELECT 1 FROM told WHERE folder {sign} '')").fetchone()[0]
+                for sign in ("!=", "=")
+            )
             if not database.execute("SELECT COUNT(*) FROM told").fetchone()[0]:
                 why = f": {self._problems[0]}" if self._problems else ""
                 raise ValueError(f"source.captions={self.path} names no picture{why}")

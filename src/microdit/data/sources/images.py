@@ -1,6 +1,7 @@
 """From the bytes of any picture file to square RGB at the asked sizes."""
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import IO, NamedTuple
@@ -41,7 +42,7 @@ ROWS_IN_PYTHON = "bmp_rle"  # Pillow's decoder of compressed BMP, which a few by
 # How often a JPEG may go over its picture: those of cameras do up to 10 times. Fewer where the picture is large.
 MOST_SCANS, MOST_SCANNED = 100, 20 * MAX_PIXELS
 START, SCAN, END = b"\xff\xd8", b"\xda", b"\xd9"
-MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 
 
 Colour = tuple[int, int, int]
@@ -59,6 +60,32 @@ class View(NamedTuple):
 
 
 CENTRE = View()
+
+
+class Shape(NamedTuple):
+    """Of what is cut from a picture, in eighths of the side of a square of about the same area."""
+
+    rows: int = 8
+    columns: int = 8
+
+    def at(self, side_px: int) -> tuple[int, int]:
+        """Height and width in pixels where a square has this side."""
+        return side_px * self.rows // EIGHTHS, side_px * self.columns // EIGHTHS
+
+
+EIGHTHS = 8
+SQUARE = Shape()
+# Of 60 to 64 eighths by eighths: none is larger than the square, and the smallest lacks 6 % of it.
+SHAPES = [
+    SQUARE,
+    *(shape for wide in ((7, 9), (6, 10), (5, 12), (4, 15), (4, 16)) for shape in (Shape(*wide), Shape(*wide[::-1]))),
+]
+
+
+def nearest_shape(width: int, height: int, largest_ratio: float) -> Shape:
+    """The shape of which most of a picture remains, none longer than `largest_ratio` times its other side."""
+    known = [shape for shape in SHAPES if max(shape) <= largest_ratio * min(shape)]
+    return min(known, key=lambda shape: abs(math.log(width * shape.rows / (height * shape.columns))))
 
 
 class ReadTwice:
@@ -108,25 +135,30 @@ def square_views(
     max_pixels: int = MAX_PIXELS,
     views: Sequence[View] = (CENTRE,),
     background: Colour = WHITE,
-) -> dict[int, UInt8[np.ndarray, "views side side 3"]]:
-    """Squares of a picture, resized with antialiasing to each of `sides_px`.
+    largest_ratio: float = 1.0,
+) -> dict[int, UInt8[np.ndarray, "views h w 3"]]:
+    """Squares of a picture, resized with antialiasing to each of `sides_px`; with a `largest_ratio` above 1 the nearest
+    of SHAPES in place of a square.
 
     The first frame of an animation, turned as its EXIF orientation says, transparency over a colour, any colour mode.
     BrokenImageError, or FilteredImageError where the shorter side has less than `min_side_px`, or all have over
     `max_pixels` or, for some formats, what takes over MOST_BYTES. Memory: the decoder's own, and three bytes a pixel.
     """
     # A JPEG may be decoded at a fraction of its size; twice the target loses nothing that the resize would keep.
-    rgb = rgb_image(data, min_side_px, max_pixels, enough_px=2 * max(sides_px), background=background)
-    return {target: np.stack([square_of(rgb, view, target) for view in views]) for target in sides_px}
+    enough_px = math.ceil(2 * max(sides_px) * math.sqrt(largest_ratio))
+    rgb = rgb_image(data, min_side_px, max_pixels, enough_px, background=background)
+    shape = nearest_shape(*rgb.size, largest_ratio)
+    return {side: np.stack([cut(rgb, view, *shape.at(side)) for view in views]) for side in sides_px}
 
 
-def square_of(rgb: Image.Image, view: View, side_px: int) -> UInt8[np.ndarray, "side side 3"]:
-    """One square of a picture at a size."""
-    side = view.size * min(rgb.size)
-    # Resizing the square equals resizing the whole and cropping, and a 10,000 x 10 strip costs no more.
-    left, top = (rgb.width - side) * view.across, (rgb.height - side) * view.down
-    square = rgb.resize((side_px, side_px), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    return np.asarray(square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.mirrored else square)
+def cut(rgb: Image.Image, view: View, height_px: int, width_px: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A part of a picture at a size."""
+    width = view.size * min(rgb.width, rgb.height * width_px / height_px)
+    height = view.size * min(rgb.height, rgb.width * height_px / width_px)
+    # Resizing the part equals resizing the whole and cropping, and a 10,000 x 10 strip costs no more.
+    left, top = (rgb.width - width) * view.across, (rgb.height - height) * view.down
+    part = rgb.resize((width_px, height_px), Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+    return np.asarray(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.mirrored else part)
 
 
 def rgb_image(

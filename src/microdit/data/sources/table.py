@@ -41,7 +41,7 @@ MOST_UNREADABLE = 100_000  # rows, of a table that has fewer others
 SUFFIXES = (*DELIMITERS, ".jsonl", ".parquet")
 
 # Of a name by a number or a name: nothing else is taken from them, and no number is widened without end.
-NAME_PATTERN = re.compile(r"([^{}]|\{(row(:0?[0-9]{1,2}d?)?|name|stem|crc32|md5|sha1|sha256)\}){1,200}")
+NAME_PATTERN = re.compile(r"([^{}]|\{(row(:0?[1-9][0-9]?d?)?|name|stem|crc32|md5|sha1|sha256)\}){1,200}")
 
 
 class TableSource(Source):

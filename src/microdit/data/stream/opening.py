@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from microdit.data.shards.corruption import OnCorrupt
 from microdit.data.shards.description import DESCRIPTION_NAME, LatentDescription, MismatchError, read_description
@@ -10,6 +11,7 @@ from microdit.data.shards.index import INDEX_NAME, ShardIndex
 from microdit.data.shards.reader import LocalShards, ShardReader
 from microdit.data.shards.remote import FileCache, RemoteShards, is_remote, join
 from microdit.data.shards.tars import FEATURES_FIELD
+from microdit.data.stream.buckets import BucketStream
 from microdit.data.stream.stream import LatentSource, LatentStream
 from microdit.files import LARGEST_SETTINGS, read_described
 
@@ -42,11 +44,13 @@ def open_mix(
     pin_memory: bool = False,
     features: str | None = None,
     feature_channels: int | None = None,
-) -> LatentStream:
+    batch_size: int | None = None,
+) -> LatentStream | BucketStream:
     """The stream of a mix. Each source is {name, folder, weight}: `folder` is ROOT/NAME/SPLIT or the folder of latent
     shards itself, local or a URL; `weight` is a number (a share, in any unit) or "size". `autoencoder`,
     `text_encoder`: their names. `latent_channels`, `caption_shape` (length, width): of the encoders as they are set
     now. `features`: the name of those that each sample has to have, None for none; `feature_channels`: of each place.
+    `batch_size`: of the steps, each of which has pictures of one shape where a source has several; needed there.
 
     DataMissingError, IndexMissingError, MismatchError: each says which command to run.
     """
@@ -79,9 +83,17 @@ def open_mix(
                 f'data_mix source {name}: weight must be "size" or a positive number, got {weight!r} ({share})'
             )
         opened.append(LatentSource(name, reader, description, share))
-    return LatentStream(
-        opened, resolution_px, seed, shuffle, on_corrupt, max_corrupt_share, pin_memory, features is not None
-    )
+    options: dict[str, Any] = {
+        "on_corrupt": on_corrupt,
+        "max_corrupt_share": max_corrupt_share,
+        "pin_memory": pin_memory,
+        "features": features is not None,
+    }
+    if any(source.description.aspect_ratio > 1 for source in opened):
+        if batch_size is None:
+            raise ValueError("the mix has pictures of several shapes: open_mix needs the batch_size of the steps")
+        return BucketStream(opened, resolution_px, seed, batch_size, shuffle, **options)
+    return LatentStream(opened, resolution_px, seed, shuffle, **options)
 
 
 def file_cache(location: str, folder: str | None, gigabytes: float) -> FileCache | None:

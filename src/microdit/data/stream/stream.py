@@ -6,6 +6,7 @@ import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 from typing import NotRequired, TypedDict
 
@@ -40,16 +41,33 @@ class Batch(TypedDict):
 
 @dataclass
 class LatentSource:
-    """One folder of latent shards in a mix, opened. `weight`: its share, in whatever unit the mix uses."""
+    """One folder of latent shards in a mix, opened. `weight`: its share, in whatever unit the mix uses. `rows`: those
+    of its index that are meant, in order; None: all."""
 
     name: str
     reader: ShardReader
     description: LatentDescription
     weight: float
+    rows: Int64[np.ndarray, " n"] | None = None
 
     @property
     def samples(self) -> int:
-        return self.reader.index.rows
+        return self.reader.index.rows if self.rows is None else len(self.rows)
+
+    @cached_property
+    def row_starts(self) -> Int64[np.ndarray, " shards"]:
+        """The number, among the rows that are meant, of the first one of each shard."""
+        index = self.reader.index
+        return index.row_starts if self.rows is None else np.searchsorted(self.rows, index.row_starts)
+
+    @property
+    def shard_rows(self) -> Int64[np.ndarray, " shards"]:
+        """How many rows that are meant each shard has."""
+        return self.reader.index.shard_rows if self.rows is None else np.diff([*self.row_starts, self.samples])
+
+    def row(self, numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Rows of the index by their number among those that are meant."""
+        return numbers if self.rows is None else self.rows[numbers]
 
 
 class LatentStream(Dataset[Batch]):
@@ -58,7 +76,8 @@ class LatentStream(Dataset[Batch]):
     `shuffle`: endless, mixed by weight, each source in an order of its own that is new in every epoch. Without: every
     sample of every source once, in a fixed order, the first caption of each; then the stream has a length.
     `pin_memory`: batches in page-locked memory (only where no worker process makes them; workers leave it to the
-    DataLoader). MismatchError where the sources do not fit together or lack the resolution.
+    DataLoader). `shape`: of the latents, where not all have one. MismatchError where the sources do not fit together or
+    lack the resolution.
     """
 
     def __init__(
@@ -71,13 +90,17 @@ class LatentStream(Dataset[Batch]):
         max_corrupt_share: float = 0.01,
         pin_memory: bool = False,
         features: bool = False,
+        shape: tuple[int, ...] | None = None,
     ) -> None:
         self.sources, self.resolution_px, self.seed, self.shuffle = list(sources), resolution_px, seed, shuffle
         self.names = [source.name for source in sources]
         self.caption_shape = one_shape(
             "caption", {s.name: (s.description.caption_length, s.description.caption_width) for s in sources}
         )
-        self.latent_shape = one_shape("latent", {s.name: latent_shape(s.reader, resolution_px) for s in sources})
+        shapes = {s.name: shape or latent_shape(s.reader, resolution_px) for s in sources}
+        self.latent_shape = one_shape("latent", shapes)
+        self.shares = {self.latent_shape: 1.0}  # of each shape of latents in the stream
+        self.starts = [0]  # where each begins, unshuffled
         # By the names in a batch: field and shape, of latents those of the first square.
         self.fixed = {"latents": (latents_field(resolution_px), self.latent_shape)}
         if features:
@@ -87,7 +110,7 @@ class LatentStream(Dataset[Batch]):
         self.buffers, self._lock, self._process = BatchBuffers(), Lock(), os.getpid()
         self.pin_memory = pin_memory and torch.cuda.is_available()
         self._mix = Interleave([s.weight for s in sources]) if shuffle else EachOnce([s.samples for s in sources])
-        self._orders = [SourceOrder(s.reader.index.shard_rows, seed_of(seed, s.name)) for s in sources]
+        self._orders = [SourceOrder(s.shard_rows, seed_of(seed, s.name)) for s in sources]
 
     def __len__(self) -> int:
         """Samples in all sources together; a shuffled stream goes on for ever."""
@@ -136,13 +159,13 @@ class LatentStream(Dataset[Batch]):
     def _locate(self, source: int, numbers: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The row of each running number of a source, and which of its captions and of its squares it takes this
         time."""
-        reader = self.sources[source].reader
+        reader, chosen = self.sources[source].reader, self.sources[source]
         if not self.shuffle:
-            rows = numbers % reader.index.rows
+            rows = chosen.row(numbers % chosen.samples)
             return rows, np.zeros_like(rows), np.zeros_like(rows)
         with self._own_lock():  # threads share what is remembered of the order
             epochs, shards, within = self._orders[source].locate(numbers)
-        rows = reader.index.row_starts[shards] + within
+        rows = chosen.row(chosen.row_starts[shards] + within)
         times = epochs * reader.index.rows + rows
         latents = re.compile(rf"latents_{self.resolution_px}(_\d+)?\.npy")
         captions = [name for name in reader.index.fields if name.startswith("caption")]

@@ -1,5 +1,6 @@
 """Pictures made elsewhere, in GenEval's layout: FOLDER/00000/metadata.jsonl, FOLDER/00000/samples/0000.png, ..."""
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,11 @@ class FolderSubject(KeptSubject):
     @property
     def kept_in(self) -> Path:
         return self._kept_in
+
+    def apart(self, name: str) -> "FolderSubject":
+        other = copy.copy(self)
+        other._kept_in = self.kept_in / name
+        return other
 
     def pictures(self, name: str, prompts: Sequence[str], sampling: Mapping[str, Any]) -> Pictures:
         raise PicturesError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from microdit.grid import prompt_grid
 from microdit.kinds import Copied, Limits, Weights
 from microdit.pipeline import LatentDiffusion
 
-OPTION = "metrics.geneval"
 SHOWN_PER_TAG, SHOWN_PX, TEXT_PX = 6, 256, 11
 ASKED_FOR, BESIDE = "#e6194b", "#808080"  # the frames of objects of the prompt's classes, and of others
 
@@ -33,6 +32,7 @@ class GenEval(Metric):
     open_clip, a folder or a name on the Hugging Face hub.
     """
 
+    option: ClassVar[str] = "metrics.geneval"
     prompts_file: Copied | None
     prompts_per_tag: Count | None
     pictures_per_prompt: Annotated[int, Limits(1, 1000)]
@@ -74,7 +74,7 @@ class GenEval(Metric):
         return of_each_tag(all_of_them, self.prompts_per_tag)
 
     def judge(self, device: torch.device) -> Judge:
-        return read_judge(self.detector_weights, self.clip_weights, OPTION, device)
+        return read_judge(self.detector_weights, self.clip_weights, self.option, device)
 
 
 def sheet(

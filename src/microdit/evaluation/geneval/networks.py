@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from microdit.build import SettingsError
+from microdit.encoders.networks import read_network
 from microdit.evaluation.clip import clip_model_and_processor
 from microdit.evaluation.geneval.prompts import CLASSES, COLOURS
 from microdit.evaluation.geneval.rules import SUREST, Colours, Detection
-from microdit.evaluation.networks import read_network
 from microdit.evaluation.pictures import fingerprint
 
 PROTOCOL = "geneval 1"  # what was judged by another is judged anew

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,6 @@ from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.kinds import Copied, Limits
 from microdit.pipeline import LatentDiffusion
 
-OPTION = "metrics.dpg"
 WORDS = "{question} Answer with yes or no alone."
 SHOWN, SHOWN_CHARACTERS = 12, 120
 
@@ -29,6 +28,7 @@ class Dpg(Metric):
     """DPG-Bench: `prompts_folder` holds a prompt a file, `questions_file` is the CSV of questions about them; of the
     prompts, the first `prompts` (None: all)."""
 
+    option: ClassVar[str] = "metrics.dpg"
     prompts_folder: Copied
     questions_file: Copied
     prompts: Count | None
@@ -39,7 +39,7 @@ class Dpg(Metric):
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)
         self.asked()
-        check_judge(self.judge, f"{OPTION}.judge")
+        check_judge(self.judge, f"{self.option}.judge")
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`dpg/overall`, 0 to 100: the mean over prompts of the share of questions answered yes, of which none counts
@@ -47,7 +47,7 @@ class Dpg(Metric):
         whatever it depends on, as the authors count. `dpg/pictures`, and `refused` and `unreadable`: answers that are
         in no mean. JudgeError where no answer can be read."""
         asked, folder = self.asked(), subject.kept_in / "dpg"
-        judge = read_judge(self.judge, f"{OPTION}.judge", subject.device)
+        judge = read_judge(self.judge, f"{self.option}.judge", subject.device)
         check_first(folder, judge, subject.ranks)
         pictures = pictures_of(subject, "dpg", [each.text for each in asked], self.sampling, self.pictures_per_prompt)
         of_pictures = asked * self.pictures_per_prompt
@@ -72,7 +72,7 @@ class Dpg(Metric):
         return {f"dpg/{name}": value for name, value in numbers.items()}, shown
 
     def asked(self) -> list[Asked]:
-        return read_dpg(Path(self.prompts_folder), Path(self.questions_file), OPTION)[: self.prompts]
+        return read_dpg(Path(self.prompts_folder), Path(self.questions_file), self.option)[: self.prompts]
 
 
 def questions(of_pictures: Sequence[Asked], pictures: PictureSet) -> Iterator[Question]:

@@ -16,13 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from microdit.build import build
+from microdit.encoders.networks import need_transformers, network_folder, network_in, reading
 from microdit.encoders.weights import weights_folder
 from microdit.evaluation.judging.prompts import Prompt, mean, of_categories, read_prompts
 from microdit.evaluation.judging.questions import Picture
 from microdit.evaluation.judging.sets import name_of, pictures_of, sheet, some
-from microdit.evaluation.metric import Metric
-from microdit.evaluation.networks import need_transformers, network_folder, network_in, reading
+from microdit.evaluation.metric import Metric, built_part
 from microdit.evaluation.sharing import batches_of
 from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.kinds import Copied, SettingsError, Weights
@@ -120,14 +119,14 @@ class LearnedScore(Metric):
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)
         self.prompts()
-        build(self.scorer, Scorer, "scorer")
+        built_part(self, "scorer", Scorer)
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`NAME`, higher is better; `NAME/CATEGORY`; `NAME/pictures`: of how many. Shown are pictures from the lowest
         score to the highest."""
         prompts = self.prompts()
         # First: what is missing should not be found out after hours of drawing.
-        scorer: Any = build(self.scorer, Scorer, "scorer").to(subject.device).eval()
+        scorer: Any = built_part(self, "scorer", Scorer).to(subject.device).eval()
         texts = [prompt.text for prompt in prompts]
         pictures = pictures_of(subject, name_of(self.prompts_file), texts, self.sampling)
         batches = batches_of(len(texts), AT_ONCE)

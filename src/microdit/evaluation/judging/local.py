@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from microdit.encoders.networks import need_transformers, network_folder, network_in, reading
 from microdit.evaluation.judging.questions import Question, Reply
-from microdit.evaluation.networks import need_transformers, network_folder, network_in, reading
 from microdit.evaluation.pictures import fingerprint
 from microdit.kinds import SettingsError
 

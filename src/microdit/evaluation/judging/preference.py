@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 from PIL import Image
 from scipy.stats import binomtest
@@ -24,7 +24,6 @@ from microdit.files import replacing, write_whole
 from microdit.kinds import Copied, Limits, Positive, SettingsError
 from microdit.pipeline import LatentDiffusion
 
-OPTION = "metrics.preference"
 WORDS = (
     'Two pictures were made for the same prompt: "{prompt}". Which of them is better? Consider first how well each '
     "shows all that the prompt says, then how natural and well made it looks. Their order means nothing. Answer with "
@@ -50,6 +49,7 @@ class Preference(Metric):
     `prompts_per_category`, None: all) beside those in the folder `against`: another run's evaluation/, or pictures made
     elsewhere. Each pair is shown in both orders, `votes` times, answers drawn at `temperature`."""
 
+    option: ClassVar[str] = "metrics.preference"
     prompts_file: Copied
     prompts_per_category: Count | None
     against: Copied | None
@@ -61,7 +61,7 @@ class Preference(Metric):
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)
         self.theirs(self.prompts())
-        check_judge(self.judge, f"{OPTION}.judge")
+        check_judge(self.judge, f"{self.option}.judge")
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`preference/wins`, `ties`, `losses`: shares of the prompts that were judged, `wins_low`, `wins_high`,
@@ -73,7 +73,7 @@ class Preference(Metric):
         """
         prompts, folder = self.prompts(), subject.kept_in / "preference"
         theirs = self.theirs(prompts)
-        judge = read_judge(self.judge, f"{OPTION}.judge", subject.device)
+        judge = read_judge(self.judge, f"{self.option}.judge", subject.device)
         check_first(folder, judge, subject.ranks)
         texts = [prompt.text for prompt in prompts]
         ours = pictures_of(subject, name_of(self.prompts_file), texts, self.sampling)
@@ -91,15 +91,15 @@ class Preference(Metric):
         return numbers_of(prompts, verdicts, answers), sheet(list(pairs), told)
 
     def prompts(self) -> list[Prompt]:
-        return read_prompts(Path(self.prompts_file), f"{OPTION}.prompts_file", self.prompts_per_category)
+        return read_prompts(Path(self.prompts_file), f"{self.option}.prompts_file", self.prompts_per_category)
 
     def theirs(self, prompts: Sequence[Prompt]) -> PictureSet:
         if self.against is None:
             raise SettingsError(
-                f"{OPTION}.against=FOLDER is needed: the pictures to compare with, such as ANOTHER_RUN/evaluation"
+                f"{self.option}.against=FOLDER is needed: the pictures to compare with, such as ANOTHER_RUN/evaluation"
             )
         texts, seed = [prompt.text for prompt in prompts], self.sampling["seed"]
-        return pictures_in(Path(self.against), f"{OPTION}.against", name_of(self.prompts_file), texts, seed)
+        return pictures_in(Path(self.against), f"{self.option}.against", name_of(self.prompts_file), texts, seed)
 
 
 def questions(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image
 
@@ -17,7 +18,6 @@ from microdit.evaluation.subject import Count, Sampling, Subject
 from microdit.kinds import Copied
 from microdit.pipeline import LatentDiffusion
 
-OPTION = "metrics.vqa_score"
 WORDS = 'Does this figure show "{prompt}"? Please answer yes or no.'
 SHOWN = 12
 
@@ -27,6 +27,7 @@ class VqaScore(Metric):
     """VQAScore of a picture of each prompt in `prompts_file` (PartiPrompts.tsv, or a prompt a line), of each category
     the first `prompts_per_category` (None: all)."""
 
+    option: ClassVar[str] = "metrics.vqa_score"
     prompts_file: Copied
     prompts_per_category: Count | None
     judge: JudgeSettings
@@ -35,7 +36,7 @@ class VqaScore(Metric):
     def ask(self, pipeline: LatentDiffusion) -> None:
         super().ask(pipeline)
         self.prompts()
-        check_judge(self.judge, f"{OPTION}.judge")
+        check_judge(self.judge, f"{self.option}.judge")
 
     def evaluate(self, subject: Subject) -> tuple[dict[str, float], Image.Image]:
         """`vqa_score`, the mean probability of yes in 0..1, and of each category `vqa_score/CATEGORY`;
@@ -44,7 +45,7 @@ class VqaScore(Metric):
         JudgeError where the judge tells no probabilities, or answers nothing that can be read.
         """
         prompts, folder = self.prompts(), subject.kept_in / "vqa_score"
-        judge = read_judge(self.judge, f"{OPTION}.judge", subject.device)
+        judge = read_judge(self.judge, f"{self.option}.judge", subject.device)
         check_first(folder, judge, subject.ranks)
         texts = [prompt.text for prompt in prompts]
         pictures = pictures_of(subject, name_of(self.prompts_file), texts, self.sampling)
@@ -75,7 +76,7 @@ class VqaScore(Metric):
         return {**numbers, **{f"vqa_score/{name}": float(value) for name, value in counted.items()}}, shown
 
     def prompts(self) -> list[Prompt]:
-        return read_prompts(Path(self.prompts_file), f"{OPTION}.prompts_file", self.prompts_per_category)
+        return read_prompts(Path(self.prompts_file), f"{self.option}.prompts_file", self.prompts_per_category)
 
 
 def questions(prompts: Sequence[str], pictures: PictureSet) -> Iterator[Question]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from microdit.model.operations import (
@@ -195,10 +195,10 @@ def register_layer(name: str, kept: Sequence[int], computed: Sequence[int], numb
 
 
 def fused_normalised_attention(
-    *packed: Float[Tensor, "n _ _"], head_dim: int, norm_eps: float
+    *packed: Float[Tensor, "n _ _"], head_dim: int, norm_eps: float, present: Bool[Tensor, "n l"] | None = None
 ) -> Float[Tensor, "n t h"]:
-    if not can_be_fused(*packed):
-        return normalised_attention(*packed, head_dim=head_dim, norm_eps=norm_eps)
+    if present is not None or not can_be_fused(*packed):  # what is compiled attends to all keys
+        return normalised_attention(*packed, head_dim=head_dim, norm_eps=norm_eps, present=present)
     return torch.ops.microdit.packed_attention([x.contiguous() for x in packed], head_dim, norm_eps)
 
 

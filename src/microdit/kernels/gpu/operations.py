@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -398,17 +398,19 @@ def is_attention_to_few(*packed: Float[Tensor, "n _ _"], head_dim: int) -> bool:
     return packed[0].dtype in HALVES and packed[-1].shape[1] <= FEW_KEYS["KEYS"] and head_dim in (16, 32, 64, 128)
 
 
-def normalised_attention(*packed: Float[Tensor, "n _ _"], head_dim: int, norm_eps: float) -> Float[Tensor, "n t h"]:
+def normalised_attention(
+    *packed: Float[Tensor, "n _ _"], head_dim: int, norm_eps: float, present: Bool[Tensor, "n l"] | None = None
+) -> Float[Tensor, "n t h"]:
     if not all(can_be_launched(x) for x in packed):
-        return formulas.normalised_attention(*packed, head_dim=head_dim, norm_eps=norm_eps)
-    if is_attention_to_few(*packed, head_dim=head_dim):
+        return formulas.normalised_attention(*packed, head_dim=head_dim, norm_eps=norm_eps, present=present)
+    if present is None and is_attention_to_few(*packed, head_dim=head_dim):  # that kernel attends to all keys
         return NormalisedAttentionToFew.apply(head_dim, norm_eps, *packed)
     if len(packed) == 1:
         queries, keys, values = NormaliseFirst.apply(packed[0], 3, 2, norm_eps)
     else:
         (queries,) = NormaliseFirst.apply(packed[0], 1, 1, norm_eps)
         keys, values = NormaliseFirst.apply(packed[1], 2, 1, norm_eps)
-    return attend(queries, keys, values, head_dim)
+    return attend(queries, keys, values, head_dim, present)
 
 
 def modulated_norm(

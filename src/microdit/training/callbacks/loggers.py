@@ -85,8 +85,14 @@ class MetricsFile(Logger):
         }
 
     def steps_with(self, name: str) -> set[int]:
-        """After how many steps a value of this name was logged."""
-        return {int(row["step"]) + 1 for row in self.rows if row.get(name) not in (None, "")}
+        """After how many steps a value of this name was logged, or of any below it, such as "look/"."""
+        below = name if name.endswith("/") else None
+        return {
+            int(row["step"]) + 1
+            for row in self.rows
+            for column, value in row.items()
+            if value not in (None, "") and (column == name or (below and column.startswith(below)))
+        }
 
     @rank_zero_only
     def forget_after(self, step: int) -> None:

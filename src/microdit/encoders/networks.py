@@ -1,4 +1,4 @@
-"""Networks of transformers that judge pictures, read from a folder or from the Hugging Face hub."""
+"""Networks of transformers, which read captions and judge pictures, from a folder or from the Hugging Face hub."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ CONFIG, INDEX = ["config.json"], "model.safetensors.index.json"
 WEIGHTS = ["model.safetensors", INDEX, "pytorch_model.bin"]
 PART = re.compile(r"[\w.-]{1,100}\.safetensors")
 LARGEST_INDEX = 1 << 26  # bytes
+FEW_NAMED = 6  # kinds of models in a message
 
 
 @contextmanager
@@ -78,7 +79,8 @@ def network_folder(
     # Others could be looked up by a name in the file, and be a program from elsewhere.
     of_these = config.get("model_type") in model_types and (backbone is None or inside == backbone)
     if not of_these or config.get("backbone") or config.get("auto_map") or (backbone is None and within):
-        one = next(iter(model_types)) if len(model_types) == 1 else "model that takes pictures and text"
+        few = len(model_types) <= FEW_NAMED
+        one = " or ".join(model_types) if few else "model that takes pictures and text"
         meant = one if backbone is None else f"{one} over {backbone}"
         raise SettingsError(f"{option}={weights}: {folder / CONFIG[0]} is not that of a {meant}")
     return folder
