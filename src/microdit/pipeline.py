@@ -473,6 +473,8 @@ def build_network(
     """
     path = build(token_path, TokenPath, "token_path")
     check_model(model)
+    of_the_run = {name: model[name] for name in OF_THE_RUN if name in model}
+    check_arguments(DiT, of_the_run, "model", kinds_of(DiT).keys() - {*OF_THE_RUN})
     return layerwise_scaled_dit(
         **model,
         in_channels=in_channels,
@@ -488,6 +490,8 @@ def pipeline_settings_of(run: Path) -> dict[str, Any]:
     settings = todays_pipeline(read_json(run / PIPELINE_FILE, PIPELINE_CURE))
     if "sampling" not in settings:  # a run of before: its grids tell how it is drawn
         settings["sampling"] = read_config(run).get("sampling", {})
+    for part in ("objective", "sampling"):
+        check_kind(settings.get(part, {}), Mapping, f"{run / PIPELINE_FILE}: {part}")
     return settings
 
 

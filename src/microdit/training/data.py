@@ -263,6 +263,7 @@ def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[La
             cache_gigabytes=reading.cache_gigabytes,
             pin_memory=settings.trainer.accelerator == "gpu",
             features=features.name if features is not None and shuffle else None,
+            feature_channels=features.channels if features is not None else None,
             batch_size=settings.resolution_stage.global_batch_size,
         )
         if len(stream.shares) > 1:

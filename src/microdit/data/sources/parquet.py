@@ -29,7 +29,7 @@ from microdit.data.sources.captions import (
 )
 from microdit.data.sources.folder import TABLES
 from microdit.data.sources.images import FilteredImageError
-from microdit.data.sources.rows import ALWAYS_ROOM, MOST_TIMES, NO_PARQUET
+from microdit.data.sources.rows import ALWAYS_ROOM, MOST_TIMES, NO_PARQUET, TEXT_BYTES, check_room
 from microdit.files import is_refusal, near_path, size_of_file
 from microdit.kinds import Copied, SettingsError
 
@@ -146,11 +146,14 @@ class ParquetSource(Source):
 
     def read(self, shard: int) -> Iterator[Picture]:
         path, number = self.files()[shard], -1
+        room = max(ALWAYS_ROOM, MOST_TIMES * size_of_file(path))
         try:
             with open_parquet(path) as file:
                 columns = self.columns_of(file.schema_arrow, path)
                 check_unpacked(file.metadata, path)
                 for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+                    room -= batch.nbytes + TEXT_BYTES * batch.num_rows  # what many rows repeat is in the file once
+                    check_room(room)
                     for row in rows_in(batch):
                         number += 1
                         yield self.picture(f"{path.stem}/{number:06d}", row, path)

@@ -43,13 +43,14 @@ def open_mix(
     cache_gigabytes: float = 50.0,
     pin_memory: bool = False,
     features: str | None = None,
+    feature_channels: int | None = None,
     batch_size: int | None = None,
 ) -> LatentStream | BucketStream:
     """The stream of a mix. Each source is {name, folder, weight}: `folder` is ROOT/NAME/SPLIT or the folder of latent
     shards itself, local or a URL; `weight` is a number (a share, in any unit) or "size". `autoencoder`,
     `text_encoder`: their names. `latent_channels`, `caption_shape` (length, width): of the encoders as they are set
-    now. `features`: the name of those that each sample has to have, None for none. `batch_size`: of the steps, each of
-    which has pictures of one shape where a source has several; needed there.
+    now. `features`: the name of those that each sample has to have, None for none; `feature_channels`: of each place.
+    `batch_size`: of the steps, each of which has pictures of one shape where a source has several; needed there.
 
     DataMissingError, IndexMissingError, MismatchError: each says which command to run.
     """
@@ -69,7 +70,7 @@ def open_mix(
         )
         reader, description = open_folder(folder, cache)
         check_names(folder, description, autoencoder, text_encoder)
-        check_features(folder, description, reader, features)
+        check_features(folder, description, reader, features, feature_channels)
         check_sizes(folder, description, latent_channels, caption_shape)
         if not reader.index.rows:
             raise DataMissingError(
@@ -173,12 +174,18 @@ def check_names(folder: str, description: LatentDescription, autoencoder: str, t
         )
 
 
-def check_features(folder: str, description: LatentDescription, reader: ShardReader, features: str | None) -> None:
-    """MismatchError where a folder lacks the features that are asked for; tars from elsewhere do not name theirs."""
+def check_features(
+    folder: str, description: LatentDescription, reader: ShardReader, features: str | None, channels: int | None
+) -> None:
+    """MismatchError where a folder lacks the features that are asked for, or has some of another width; tars from
+    elsewhere do not name theirs."""
     there = FEATURES_FIELD in reader.index.fields
-    if features is None or (there and description.features in (None, features)):
+    shape = reader.index.usual_shape(FEATURES_FIELD) if there else ()
+    fits = len(shape) == 3 and channels in (None, shape[0])
+    if features is None or (fits and description.features in (None, features)):
         return
     holds = f"the features {description.features or 'of a network that is not named'}" if there else "no features"
+    holds += f", of the shape {list(shape)} instead of [{channels}, rows, columns]" if there and not fits else ""
     raise MismatchError(
         f"{folder} holds {holds}, and training aligns with {features}: prepare the data anew with features={features}, "
         "or train with representation=none"
