@@ -9,7 +9,7 @@ from microdit.data.shards.description import DESCRIPTION_NAME, LatentDescription
 from microdit.data.shards.index import INDEX_NAME, ShardIndex
 from microdit.data.shards.reader import LocalShards, ShardReader
 from microdit.data.shards.remote import FileCache, RemoteShards, is_remote, join
-from microdit.data.shards.tars import FEATURES_FIELD
+from microdit.data.shards.tars import FEATURES_FIELD, QUALITY_FIELD
 from microdit.data.stream.stream import LatentSource, LatentStream
 from microdit.files import LARGEST_SETTINGS, read_described
 
@@ -41,11 +41,13 @@ def open_mix(
     cache_gigabytes: float = 50.0,
     pin_memory: bool = False,
     features: str | None = None,
+    quality: bool = False,
 ) -> LatentStream:
     """The stream of a mix. Each source is {name, folder, weight}: `folder` is ROOT/NAME/SPLIT or the folder of latent
     shards itself, local or a URL; `weight` is a number (a share, in any unit) or "size". `autoencoder`,
     `text_encoder`: their names. `latent_channels`, `caption_shape` (length, width): of the encoders as they are set
-    now. `features`: the name of those that each sample has to have, None for none.
+    now. `features`: the name of those that each sample has to have, None for none. `quality`: whether each has to have
+    one.
 
     DataMissingError, IndexMissingError, MismatchError: each says which command to run.
     """
@@ -66,6 +68,12 @@ def open_mix(
         reader, description = open_folder(folder, cache)
         check_names(folder, description, autoencoder, text_encoder)
         check_features(folder, description, reader, features)
+        if quality and QUALITY_FIELD not in reader.index.fields:
+            raise MismatchError(
+                f"{folder} holds no quality of its pictures, and training reads it (model.quality_dropout): prepare "
+                "the data anew from a table or Parquet files with source.quality_column=COLUMN, numbers from 0 to 1, "
+                "or train with model.quality_dropout=null"
+            )
         check_sizes(folder, description, latent_channels, caption_shape)
         if not reader.index.rows:
             raise DataMissingError(
@@ -79,7 +87,7 @@ def open_mix(
             )
         opened.append(LatentSource(name, reader, description, share))
     return LatentStream(
-        opened, resolution_px, seed, shuffle, on_corrupt, max_corrupt_share, pin_memory, features is not None
+        opened, resolution_px, seed, shuffle, on_corrupt, max_corrupt_share, pin_memory, features is not None, quality
     )
 
 
