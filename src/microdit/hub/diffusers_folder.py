@@ -125,6 +125,8 @@ def transformer_config(pipeline: LatentDiffusion) -> dict[str, Any]:
     if settings is None:
         raise ValueError("this pipeline was built without settings; use build_pipeline(), or pass settings=...")
     given: dict[str, Any] = {"in_channels": dit.in_channels, "caption_channels": dit.caption_channels}
+    if dit.quality_dropout is not None:
+        raise SettingsError("the network reads a quality of pictures, which an exported folder has no place for")
     given |= {"masks_padding": True} if dit.masks_padding else {}
     path = {name: value for name, value in settings["token_path"].items() if name != "_target_"}
     return {

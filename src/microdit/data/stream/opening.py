@@ -10,7 +10,7 @@ from microdit.data.shards.description import DESCRIPTION_NAME, LatentDescription
 from microdit.data.shards.index import INDEX_NAME, ShardIndex
 from microdit.data.shards.reader import LocalShards, ShardReader
 from microdit.data.shards.remote import FileCache, RemoteShards, is_remote, join
-from microdit.data.shards.tars import FEATURES_FIELD
+from microdit.data.shards.tars import FEATURES_FIELD, QUALITY_FIELD
 from microdit.data.stream.buckets import BucketStream
 from microdit.data.stream.stream import LatentSource, LatentStream
 from microdit.files import LARGEST_SETTINGS, read_described
@@ -45,12 +45,14 @@ def open_mix(
     features: str | None = None,
     feature_channels: int | None = None,
     batch_size: int | None = None,
+    quality: bool = False,
 ) -> LatentStream | BucketStream:
     """The stream of a mix. Each source is {name, folder, weight}: `folder` is ROOT/NAME/SPLIT or the folder of latent
     shards itself, local or a URL; `weight` is a number (a share, in any unit) or "size". `autoencoder`,
     `text_encoder`: their names. `latent_channels`, `caption_shape` (length, width): of the encoders as they are set
     now. `features`: the name of those that each sample has to have, None for none; `feature_channels`: of each place.
     `batch_size`: of the steps, each of which has pictures of one shape where a source has several; needed there.
+    `quality`: whether each sample has to have one.
 
     DataMissingError, IndexMissingError, MismatchError: each says which command to run.
     """
@@ -71,6 +73,12 @@ def open_mix(
         reader, description = open_folder(folder, cache)
         check_names(folder, description, autoencoder, text_encoder)
         check_features(folder, description, reader, features, feature_channels)
+        if quality and QUALITY_FIELD not in reader.index.fields:
+            raise MismatchError(
+                f"{folder} holds no quality of its pictures, and training reads it (model.quality_dropout): prepare "
+                "the data anew from a table or Parquet files with source.quality_column=COLUMN, numbers from 0 to 1, "
+                "or train with model.quality_dropout=null"
+            )
         check_sizes(folder, description, latent_channels, caption_shape)
         if not reader.index.rows:
             raise DataMissingError(
@@ -88,6 +96,7 @@ def open_mix(
         "max_corrupt_share": max_corrupt_share,
         "pin_memory": pin_memory,
         "features": features is not None,
+        "quality": quality,
     }
     if any(source.description.aspect_ratio > 1 for source in opened):
         if batch_size is None:
