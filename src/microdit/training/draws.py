@@ -79,7 +79,7 @@ class Samples:
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
         """The batch of these positions, already collated."""
-        batch = self.latents.__getitems__(positions)
+        batch: dict[str, Any] = {**self.latents.__getitems__(positions)}
         shape = tuple(batch["latents"].shape)[1:]
         chance = draw_chance(self.seed, self.stream, positions, shape, self.patch_size, self.caption_dropout)
         told = {"draws": chance.draws, "drop_caption": chance.drop_caption}
