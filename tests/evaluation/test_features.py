@@ -46,7 +46,7 @@ def test_the_ways_to_resize_give_other_pictures():
         assert torch.equal(resize(pictures, 64), pictures.float())  # the same size: nothing to do
 
 
-@pytest.mark.parametrize(("height", "width", "side"), [(64, 64, 299), (40, 25, 31), (90, 301, 60), (1, 7, 5)])
+@pytest.mark.parametrize(("height", "width", "side"), [(64, 64, 99), (40, 25, 31), (90, 301, 60), (1, 7, 5)])
 def test_torch_fidelitys_resize_is_that_of_tensorflow_1(height, width, side):
     """As its kernel goes from pixel to pixel."""
     pixels = np.random.default_rng(side).integers(0, 256, (3, height, width), dtype=np.uint8)
@@ -193,12 +193,15 @@ def test_inception_has_torch_fidelitys_features_where_it_resizes_as_that_does(tm
         downloaded.return_value = nn.Module().state_dict()
         with patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
             random = FeatureExtractorInceptionV3("inception", ["2048"])
+    for name, parameter in random.named_parameters():
+        if name.endswith("conv.weight"):
+            nn.init.kaiming_normal_(parameter)  # else next to nothing comes out of so many layers
     torch.save(random.state_dict(), tmp_path / "inception.pth")
     pictures = torch.randint(0, 256, (3, 3, 64, 80), generator=torch.Generator().manual_seed(0)).byte()
     (theirs,) = random(pictures)
     ours = InceptionFeatures("torch_fidelity", str(tmp_path / "inception.pth"))(pictures)
-    assert theirs.std() > 1e-3
-    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert theirs.std() > 0.1
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.std()
 
 
 @pytest.fixture(scope="module")
