@@ -46,7 +46,7 @@ lint: $(INSTALLED)  ## ruff, format check and types
 	$(BIN)/basedpyright
 
 lock: $(INSTALLED)  ## resolve the dependencies anew
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --extra tables --extra demo --extra judges --extra docs --extra fp8 --extra ray --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --extra tables --extra demo --extra judges --extra docs --extra fid --extra fp8 --extra ray --universal --python-version 3.11 \
 		--no-header --upgrade --quiet --output-file requirements.lock
 
 wheel: $(INSTALLED)  ## build dist/: a wheel and a source archive, of the version that git's tags tell

@@ -46,7 +46,8 @@ def pages() -> dict[str, str]:
         found[path.relative_to(ROOT).as_posix()] = f"pretrained/{path.parent.name}.md"
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         found[path.relative_to(ROOT).as_posix()] = f"notebooks/{path.stem}.md"
-    return {**found, "benchmarks/RESULTS.md": "benchmarks.md", "SECURITY.md": "security.md"}
+    beside = {f"{name}.md": f"{name.lower()}.md" for name in ("SECURITY", "CONTRIBUTING", "CHANGELOG")}
+    return {**found, **beside, "benchmarks/RESULTS.md": "benchmarks.md"}
 
 
 def outside_code(text: str, change: Callable[[str], str]) -> str:
@@ -147,7 +148,7 @@ def choices() -> str:
     ]
     text.append("This page is made from the first comment of each file. The default of `train.py` is in bold.\n")
     for group in groups():
-        plus = "+" if group.name in ("experiment", "scale") else ""
+        plus = "+" if group.name in ("experiment", "recipe", "scale") else ""
         text += [f"## {group.name}\n", f"`{plus}{group.name}=`\n", "| choice | when |", "|---|---|"]
         for file in sorted(group.glob("*.yaml")):
             name = f"**`{file.stem}`**" if chosen.get(group.name) == file.stem else f"`{file.stem}`"

@@ -12,7 +12,14 @@ from microdit.encoders.pixel import PixelAutoencoder
 from microdit.encoders.words import WordsTextEncoder
 from microdit.objectives.edm import EDM
 from microdit.objectives.objective import denoise
-from microdit.pipeline import LatentDiffusion, build_network, build_pipeline, start_noise
+from microdit.pipeline import (
+    LatentDiffusion,
+    build_network,
+    build_pipeline,
+    objective_of,
+    sampling_of,
+    start_noise,
+)
 from microdit.sampling.guidance import guided
 from microdit.sampling.samplers import heun, noise_schedule
 
@@ -393,6 +400,23 @@ def test_a_checkpoint_of_another_network_lists_what_does_not_fit(run, pipeline):
         LatentDiffusion.load(run)
     assert "missing blocks.4.adaLN_modulation.1.bias" in str(caught.value)
     assert "more" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "read"),
+    [
+        ("objective", True, objective_of),
+        ("objective", ["x"], LatentDiffusion.load),
+        ("sampling", None, sampling_of),
+        ("model", "lacking", LatentDiffusion.load),
+    ],
+)
+def test_a_part_of_another_kind_is_named_with_its_file(run, pipeline, part, value, read):
+    model = {name: one for name, one in pipeline.settings["model"].items() if name != "pos_interp_scale"}
+    settings = {**pipeline.settings, part: model if value == "lacking" else value}
+    (run / "pipeline.json").write_text(json.dumps(settings))
+    with pytest.raises(SettingsError, match=rf"pipeline\.json: {part} (must be settings|also needs: pos_interp_scale)"):
+        read(run)
 
 
 def test_a_folder_that_holds_no_pipeline_says_what_to_name(tmp_path):

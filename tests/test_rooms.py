@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "pipeline": {"masking", "model", "objectives", "sampling", "encoders", "runs", "checkpoints"},
     "hub": {"masking", "model", "objectives", "sampling", "encoders", "runs", "checkpoints", "pipeline"},
     "cost": {"masking", "model", "kernels", "encoders", "pipeline"},
-    "evaluation": {"objectives", "sampling", "encoders", "data.shapes", "data.sources", "pipeline"},
+    "evaluation": {"objectives", "sampling", "encoders", "data.shapes", "data.sources", "checkpoints", "pipeline"},
     "representation": {"masking", "model", "cost", "encoders", "evaluation"},
     "distributed": {"model", "runs", "checkpoints"},
     "training": {

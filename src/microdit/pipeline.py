@@ -53,6 +53,7 @@ from microdit.sampling.samplers import SAMPLERS, noise_schedule
 from microdit.sampling.settings import (
     AnyGuidanceName,
     GuidanceInterval,
+    Quality,
     SamplerName,
     SamplingSettings,
     SamplingSteps,
@@ -134,6 +135,7 @@ class LatentDiffusion(nn.Module):
         guidance_interval: GuidanceInterval | None = None,
         temperature: Positive | None = None,
         guidance: AnyGuidanceName | None = None,
+        quality: Quality | None = None,
         weaker: LatentDiffusion | None = None,
         precision: Precision | None = None,
         batch_size: int = 64,
@@ -148,7 +150,7 @@ class LatentDiffusion(nn.Module):
         before it. `image_size` is (height, width) in pixels, by default the size
         the network was trained at.
 
-        What is not said of the six settings below is `self.sampling`, which a run's own pictures are drawn by.
+        What is not said of the seven settings below is `self.sampling`, which a run's own pictures are drawn by.
         `sampler`: "heun" makes 2 * num_inference_steps - 1 evaluations of the network (EDM, algorithm 2),
         "dpm_solver_2m" num_inference_steps (DPM-Solver++(2M)); `progress(done, total)` counts them. A guidance_scale
         of 1 is no guidance, and half the work; `guidance_interval` [low, high] guides only at noise levels
@@ -156,7 +158,8 @@ class LatentDiffusion(nn.Module):
         from: below 1 pictures are smoother, more typical and less varied, which suits a network that was trained for
         minutes. `guidance` is away from what: "captions" from the network without a caption; "path_drop" from it
         without its middle as well, which costs less (masking=sprint); "autoguidance" from the `weaker` network, which
-        has the same encoders and reads the same captions (Karras et al. 2024).
+        has the same encoders and reads the same captions (Karras et al. 2024). `quality`: what pictures are to be
+        worth, from 0 to 1, of a network that was trained with it (`model.quality_dropout`).
 
         Weights are float32, and so is the sampler's arithmetic; `precision` is that of the network's products: "fp32",
         "bf16" (autocast), or None for bf16 on a GPU and fp32 elsewhere.
@@ -177,6 +180,7 @@ class LatentDiffusion(nn.Module):
                 "guidance_interval": guidance_interval,
                 "temperature": temperature,
                 "guidance": None if guidance == AUTOGUIDANCE else guidance,
+                "quality": quality,
             }
         )
         if (guidance == AUTOGUIDANCE) != (weaker is not None):
@@ -270,8 +274,8 @@ class LatentDiffusion(nn.Module):
             network.eval()
         try:
             with products():
-                memory = self.dit.read_captions(captions)
-                weak_memory = None if weaker is None else weaker.dit.read_captions(captions)
+                memory = self.dit.read_captions(captions, sampling.quality)
+                weak_memory = None if weaker is None else weaker.dit.read_captions(captions, weaker.sampling.quality)
             scale, interval = sampling.guidance_scale, sampling.interval
             if weaker is None or weak_memory is None:
                 denoiser = guided_denoiser(self.dit, memory, self.objective, scale, interval, sampling.guidance)
@@ -473,6 +477,8 @@ def build_network(
     """
     path = build(token_path, TokenPath, "token_path")
     check_model(model)
+    of_the_run = {name: model[name] for name in OF_THE_RUN if name in model}
+    check_arguments(DiT, of_the_run, "model", kinds_of(DiT).keys() - {*OF_THE_RUN})
     return layerwise_scaled_dit(
         **model,
         in_channels=in_channels,
@@ -488,6 +494,8 @@ def pipeline_settings_of(run: Path) -> dict[str, Any]:
     settings = todays_pipeline(read_json(run / PIPELINE_FILE, PIPELINE_CURE))
     if "sampling" not in settings:  # a run of before: its grids tell how it is drawn
         settings["sampling"] = read_config(run).get("sampling", {})
+    for part in ("objective", "sampling"):
+        check_kind(settings.get(part, {}), Mapping, f"{run / PIPELINE_FILE}: {part}")
     return settings
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from microdit.checkpoints.export import export_weights, learned_objective, read_weights, write_weights
 from microdit.checkpoints.reading import CheckpointError, load_weights, network_weights
 from microdit.checkpoints.released import read_released
+from microdit.files import NoRoomError
 from microdit.kinds import SettingsError
 from microdit.pipeline import objective_of
 
@@ -161,3 +162,17 @@ def test_two_names_of_one_tensor_are_two_tensors_in_the_file(tmp_path):
     assert all(
         torch.equal(value, one) for name, value in read_weights(tmp_path / "a.safetensors").items() if name < "c"
     )
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_what_the_system_refuses_is_told_as_it_says(tmp_path, monkeypatch, number):
+    def refused(*given, **named):
+        raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+
+    monkeypatch.setattr("microdit.checkpoints.export.save_file", refused)
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        write_weights({"a": torch.ones(1)}, tmp_path / "a.safetensors", {})
+    assert isinstance(raised.value, NoRoomError) == (number == errno.ENOSPC)
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError):
+        write_weights({"a": torch.ones(1)}, tmp_path / "nowhere" / "a.safetensors", {})

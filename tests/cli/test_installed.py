@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from importlib.metadata import distributions
@@ -17,8 +18,15 @@ UV = Path(sys.executable).with_name("uv")
 
 
 def uv(*arguments: str) -> None:
+    """Runs uv without a network; build tools are those of the environment that the tests run in."""
+    paths = [sysconfig.get_path("purelib"), os.environ.get("PYTHONPATH")]
     done = subprocess.run(
-        [UV, *arguments, "--offline", "--quiet"], capture_output=True, text=True, timeout=120, check=False
+        [UV, *arguments, "--offline", "--quiet"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -91,3 +99,14 @@ def test_a_run_in_a_foreign_folder_keeps_its_files_there_and_tells_its_version(i
 def test_commands_without_a_configuration_start_too(installed, tmp_path, name):
     assert "usage: microdit-" in run_installed(installed, f"microdit-{name}", "--help", folder=tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_editable_installation_reads_the_files_that_one_edits(tmp_path):
+    uv("venv", "--python", sys.executable, str(tmp_path / "venv"))
+    python = tmp_path / "venv" / "bin" / "python"
+    uv("pip", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT), "--python", str(python))
+    assert {path.name for path in python.parent.glob("microdit-*")} == {f"microdit-{name}" for name in SCRIPTS}
+    program = "from importlib.resources import files; print((files('microdit.conf') / 'config.yaml').resolve())"
+    surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    told = subprocess.run([python, "-c", program], env=surroundings, capture_output=True, text=True, check=True)
+    assert Path(told.stdout.strip()) == ROOT / "conf" / "config.yaml"

@@ -1,5 +1,6 @@
 """The page, through its own HTTP client, and what it shows."""
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -68,6 +69,30 @@ def test_what_a_program_sends_is_told_in_a_sentence_and_not_on_the_operators_con
         blocks.close()
     if told.startswith("request"):
         assert "Traceback" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 5])
+@pytest.mark.parametrize("nested", [False, True])
+def test_no_address_that_a_request_names_is_fetched(subjects, monkeypatch, place, nested):
+    fetched = []
+
+    async def fetch(address: str, *given: object) -> str:
+        fetched.append(address)
+        raise ValueError
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
+    blocks, asked = page(subjects), [PROMPT, 3, "heun", 3, 2.0, 1.0, 0.75]
+    named = {"path": "http://127.0.0.1:9/large", "meta": {"_type": "gradio.FileData"}}
+    asked[place] = [{"a": named}] if nested else named
+    try:
+        _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
+        called = f"{address}gradio_api/call/draw"
+        event = httpx.post(called, json={"data": asked}).json()["event_id"]
+        answer = httpx.get(f"{called}/{event}", timeout=60).text
+    finally:
+        blocks.close()
+    assert fetched == []
+    assert "names no file or address" in answer
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import logging
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from microdit.build import SettingsError
 from microdit.commands.messages import check_device, run_told
@@ -120,3 +122,15 @@ def test_what_nobody_foresaw_and_what_is_logged_shows_control_characters(capsys,
     assert "\\x1b[2J" in said
     assert "KeyError" in said
     assert not {"\x1b", "\u202e", "\r"} & {*said}
+
+
+@pytest.mark.parametrize(
+    "allocate", [lambda: bytearray(1 << 62), lambda: torch.empty(1 << 60), lambda: np.empty(1 << 60, np.uint8)]
+)
+def test_memory_that_ends_is_told_in_a_sentence(allocate, capsys):
+    with pytest.raises(SystemExit):
+        run_told(allocate)
+    told = capsys.readouterr().err
+    assert "memory ended (" in told
+    assert "do less at once" in told
+    assert "Traceback" not in told

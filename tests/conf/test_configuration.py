@@ -80,8 +80,8 @@ def test_every_file_begins_by_saying_when_to_choose_it(path):
 
 
 def test_every_folder_is_a_group_that_an_entry_point_uses():
-    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
-    assert folders - {"hydra"} == {*GROUPS, *PREPARE_GROUPS, *BUNDLES}  # conf/hydra is Hydra's own group
+    folders = {path.parent.name for path in CONF.glob("*/*.yaml")}
+    assert folders == {*GROUPS, *PREPARE_GROUPS, *BUNDLES}
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in GROUPS for n in names(g)])

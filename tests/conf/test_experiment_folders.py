@@ -17,6 +17,7 @@ FOLDERS = sorted(
     path.parent for path in (ROOT / "experiments").glob("*/report.yaml") if "choice/experiment" in path.read_text()
 )
 EXPERIMENTS = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+OF_SCORED_PICTURES = {"quality"}  # which the embedded shapes are not
 BORROWED = {"runs/headline/*-deferred-p75": "deferred_mask_75", "runs/headline/*-naive-p75": "naive_mask_75"}
 """Runs of the headline that other tables take rows from."""
 
@@ -61,7 +62,7 @@ def trained(folder: Path) -> list[tuple[str, list[str]]]:
 
 
 def test_there_are_tables_for_all_experiments():
-    assert {row for folder in FOLDERS for row in table_rows(folder)} == EXPERIMENTS
+    assert {row for folder in FOLDERS for row in table_rows(folder)} == EXPERIMENTS - OF_SCORED_PICTURES
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

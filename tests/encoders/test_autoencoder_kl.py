@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -180,3 +182,9 @@ def test_image_sides_must_divide(folder):
 def test_an_overflow_stops_with_a_sentence(folder):
     with pytest.raises(FloatingPointError, match=r"autoencoder\.dtype=bfloat16"):
         build(folder).decode(torch.full((1, 2, 4, 4), 3e38))
+
+
+def test_nothing_is_said_of_what_diffusers_might_use_and_nothing_here_does() -> None:
+    code = "import microdit.encoders.autoencoder_kl; import diffusers.models.autoencoders.autoencoder_kl"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +106,10 @@ def test_both_metrics_judge_the_same_pictures_drawn_once(photographs, towers, fe
     assert [path.name for path in tmp_path.glob("*.tar")] == ["captions.tar"]
 
 
-@pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="says what to do where torch-fidelity is missing")
-def test_without_torch_fidelity_inception_says_what_to_install_before_drawing(photographs, pipeline, tmp_path):
+def test_without_torch_fidelity_inception_says_what_to_install_before_drawing(
+    photographs, pipeline, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("microdit.evaluation.features.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"pip install 'microdit\[fid\]'"):
         frechet(photographs, INCEPTION).evaluate(Subject(pipeline, tmp_path))
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from small_clip import write_small_clip
 
+from microdit.checkpoints.reading import CheckpointError
 from microdit.evaluation import photos
 from microdit.evaluation.photos import PhotoDiscrepancy, PhotoFrechet, TruePictures
 from microdit.evaluation.subject import Subject
@@ -103,20 +104,31 @@ def smaller(usual):
     return drawn
 
 
-@pytest.mark.parametrize("damage", ["cut off", "of another shape", "not numbers"])
+@pytest.mark.parametrize(
+    "damage", ["cut off", "of another shape", "not numbers", "another bit", "of one picture", "too large", "of 8 bits"]
+)
 def test_what_is_damaged_is_told_with_the_cure(measured, folder, damage):
     import torch
     from safetensors.torch import load_file, save_file
 
     measured()
     (kept,) = Path(f"{folder}.statistics").iterdir()
-    if damage == "cut off":
-        kept.write_bytes(kept.read_bytes()[:-40])
+    content, tensors = bytearray(kept.read_bytes()), load_file(kept)
+    content[-20] ^= 1
+    total, count = tensors["total"], tensors["count"]
+    others = {
+        "of another shape": {"total": total[:-1]},
+        "not numbers": {"total": total * torch.nan},
+        "of one picture": {"count": count - count + 1},
+        "too large": {"total": total + 1e200},
+        "of 8 bits": {"total": total.to(torch.float8_e4m3fn)},
+    }
+    if damage in others:
+        save_file(tensors | others[damage], kept)
     else:
-        tensors = load_file(kept)
-        tensors["total"] = tensors["total"][:-1] if damage == "of another shape" else tensors["total"] * torch.nan
-        save_file(tensors, kept)
-    with pytest.raises(DamagedFileError, match=r"safetensors is damaged .*; remove it, or evaluate with refresh=true"):
+        kept.write_bytes(content if damage == "another bit" else content[:-40])
+    cure = "of two pictures at least" if damage == "of one picture" else "refresh=true"
+    with pytest.raises((DamagedFileError, CheckpointError, ValueError), match=cure):
         measured()
     assert measured(refresh=True)[1] == 1
     assert measured()[1] == 0

@@ -20,6 +20,7 @@ from small_pick_score import write_small_pick_score
 
 from microdit.evaluation.geneval.verdicts import judged
 from microdit.evaluation.judging.judges import SERVER_AT_ONCE
+from microdit.evaluation.pictures import PicturesError
 from microdit.evaluation.sharing import ALONE, OtherRankError, Ranks, batches_of
 from microdit.evaluation.subject import Subject, silent
 from microdit.files import DamagedFileError, read_json, sealed, unsealed
@@ -270,6 +271,22 @@ def test_unfinished_pictures_of_something_else_are_not_gone_on_with(pipeline, tm
     there = Subject(pipeline, tmp_path, batch_size=size).pictures("some", prompts, sampling)
     expected = Subject(pipeline, tmp_path / "new", batch_size=size).pictures("some", prompts, sampling)
     assert torch.equal(there.all(), expected.all())
+
+
+@pytest.mark.parametrize("kind", ["tar", "hash"])
+def test_unfinished_pictures_are_not_gone_on_with_where_a_bit_is_another(pipeline, tmp_path, monkeypatch, kind):
+    prompts = ["a ring", "two rings", "a disc"]
+    monkeypatch.setattr(Subject, "draw", lambda self, tar, making, used: half_drawn(self, tar, making, used))
+    with pytest.raises(KeyboardInterrupt):
+        Subject(pipeline, tmp_path, batch_size=1).pictures("some", prompts, SAMPLING)
+    monkeypatch.undo()
+    first = min(tmp_path.glob(f".some.unfinished/*.{kind}"))
+    content = bytearray(first.read_bytes())
+    content[900 if kind == "tar" else 3] ^= 1
+    for damaged in (content, b""):
+        first.write_bytes(damaged)
+        with pytest.raises(PicturesError, match=r"not as it was written.*evaluate again"):
+            Subject(pipeline, tmp_path, batch_size=1).pictures("some", prompts, SAMPLING)
 
 
 def half_drawn(subject: Subject, tar: Path, making, sampling) -> None:

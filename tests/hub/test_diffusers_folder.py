@@ -3,8 +3,10 @@
 import copy
 import json
 import os
+import runpy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,29 @@ def test_the_command_writes_files_and_folders_by_the_name_of_their_format(run):
         read_weights(run / "released").keys()
         == network_weights(run / "checkpoints" / "step_0000012.ckpt", "ema").keys()
     )
+
+
+def test_two_exports_at_once_write_one_whole_folder(run):
+    with ThreadPoolExecutor(2) as at_once:
+        failures = [each.exception() for each in [at_once.submit(export_diffusers, run) for _ in range(2)]]
+    (refused,) = filter(None, failures)
+    assert "is there already" in str(refused)
+    assert (run / "diffusers_ema_step_0000012" / "transformer" / WEIGHTS).is_file()
+    assert (run / "diffusers_ema_step_0000012" / "README.md").is_file()
+
+
+def test_what_a_run_reads_elsewhere_is_named_before_it_is_put_into_the_folder(
+    pipeline_settings, tmp_path, monkeypatch, capsys
+):
+    clip = {"_target_": "microdit.encoders.open_clip_text.OpenClipTextEncoder", "channels": 32}
+    clip["weights"] = str(write_small_clip(tmp_path))
+    build_pipeline({**pipeline_settings, "text_encoder": clip}).save(tmp_path / "saved")
+    command = ["export.py", str(tmp_path / "saved"), "--format", "diffusers"]
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(str(Path(__file__).parents[2] / "export.py"), run_name="__main__")
+    told, wrote = capsys.readouterr().out.splitlines()
+    assert told == f"as {tmp_path}/saved/pipeline.json says: text_encoder.weights={clip['weights']}"
+    assert wrote == f"wrote {tmp_path}/saved/diffusers"
 
 
 def test_a_folder_that_is_there_stays_as_it_is(run):

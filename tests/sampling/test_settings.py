@@ -34,6 +34,7 @@ def test_what_was_written_is_read_back():
         "guidance_scale": ["high", math.nan, math.inf, [3.0], True],
         "guidance_interval": [[1.0], [2.0, 1.0], [-1, 3], "some", 3.0, ["0", "1"], [math.nan, 1.0], {"low": 1}],
         "guidance": ["autoguidance", "none", 3.0],
+        "quality": [1.5, -0.1, math.nan, "good", True],
         "temperature": [0, -0.5, math.nan, math.inf, "warm", [1.0]],
     }.items(),
 )

@@ -1,6 +1,7 @@
 """The paper's six sets: from files as they are downloaded to training, with encoders of the real classes, small and of
 random weights, and the mixes of conf/ word by word."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ import torch
 from compositions import plain
 from diffusers import AutoencoderKL
 from made_sets import COUNT, SETS
+from PIL import Image
 from rich.console import Console
 from run_fixtures import SMALL
 from small_clip import write_small_clip
 
+from microdit.commands.compose import bundles_in_order
+from microdit.commands.generate import generate_grid
 from microdit.commands.prepare import run_preparation
 from microdit.training.run import train
 from microdit.training.settings import training_settings
@@ -61,16 +65,23 @@ def two_steps(prepared: Path, encoders: list[str], output: Path, *overrides: str
     short = ["trainer.validate_every_n_steps=2", "trainer.checkpoint_every_n_steps=2"]
     usual = [one for one in SMALL if not one.startswith(("data_mix.", "resolution_stage.resolution_px", "callbacks."))]
     drawn = ["callbacks=photo_prompts", "callbacks.samples.prompts=[a boat]", "callbacks.samples.every_n_steps=2"]
-    settings = plain(*usual, *overrides, *encoders, *places, *short, *drawn)
+    settings = plain(*bundles_in_order([*usual, *overrides, *encoders, *places, *short, *drawn]))
     return train(training_settings(settings, output, ENCODERS), Console(quiet=True))["train/loss"]
 
 
 @pytest.mark.parametrize("name", PAPER.values())
-def test_each_set_trains(prepared: Path, encoders: list[str], tmp_path: Path, name: str) -> None:
+def test_each_set_trains_and_its_run_draws(prepared: Path, encoders: list[str], tmp_path: Path, name: str) -> None:
     split = "validation" if name == "coco" else "train"
     source = f"{{name: {name}, folder: {prepared / name / split}}}"
     mix = ["data_mix=my_pictures", f"data_mix.sources=[{source}]", f"data_mix.validation=[{source}]"]
-    assert two_steps(prepared, encoders, tmp_path, *mix) > 0
+    assert two_steps(prepared, encoders, tmp_path, "+scale=tiny", "trainer=cpu", *mix) > 0
+    given = dict.fromkeys(inspect.signature(generate_grid).parameters) | plain(config="generate")
+    told = {"checkpoint": str(tmp_path), "prompts": ["a boat"], "output": str(tmp_path / "boat.png")}
+    drawn = generate_grid(
+        **{key: value for key, value in (given | told | {"image_size": [32, 48]}).items() if key != "trust"}
+    )
+    with Image.open(drawn) as sheet:
+        assert sheet.width > sheet.height  # one picture of 48 x 32, with its prompt
 
 
 @pytest.mark.parametrize("mix", ["real_22m", "real_synthetic_37m"])

@@ -1,10 +1,18 @@
 """Runs with representation alignment: exactly another's at weight 0, resumed to the bit, the same divided."""
 
+import io
+import math
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from microdit.checkpoints.reading import latest_checkpoint, network_weights, read_checkpoint
+from microdit.data.prepare.foreign import index_foreign
 from microdit.data.shards.description import MismatchError
 from microdit.pipeline import LatentDiffusion
 from microdit.runs.folder import checkpoints_of
@@ -89,3 +97,29 @@ def test_data_without_features_is_refused_with_the_way_out(run_settings, tmp_pat
         MismatchError, match=r"holds no features, and training aligns with shapes_v1: .*features=shapes"
     ):
         run(run_settings(*REPA, sources, "data_mix.kinds=null", output=tmp_path / "run"))
+    # One number in place of eighty would be compared with each of them, without a word.
+    for shape in ((1, 8, 8), (3, 8, 8), (80,), (8, 8)):
+        folder = with_features(plain, tmp_path / f"of_{'_'.join(map(str, shape))}", shape)
+        sources = f"data_mix.sources=[{{name: x, folder: {folder}}}]"
+        instead = re.escape(f"holds the features of a network that is not named, of the shape {list(shape)} instead of")
+        with pytest.raises(MismatchError, match=instead + r" \[80, rows, columns\], .*features=shapes"):
+            run(run_settings(*REPA, sources, "data_mix.kinds=null", output=tmp_path / "run"))
+
+
+def with_features(plain: Path, folder: Path, shape: tuple[int, ...]) -> Path:
+    """A folder of latents as it comes from elsewhere, with features of this shape."""
+    folder.mkdir()
+    header = np.lib.format.header_data_from_array_1_0(np.zeros(shape, np.float16))
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, header)
+    content.write(bytes(2 * math.prod(shape)))
+    for tar in plain.glob("*.tar"):
+        with tarfile.open(tar) as old, tarfile.open(folder / tar.name, "w") as new:
+            for member in old:
+                new.addfile(member, old.extractfile(member))
+                if member.name.endswith(".caption.npy"):
+                    more = tarfile.TarInfo(member.name.replace("caption", "features"))
+                    more.size = len(content.getvalue())
+                    new.addfile(more, io.BytesIO(content.getvalue()))
+    index_foreign(folder)
+    return folder

@@ -86,6 +86,16 @@ def test_flops_are_the_mean_of_the_shapes_in_the_mix(
     assert len({*each.values()}) > 1
 
 
+@pytest.mark.parametrize("masking", ["none", "naive", "deferred", "maskdit", "tread", "sprint"])
+def test_every_masking_trains_on_every_shape(data_root: Path, masking: str) -> None:
+    squares = ["masking.square_size=null"] if masking == "sprint" else []
+    ratio = 0.0 if masking == "none" else 0.5
+    chosen = [f"masking={masking}", "model.depth=4", *squares, *(["mask_ratio=none"] if masking == "none" else [])]
+    network = build_pipeline(network_settings(settings(data_root, Path("run"), *chosen))).dit
+    costs = [training_flops_per_image(network, ratio, 6, {shape: 1.0}) for shape in ((14, 18), (18, 14), (12, 20))]
+    assert costs[0] == costs[1] > costs[2] > 0
+
+
 def test_pictures_of_a_shape_have_to_be_whole_patches(data_root: Path, tmp_path: Path) -> None:
     config = settings(data_root, tmp_path, "variation.patch_size=4")
     with pytest.raises(

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from microdit.runs.older import todays_pipeline
 WEIGHTS_FILE = "weights.safetensors"  # of a saved folder, beside its pipeline.json
 LONGEST_LIST = 1 << 23  # bytes of a file's header; a tensor takes 100, and costs as much as ten thousand numbers
 CHECKSUM = "sha256"  # in the file's metadata: of all that counts, by `checksum_of`
+OF_THE_SYSTEM = re.compile(r"\(os error (\d{1,4})\)")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OURS = {"step", "weights"}  # what `export_weights` says beside it
 OBJECTIVE = "objective"  # and this, as JSON: what the network learned, where the run says
@@ -73,15 +75,24 @@ def write_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str
     partial.unlink(missing_ok=True)
     try:
         with room_for(path):
-            save_file(state, partial, metadata={**metadata, CHECKSUM: checksum_of(state, metadata)})
+            try:
+                save_file(state, partial, metadata={**metadata, CHECKSUM: checksum_of(state, metadata)})
+            except SafetensorError as error:
+                raise as_the_system_says(error, path) from error
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file. Raises CheckpointError where it is damaged: by the checksum that
-    `write_weights` leaves; files of others have none."""
+def as_the_system_says(error: SafetensorError, path: Path) -> Exception:
+    """The OSError that safetensors has put into a text of its own; any other error of its as it is."""
+    found = OF_THE_SYSTEM.search(str(error))
+    return error if found is None else OSError(int(found[1]), os.strerror(int(found[1])), str(path))
+
+
+def read_weights(path: Path, cure: str = "download it again, or export it anew") -> dict[str, Tensor]:
+    """The tensors in a safetensors file. Raises CheckpointError, which ends with `cure`, where it is damaged: by the
+    checksum that `write_weights` leaves; files of others have none."""
     size_of_file(path)
     with path.open("rb") as file:  # first, because safetensors tells of any refusal that there is no such file
         length = int.from_bytes(file.read(8), "little")
@@ -92,15 +103,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); download it again, or export it anew") from error
+        raise CheckpointError(f"{path} cannot be read ({error}); {cure}") from error
     except (RuntimeError, MemoryError) as error:
         raise (refusal_in(error) or error) from None
     told = metadata.get(CHECKSUM)
     lost = told is None and (metadata.keys() >= OURS or any(is_checksum(*said) for said in metadata.items()))
     if lost or (told is not None and told != checksum_of(state, metadata)):
-        raise CheckpointError(
-            f"{path} is damaged: it does not hold what was written; download it again, or export it anew"
-        )
+        raise CheckpointError(f"{path} is damaged: it does not hold what was written; {cure}")
     return state
 
 

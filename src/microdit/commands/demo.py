@@ -1,6 +1,7 @@
 """What `demo.py` does: a page on which pictures grow from a prompt, and on which one sees what masking keeps."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -22,6 +23,7 @@ from microdit.sampling.settings import SamplerName
 LONGEST_PROMPT = 1_000  # characters; encoders read a few dozen words
 LARGEST_SEED = 2**53  # that a browser tells from the next
 LARGEST_UPLOAD = 1_000  # bytes: the page asks for no file, and its server takes any that is sent
+KEPT_S = (600, 600)  # pictures that were drawn for visitors: how often it is looked, and for how long one stays
 SHOWN_PX = 384
 DROPPED = 0.25  # of a patch's brightness that is left where the backbone does not see it
 EXAMPLES = [
@@ -118,7 +120,11 @@ def page(subjects: Sequence[Subject]) -> Any:
         except ValueError as error:
             raise gradio.Error(str(error), print_exception=False) from error
 
-    with gradio.Blocks(title="microdit", analytics_enabled=False) as blocks:
+    async def no_file(url_or_file_path: str | Path | None) -> str | None:
+        """For gradio, which would fetch any address that a request names in place of a prompt or a number."""
+        raise gradio.Error("a request holds a prompt and numbers, and names no file or address", print_exception=False)
+
+    with gradio.Blocks(title="microdit", analytics_enabled=False, delete_cache=KEPT_S) as blocks:
         gradio.Markdown(f"# microdit\n{', '.join(subject.name for subject in subjects)}")
         with gradio.Row():
             with gradio.Column(scale=1):
@@ -136,6 +142,9 @@ def page(subjects: Sequence[Subject]) -> Any:
                 masked = gradio.Image(label="What the backbone sees in training", interactive=False)
         asked = [prompt, seed, sampler, steps, guidance, temperature, mask_ratio]
         gradio.on([go.click, prompt.submit], draw, asked, [*pictures, masked], api_name="draw")
+    for block in blocks.blocks.values():
+        if not isinstance(block, gradio.Image):  # which the page itself fills
+            block.async_move_resource_to_block_cache = no_file
     return blocks
 
 

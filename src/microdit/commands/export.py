@@ -5,8 +5,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from microdit.commands.messages import console
+from microdit.commands.messages import console, tell_places
 from microdit.kinds import SettingsError
+from microdit.pipeline import pipeline_settings_of
+from microdit.runs.folder import PIPELINE_FILE, places_named, run_of
 
 
 def export_command() -> None:
@@ -32,6 +34,9 @@ def export_command() -> None:
     parser.add_argument("--license", default="apache-2.0", help="with --push: of the weights, by its name on the hub")
     arguments = parser.parse_args()
 
+    run = run_of(arguments.run)
+    if arguments.format == "diffusers" and (run / PIPELINE_FILE).is_file():  # its encoders are part of what is written
+        tell_places(places_named(pipeline_settings_of(run), [run]), run / PIPELINE_FILE)
     if arguments.push is not None:
         push_command(arguments)
         return

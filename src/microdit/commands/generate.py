@@ -60,6 +60,7 @@ def generate_grid(
     compile: bool,
     output: str,
     image_size: Annotated[Sequence[Width], Limits(2, 2)] | None = None,
+    quality: float | None = None,
 ) -> Path:
     """Writes a grid of one picture a prompt, prompts below, and returns its path. One text is one prompt. Of how they
     are drawn, None is as the run has it. What can be known before drawing is checked before.
@@ -103,6 +104,7 @@ def generate_grid(
             guidance_interval=guidance_interval,
             temperature=temperature,
             guidance=guidance,
+            quality=quality,
             weaker=away_from,
             precision=precision,
             seed=seed,

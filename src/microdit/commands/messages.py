@@ -20,12 +20,20 @@ errors = VisibleConsole(stderr=True, soft_wrap=True, highlight=False, markup=Fal
 DEBUG = "MICRODIT_DEBUG"
 # Mistakes whose message is all there is to say, as a rule; anything else keeps its traceback.
 TOLD_PLAINLY = (OSError, ValueError, FloatingPointError)
+END_OF_MEMORY = ("can't allocate memory", "out of memory")  # as torch says it
+MOST_OF_ERROR = 300  # characters
 failed_jobs: list[str] = []
 
 
 def is_ours(error: BaseException) -> bool:
     """Whether an error is of a kind that this project defines: each of these says what to do."""
     return type(error).__module__.partition(".")[0] == "microdit"
+
+
+def is_end_of_memory(error: BaseException) -> bool:
+    """Whether an error says that no more memory could be had, in Python's way or in torch's."""
+    by_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in END_OF_MEMORY)
+    return by_torch or isinstance(error, MemoryError)
 
 
 def tell_and_exit(message: str, error: BaseException) -> None:
@@ -49,6 +57,9 @@ def run_told(main: Callable[[], None]) -> None:
     try:
         main()
     except Exception as error:
+        if is_end_of_memory(error):
+            told = on_one_line(str(error)[:MOST_OF_ERROR]) or "nothing more is known"
+            tell_and_exit(f"memory ended ({told}): do less at once, such as by a smaller batch_size or network", error)
         if not isinstance(error, TOLD_PLAINLY) and not is_ours(error):
             sys.excepthook = lambda *raised: errors.print("".join(traceback.format_exception(*raised)), end="")
             raise

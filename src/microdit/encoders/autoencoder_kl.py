@@ -1,6 +1,7 @@
 """The variational autoencoders of latent diffusion, through diffusers, and what all of its autoencoders have in
 common."""
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,6 +18,11 @@ from microdit.encoders.protocols import Autoencoder
 from microdit.encoders.weights import DType, FrozenModule, weights_folder
 from microdit.files import read_json, size_of_file
 from microdit.kinds import Limits, Positive, Weights, Width, check_kind
+
+# diffusers imports torchao where that is installed (the extra fp8), and both give advice about it that concerns nothing
+# here.
+for talkative in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(talkative).setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -45,7 +51,7 @@ class DiffusersAutoencoder(Autoencoder):
 
     def __init__(
         self,
-        weights: str,
+        weights: Weights,
         channels: int,
         scale: float,
         shift: float,

@@ -29,6 +29,10 @@ class Moments:
     outer: Float64[Tensor, "d d"]
     count: int
 
+    def __post_init__(self) -> None:
+        if self.count < 2:
+            raise ValueError(f"a Frechet distance is of two pictures at least on either side, got {self.count}")
+
     @property
     def mean(self) -> Float64[Tensor, " d"]:
         return self.total / self.count
@@ -45,16 +49,17 @@ def moments_of(features: Iterable[Float[Tensor, "n d"]]) -> Moments:
     for batch in features:
         batch = batch.double().cpu()
         total, outer, count = total + batch.sum(0), outer + batch.T @ batch, count + len(batch)
-    if count < 2:
-        raise ValueError(f"a Frechet distance is of two pictures at least on either side, got {count}")
     return Moments(total, outer, count)
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
     """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) of means and covariances (Heusel et al. 2017, eq. 6).
 
-    (C1 C2)^(1/2) has the trace of (S C2 S)^(1/2) with S = C1^(1/2), whose matrices are symmetric.
+    (C1 C2)^(1/2) has the trace of (S C2 S)^(1/2) with S = C1^(1/2), whose matrices are symmetric. ValueError for
+    features that are no finite numbers, or too large for it.
     """
+    if not (first.covariance + second.covariance).isfinite().all():
+        raise ValueError("the features of pictures are no finite numbers, or too large: refresh=true makes them anew")
     values, vectors = torch.linalg.eigh(first.covariance)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     of_both = torch.linalg.eigvalsh(root @ second.covariance @ root).clamp_min(0).sqrt().sum()

@@ -67,7 +67,7 @@ class PhotoFrechet(Metric):
 
         about, shapes = {**true.about, "what": "moments"}, {"total": (d,), "outer": (d, d), "count": (1,)}
         kept = of_true_pictures(subject, true.opened, network, about, made, shapes)
-        distance = frechet_distance(Moments(kept["total"], kept["outer"], int(kept["count"])), ours)
+        distance = frechet_distance(Moments(kept["total"].double(), kept["outer"].double(), int(kept["count"])), ours)
         return {f"fid/{network.name}": distance}, prompt_grid(shown, pictures.making.prompts[: len(shown)])
 
 
@@ -88,7 +88,7 @@ class PhotoDiscrepancy(PhotoFrechet):
         about, shapes = {**true.about, "what": "features"}, {"features": (None, network.num_features)}
         theirs = of_true_pictures(subject, true.opened, network, about, made, shapes)["features"]
         grid = prompt_grid(shown, pictures.making.prompts[: len(shown)])
-        return {f"cmmd/{network.name}": discrepancy(ours, theirs)}, grid
+        return {f"cmmd/{network.name}": discrepancy(ours, theirs.to(ours))}, grid
 
 
 @dataclass(frozen=True)

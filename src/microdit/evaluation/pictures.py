@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from microdit.data.sources.captioned import CaptionedImage
 from microdit.data.sources.images import BrokenImageError, FilteredImageError, rgb_image
 from microdit.data.sources.tars import pictures_in, write_pictures
-from microdit.files import read_described, replacing, size_of_file, write_whole
+from microdit.files import read_described, replacing, size_of_file, small_text, write_whole
 
 AGAIN = "Delete the tar and evaluate again"
 LARGEST_SIDE_PX, LARGEST_SHOWN_PX = 4096, 512
 NUMBERS_AT_ONCE = 1 << 28  # in a batch: as many as 256 pictures of 512 px have, and some more
 
 
-MAKING = "making.json"  # of pictures that are not all drawn yet
+MAKING, HASH = "making.json", ".hash"  # of pictures that are not all drawn yet
 LARGEST_MAKING = 1 << 26  # bytes; a hundred thousand prompts have fewer
 UNSAID = {"guidance": "captions"}  # by pictures that were kept before there was a choice
 Value = str | float | bool | None
@@ -173,8 +173,8 @@ def as_items(
 
 @dataclass(frozen=True)
 class Unfinished:
-    """Pictures that are being drawn, in a folder beside the `tar` that they will be kept in: a tar a batch, which
-    appears when it is whole. Whoever is killed goes on from what is there."""
+    """Pictures that are being drawn, in a folder beside the `tar` that they will be kept in: a tar a batch, whose hash
+    appears beside it when it is whole. Whoever is killed goes on from what is there."""
 
     tar: Path
     making: Making
@@ -192,7 +192,7 @@ class Unfinished:
                 shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True)
             write_whole(beside, json.dumps(asdict(self.making), indent=1) + "\n")
-        return [batch for batch in batches if not self.path(batch).is_file()]
+        return [batch for batch in batches if not self.path(batch).with_suffix(HASH).is_file()]
 
     def path(self, batch: range) -> Path:
         return self.folder / f"{batch.start:06d}-{batch.stop:06d}.tar"
@@ -201,6 +201,7 @@ class Unfinished:
         """Keeps the pictures of these numbers."""
         with replacing(self.path(batch), "wb") as file:
             write_pictures(file, as_items(pictures, self.making.prompts[batch.start : batch.stop], batch.start))
+        write_whole(self.path(batch).with_suffix(HASH), hash_of(self.path(batch)))
 
     def finish(self, batches: Sequence[range]) -> Making:
         """Puts all batches into the tar, and says how it was made. PicturesError for one that is damaged."""
@@ -210,8 +211,9 @@ class Unfinished:
         return kept.making
 
     def kept(self, batch: range) -> Iterator[CaptionedImage]:
-        prompts = self.making.prompts[batch.start : batch.stop]
-        return Pictures(self.path(batch), replace(self.making, prompts=prompts), len(batch)).encoded(range(len(batch)))
+        prompts, path = self.making.prompts[batch.start : batch.stop], self.path(batch)
+        written = small_text(path.with_suffix(HASH), f"remove {self.folder}") or "lost"
+        return Pictures(path, replace(self.making, prompts=prompts, tar=written), len(batch)).encoded(range(len(batch)))
 
 
 def hash_of(tar: Path) -> str:

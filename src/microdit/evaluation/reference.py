@@ -6,19 +6,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+import torch
 from torch import Tensor
 
+from microdit.checkpoints.export import read_weights, write_weights
 from microdit.data.sources.captioned import Source
 from microdit.evaluation.frechet import Features
 from microdit.evaluation.pictures import fingerprint
 from microdit.evaluation.subject import Subject
-from microdit.files import damaged, folder_within, replacing
+from microdit.files import damaged, folder_within
 from microdit.kinds import SettingsError
 
 FOLDER = ".statistics"  # the end of its name, after that of what it is about
 VERSION = 1
+KINDS = (torch.float32, torch.float64, torch.int64)
 
 
 def of_true_pictures(
@@ -34,7 +35,8 @@ def of_true_pictures(
     `shapes`: of the tensors, None for any length.
 
     Sources without a place of their own, such as addresses, have nothing kept, nor those where nothing can be written,
-    which is said. With `subject.refresh` it is made anew. Raises DamagedFileError for a file that does not hold it.
+    which is said. With `subject.refresh` it is made anew. Raises CheckpointError for a file that is not
+    as it was written, DamagedFileError for one that holds something else.
     """
     kept = subject.ranks.of_first(lambda: place_of(source, network, about))
     if kept is None:
@@ -48,8 +50,7 @@ def of_true_pictures(
     made = make()
     if subject.ranks.leads:
         try:
-            with replacing(folder_within(kept.parent.parent, kept.parent) / kept.name, "wb") as file:
-                file.write(save({key: tensor.contiguous() for key, tensor in made.items()}))
+            write_weights(made, folder_within(kept.parent.parent, kept.parent) / kept.name, {})
             subject.say(f"{name}: kept in {kept}")
         except (OSError, SettingsError) as error:  # also where a link leads elsewhere
             subject.say(f"{name}: not kept for the next time ({error})")
@@ -71,8 +72,8 @@ def place_of(source: Source, network: Features, about: Mapping[str, Any]) -> Pat
 
 def read_kept(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, Tensor]:
     cure = "remove it, or evaluate with refresh=true"
+    found = read_weights(path, cure)
     try:
-        found = load_file(path)
         if {*found} != {*shapes}:
             raise ValueError(f"it holds {', '.join(sorted(found))}, not {', '.join(shapes)}")
         for name, shape in shapes.items():
@@ -80,8 +81,8 @@ def read_kept(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[
             wanted = tuple(there if asked is None else asked for asked, there in zip(shape, got, strict=False))
             if len(got) != len(shape) or got != wanted:
                 raise ValueError(f"{name} has the shape {got}")
-            if not found[name].isfinite().all():
+            if found[name].dtype not in KINDS or not found[name].isfinite().all():
                 raise ValueError(f"{name} holds what is no number")
-    except (SafetensorError, ValueError) as error:
+    except ValueError as error:
         raise damaged(path, error, cure) from error
     return found

@@ -19,7 +19,7 @@ from microdit.encoders.open_clip_text import CONFIG, OpenClipTextEncoder
 from microdit.encoders.pixel import PixelAutoencoder
 from microdit.encoders.weights import weights_folder
 from microdit.encoders.words import WordsTextEncoder
-from microdit.files import partial_name, read_json, room_for
+from microdit.files import alone_in, partial_name, read_json, room_for
 from microdit.hub.bundle import bundled
 from microdit.hub.diffusion_pipeline import CODE, OBJECTIVES, MicroDiTPipeline
 from microdit.hub.transformer import TOKEN_PATHS, MicroDiTTransformer2DModel
@@ -59,20 +59,27 @@ def export_diffusers(run: str | Path, weights: str = "ema", output: Path | None 
     ValueError where the encoders' weights cannot be had.
     """
     output = default_output(run, weights) if output is None else output
+    refuse_taken(output)
+    pipeline = LatentDiffusion.load(run, weights)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_name(output)
+    with alone_in(output.parent):  # two that write the same folder would put half of each into it
+        refuse_taken(output)
+        if partial.exists():
+            shutil.rmtree(partial)  # of an export that was ended
+        try:
+            with room_for(output):
+                partial.mkdir()
+                write_folder(pipeline, partial)
+            partial.replace(output)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def refuse_taken(output: Path) -> None:
     if output.exists():
         raise SettingsError(f"{output} is there already: name another with --output, or remove it")
-    pipeline = LatentDiffusion.load(run, weights)
-    partial = partial_name(output)
-    if partial.exists():
-        shutil.rmtree(partial)  # of an export that was ended
-    partial.mkdir(parents=True)
-    try:
-        with room_for(output):
-            write_folder(pipeline, partial)
-        partial.replace(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return output
 
 
 def default_output(run: str | Path, weights: str) -> Path:
@@ -118,6 +125,8 @@ def transformer_config(pipeline: LatentDiffusion) -> dict[str, Any]:
     if settings is None:
         raise ValueError("this pipeline was built without settings; use build_pipeline(), or pass settings=...")
     given: dict[str, Any] = {"in_channels": dit.in_channels, "caption_channels": dit.caption_channels}
+    if dit.quality_dropout is not None:
+        raise SettingsError("the network reads a quality of pictures, which an exported folder has no place for")
     given |= {"masks_padding": True} if dit.masks_padding else {}
     path = {name: value for name, value in settings["token_path"].items() if name != "_target_"}
     return {

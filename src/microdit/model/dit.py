@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from microdit.kinds import Limits, Positive, Ratio, Width
+from microdit.kinds import Limits, Positive, Ratio, SettingsError, Share, Width
 from microdit.masking.deferred import Deferred
 from microdit.masking.naive import Naive
 from microdit.masking.patches import KeptPatches, assemble_patches
@@ -19,6 +19,7 @@ from microdit.model.embeddings import (
     NoiseEmbedding,
     NormedMLP,
     PatchEmbedding,
+    QualityEmbedding,
     change_width,
     in_full_precision,
     sincos_position_table,
@@ -113,6 +114,8 @@ class DiT(nn.Module):
             but constant over a small grid.
         masks_padding: caption tokens of zeros, which padding is, are not attended to; otherwise they are tokens as
             others, as in the paper. A caption of nothing but zeros is none, as guidance needs it, in either case.
+        quality_dropout: the chance that a sample's quality is not told in training; None: the network reads none, and
+            has no layers for it (MIRO, Dufour et al. 2025: what a picture is worth is one more condition).
         token_path: how tokens travel under masking; Deferred with a patch-mixer and Naive without, if not given.
 
     Raises:
@@ -151,6 +154,7 @@ class DiT(nn.Module):
         mimetic_init: float = 0.0,
         max_period: Positive = 10000.0,
         masks_padding: bool = False,
+        quality_dropout: Share | None = None,
         token_path: TokenPath | None = None,
     ):
         super().__init__()
@@ -192,6 +196,8 @@ class DiT(nn.Module):
         self.y_embedder = CaptionEmbedding(caption_channels, dim, norm_eps)
         self.y_emb_preprocess = CaptionBlock(dim, head_dim, multiple_of, use_bias, norm_eps)
         self.pooled_y_emb_process = NormedMLP(dim, dim, norm_eps)
+        self.quality_dropout = quality_dropout
+        self.q_embedder = None if quality_dropout is None else QualityEmbedding(dim)
 
         # Patch-mixer, on all patches
         mixer_depth = patch_mixer_depth if use_patch_mixer else 0
@@ -260,6 +266,9 @@ class DiT(nn.Module):
         nn.init.zeros_(self.y_emb_preprocess.attn.proj.weight)
         nn.init.zeros_(self.y_emb_preprocess.mlp.w3.weight)
         nn.init.zeros_(self.final_layer.linear.weight)
+        if self.q_embedder is not None:
+            nn.init.normal_(cast(nn.Linear, self.q_embedder.mlp[0]).weight, std=std)
+            nn.init.zeros_(cast(nn.Linear, self.q_embedder.mlp[2]).weight)
 
     def forward(
         self,
@@ -267,13 +276,18 @@ class DiT(nn.Module):
         noise_label: Float[Tensor, " n"],
         captions: Float[Tensor, "n *one l dc"] | CaptionMemory,
         kept: KeptPatches | None = None,
+        quality: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n c h w"]:
         """The raw network output F; patches that are not predicted hold the mask token (zeros).
 
         `captions` may carry the extra axis of length one that the released code has, or be what `read_captions` made
-        of them. Raises ValueError when the latents' sides are not divisible by the patch size.
+        of them. `quality`: from 0 to 1, NaN or None where it is not told. Raises ValueError when the latents' sides are
+        not divisible by the patch size, SettingsError for a quality where the network reads none.
         """
         conditioning = self.embed_conditioning(noise_label, captions)
+        if quality is not None:
+            vector = conditioning.vector + self.embed_quality(quality)
+            conditioning = conditioning._replace(vector=vector)
         grid = self.grid(latents)
         tokens, predicted = self.token_path(self, self.embed_patches(latents), conditioning, kept, grid)
         values = self.final_layer(tokens, conditioning.vector)
@@ -329,13 +343,26 @@ class DiT(nn.Module):
         in_mixer = [self.patch_mixer_map_y(tokens)] * len(self.patch_mixer)
         return Conditioning(noise + pooled, tokens, in_mixer, [tokens] * len(self.blocks), present)
 
-    def read_captions(self, captions: Float[Tensor, "m *one l dc"]) -> CaptionMemory:
+    def embed_quality(self, quality: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """What is added to the vector that conditions every patch. SettingsError where the network reads none."""
+        if self.q_embedder is None:
+            raise SettingsError(
+                "this network was trained without the quality of pictures (model.quality_dropout is null), and cannot "
+                "be asked for one: leave sampling.quality at null"
+            )
+        return self.q_embedder(quality)
+
+    def read_captions(self, captions: Float[Tensor, "m *one l dc"], quality: float | None = None) -> CaptionMemory:
         """What `forward` takes in place of captions, read once for the many evaluations of a sampler.
 
         Samples beyond the number of captions are then without one, as guidance needs them: the same as zeros for a
-        caption, but without a query (`CrossAttention.read`).
+        caption, but without a query (`CrossAttention.read`). `quality` is that which pictures are to have, of samples
+        without a caption it is not told. SettingsError where the network reads none.
         """
         tokens, pooled, present = self.embed_captions(torch.cat([captions, torch.zeros_like(captions[:1])]))
+        if quality is not None:
+            told = torch.tensor([quality] * len(captions) + [math.nan], device=pooled.device)
+            pooled = pooled + self.embed_quality(told)
 
         def read(blocks: nn.ModuleList, tokens: Tensor) -> list[ReadCaptions]:
             return [cast(DiTBlock, block).cross_attn.read(tokens, present) for block in blocks]

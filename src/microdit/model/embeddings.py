@@ -78,6 +78,14 @@ class NoiseEmbedding(nn.Module):
         )
 
 
+class QualityEmbedding(NoiseEmbedding):
+    """Embeds how good a picture is, from 0 to 1, as noise levels are; NaN, a quality that is not known, gives zero."""
+
+    def forward(self, quality: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        known = quality.isfinite()
+        return super().forward(torch.where(known, quality, 0.0)) * known[:, None]
+
+
 class NormedMLP(nn.Module):
     """fc2(norm(gelu(fc1(x)))): how captions enter the network, and how their mean becomes conditioning."""
 

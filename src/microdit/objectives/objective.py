@@ -22,7 +22,7 @@ from microdit.masking.patches import KeptPatches
 from microdit.masking.token_path import TokenPath
 from microdit.model.dit import CaptionMemory
 
-# F(x, noise label, captions) and F(x, noise label, captions, kept patches): the raw network.
+# F(x, noise label, captions) and F(x, noise label, captions, kept patches), both also with quality=: the raw network.
 Network = Callable[..., Float[Tensor, "n c h w"]]
 Sigma = Float[Tensor, "n 1 1 1"]
 
@@ -72,10 +72,12 @@ def denoise(
     captions: Float[Tensor, "n *one l d"] | CaptionMemory,
     objective: Objective,
     kept: KeptPatches | None = None,
+    quality: Float[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """D(x; sigma): the clean latents that the network believes are behind x."""
+    """D(x; sigma): the clean latents that the network believes are behind x; of this quality, where it is told."""
     arguments = (objective.c_in(sigma) * x, objective.c_noise(sigma.flatten()), captions)
-    raw = network(*arguments) if kept is None else network(*arguments, kept)
+    told = {} if quality is None else {"quality": quality}
+    raw = network(*arguments, **told) if kept is None else network(*arguments, kept, **told)
     return objective.c_skip(sigma) * x + objective.c_out(sigma) * raw.to(x.dtype)
 
 
@@ -109,6 +111,7 @@ def training_loss(
     objective: Objective,
     mask_ratio: float,
     patch_size: int,
+    quality: Float[Tensor, " n"] | None = None,
 ) -> LossTerms:
     """The objective's weighted denoising error on the patches where the token path has its loss, and what else it
     learns.
@@ -121,7 +124,7 @@ def training_loss(
     rows, columns = (side // patch_size for side in latents.shape[-2:])
     kept = token_path.keep(draws.mask, mask_ratio, (rows, columns))
     noisy = latents + sigma * draws.noise
-    denoised = denoise(network, noisy, sigma, captions, objective, kept)
+    denoised = denoise(network, noisy, sigma, captions, objective, kept, quality)
     errors = patch_means(objective.weight(sigma) * (denoised - latents) ** 2, patch_size)
     per_sample = token_path.denoising_loss(errors, kept)
     extra = token_path.extra_loss(denoised, noisy, kept, patch_size)

@@ -47,7 +47,7 @@ class Seen:
         self.kept: KeptPatches | None = None
         self.grid = network.trained_grid
 
-    def __call__(self, *arguments: Any) -> Float[Tensor, "n c h w"]:
+    def __call__(self, *arguments: Any, **named: Any) -> Float[Tensor, "n c h w"]:
         self.grid, self.kept = self.network.grid(arguments[0]), arguments[3] if len(arguments) > 3 else None
 
         def remember(block: nn.Module, given: Any, tokens: Tensor) -> None:
@@ -55,7 +55,7 @@ class Seen:
 
         watching = self.network.blocks[self.block - 1].register_forward_hook(remember)
         try:
-            return self.network(*arguments)
+            return self.network(*arguments, **named)
         finally:
             watching.remove()
 

@@ -12,13 +12,15 @@ SamplerName = Annotated[str, OneOf(tuple(SAMPLERS))]
 SamplingSteps = Annotated[int, Limits(2, MOST_STEPS)]
 GuidanceName = Annotated[str, OneOf(tuple(GUIDANCE))]
 AnyGuidanceName = Annotated[str, OneOf((*GUIDANCE, AUTOGUIDANCE))]
+Quality = Annotated[float, Limits(0, 1)]
 GuidanceInterval = Annotated[Sequence[float], Limits(2, 2)] | Literal["all"]
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
     """`sampler` and its steps; guidance (1: none) and the noise levels [low, high] it is used at, or "all" (as None
-    becomes); `temperature` of the noise a picture starts from; `guidance`: away from what.
+    becomes); `temperature` of the noise a picture starts from; `guidance`: away from what; `quality`, from 0 to 1, that
+    pictures are asked for where the network reads one, None for none.
     SettingsError for what no sampler takes."""
 
     sampler: SamplerName = "heun"
@@ -27,6 +29,7 @@ class SamplingSettings:
     guidance_interval: GuidanceInterval | None = "all"
     temperature: Positive = 1.0
     guidance: GuidanceName = "captions"
+    quality: Quality | None = None
 
     def __post_init__(self) -> None:
         check_arguments(SamplingSettings, asdict(self), "sampling")

@@ -108,13 +108,21 @@ class LatentData(L.LightningDataModule):
     `stall_seconds` is reported.
     """
 
-    def __init__(self, train: Latents, validation: Latents, settings: TrainingSettings, patch_size: int):
+    def __init__(
+        self,
+        train: Latents,
+        validation: Latents,
+        settings: TrainingSettings,
+        patch_size: int,
+        quality_dropout: float | None = None,
+    ):
         super().__init__()
         stage, self.hardware, self.reading = settings.resolution_stage, settings.trainer, settings.reading
         self.global_batch_size = stage.global_batch_size
         self.workers = reading_threads(self.reading, self.hardware)
         pins = self.hardware.accelerator == "gpu"
-        self.train_samples = Samples(train, settings.seed, TRAINING, patch_size, stage.caption_dropout, pins)
+        chance = settings.seed, TRAINING, patch_size, stage.caption_dropout
+        self.train_samples = Samples(train, *chance, pins, quality_dropout)
         # Validation's noise is the same in every run, whatever its seed, so that runs can be compared.
         self.validation_samples = Samples(validation, 0, VALIDATION, patch_size, caption_dropout=0.0, pin_memory=pins)
         self.watched: WatchedLoader | None = None
@@ -263,7 +271,9 @@ def open_data(settings: TrainingSettings, pipeline: LatentDiffusion) -> tuple[La
             cache_gigabytes=reading.cache_gigabytes,
             pin_memory=settings.trainer.accelerator == "gpu",
             features=features.name if features is not None and shuffle else None,
+            feature_channels=features.channels if features is not None else None,
             batch_size=settings.resolution_stage.global_batch_size,
+            quality=pipeline.dit.quality_dropout is not None and shuffle,
         )
         if len(stream.shares) > 1:
             check_patches(stream, pipeline.dit.patch_size)

@@ -1,12 +1,14 @@
 """The chance in training: a function of (seed, position of the sample), whatever the rank, worker or restart."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from microdit.data.stream.buckets import BucketStream
 from microdit.data.stream.stream import LatentStream
@@ -17,10 +19,12 @@ TRAINING, VALIDATION = 1, 2
 
 
 class Chance(NamedTuple):
-    """What is drawn for each sample of a batch: the objective's three draws, and whether its caption is dropped."""
+    """What is drawn for each sample of a batch: the objective's three draws, whether its caption is dropped, and a draw
+    of U[0, 1) that says whether its quality is."""
 
     draws: Draws
     drop_caption: Bool[Tensor, " n"]
+    quality: Float[Tensor, " n"]
 
 
 def draw_chance(
@@ -31,7 +35,8 @@ def draw_chance(
     patch_size: int,
     caption_dropout: float,
 ) -> Chance:
-    """Draws for the samples at these positions, in this order: noise level, noise, mask; then the caption's fate.
+    """Draws for the samples at these positions, in this order: noise level, noise, mask; then the fates of caption and
+    quality.
 
     Philox is counter-based: the position selects a block of its output, so no generator has a state to save.
     """
@@ -40,16 +45,16 @@ def draw_chance(
     noise_level = np.empty((len(positions), 1, 1, 1), dtype=np.float32)
     noise = np.empty((len(positions), *latent_shape), dtype=np.float32)
     mask = np.empty((len(positions), patches), dtype=np.float32)
-    caption = np.empty(len(positions))
+    caption, quality = np.empty(len(positions)), np.empty(len(positions))
     for row, position in enumerate(positions):
         philox = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, position])
         generator = np.random.Generator(philox)
         noise_level[row] = generator.standard_normal(dtype=np.float32)
         generator.standard_normal(out=noise[row], dtype=np.float32)
         generator.random(out=mask[row], dtype=np.float32)
-        caption[row] = generator.random()
+        caption[row], quality[row] = generator.random(), generator.random()
     draws = Draws(torch.from_numpy(noise_level), torch.from_numpy(noise), torch.from_numpy(mask))
-    return Chance(draws, torch.from_numpy(caption < caption_dropout))
+    return Chance(draws, torch.from_numpy(caption < caption_dropout), torch.from_numpy(quality))
 
 
 class Samples:
@@ -63,7 +68,9 @@ class Samples:
         patch_size: int,
         caption_dropout: float,
         pin_memory: bool = False,
+        quality_dropout: float | None = None,
     ):
+        self.quality_dropout = quality_dropout
         self.latents, self.seed, self.stream = latents, seed, stream
         self.patch_size, self.caption_dropout, self.pin_memory = patch_size, caption_dropout, pin_memory
 
@@ -72,9 +79,13 @@ class Samples:
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
         """The batch of these positions, already collated."""
-        batch = self.latents.__getitems__(positions)
+        batch: dict[str, Any] = {**self.latents.__getitems__(positions)}
         shape = tuple(batch["latents"].shape)[1:]
         chance = draw_chance(self.seed, self.stream, positions, shape, self.patch_size, self.caption_dropout)
+        told = {"draws": chance.draws, "drop_caption": chance.drop_caption}
+        if self.quality_dropout is not None:
+            quality = batch["quality"][:, 0].float()
+            told["quality"] = quality.masked_fill(chance.quality < self.quality_dropout, math.nan)
         if self.pin_memory:  # so that copies to a GPU do not wait for it
-            chance = Chance(Draws(*(drawn.pin_memory() for drawn in chance.draws)), chance.drop_caption.pin_memory())
-        return {**batch, "draws": chance.draws, "drop_caption": chance.drop_caption}
+            told = tree_map(Tensor.pin_memory, told)
+        return {**batch, **told}

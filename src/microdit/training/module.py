@@ -108,6 +108,7 @@ class DenoisingTask(L.LightningModule):
             objective=self.objective,
             mask_ratio=mask_ratio,
             patch_size=network.patch_size,
+            quality=batch.get("quality"),
         )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -115,8 +116,8 @@ class DenoisingTask(L.LightningModule):
         if self.graphed is None:
             loss, terms = self.guarded_loss(batch, self.current_case())
             return {"loss": loss, "terms": terms}
-        names = ("latents", "captions", "draws", "drop_caption", *(["features"] if self.alignment is not None else []))
-        computed = {name: batch[name] for name in names}
+        names = ("latents", "captions", "draws", "drop_caption", "quality", "features")
+        computed = {name: batch[name] for name in names if name in batch}
         terms = LossTerms(*(term.clone() for term in self.graphed(computed, self.current_case())))
         return {"loss": terms.loss, "terms": terms}
 

@@ -102,7 +102,7 @@ def train(settings: TrainingSettings, console: Console, checkpoint: Path | None 
     task = DenoisingTask(pipeline.dit, pipeline.objective, settings, max_steps, optimizer_state, alignment)
     if task.network is not pipeline.dit:
         pipeline.dit = on_meta(pipeline.dit)  # what is counted on it needs no weights, which are the task's alone
-    data = LatentData(train_stream, validation_stream, settings, pipeline.dit.patch_size)
+    data = LatentData(train_stream, validation_stream, settings, pipeline.dit.patch_size, pipeline.dit.quality_dropout)
     metrics_file = MetricsFile(run / METRICS_FILE)
     seconds = metrics_file.newest().get("train/seconds", 0.0)
     if checkpoint is not None and is_rank_zero():

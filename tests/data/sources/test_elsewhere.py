@@ -1,7 +1,9 @@
 """Captions that lie apart come to the picture they are of, and to no other; what is odd costs its own picture alone."""
 
 import json
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -131,6 +133,7 @@ def test_numbers_beside_a_picture_leave_it_out(tmp_path: Path, folder: bool) -> 
         ("t.jsonl", "x\ny", r"names no picture: row 1: it is no JSON"),
         ("t.json", "3", "it holds a int, and no list of objects"),
         ("t.json", "[" * 100_000, "it is nested too deeply"),
+        ("t.json", '{"images": [{"id": [1]}], "annotations": [{"image_id": {}}]}', "it is of no image in the file"),
         ("t.csv", "", "names no picture"),
         ("t.tar", "not a tar", "no readable uncompressed tar"),
         ("t.tgz", "\x1f", "no readable uncompressed tar"),
@@ -184,3 +187,22 @@ def test_a_zip_that_unpacks_to_much_more_than_it_is_costs_no_memory(tmp_path: Pa
     with zipfile.ZipFile(tmp_path / "0.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jpg", bytes(1 << 27))
     assert "unpacks to over 100 times" in told(TarSource(str(tmp_path)))["0.zip"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_no_more_of_a_zip_is_unpacked_than_its_directory_says(tmp_path: Path, method: int) -> None:
+    path, said = tmp_path / "0.zip", 1000
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.jpg", bytes(1 << 26))
+        archive.writestr("a.txt", "nothing")
+    forged = path.read_bytes()
+    for true, told_instead in ((1 << 26, said), (zlib.crc32(bytes(1 << 26)), zlib.crc32(bytes(said)))):
+        forged = forged.replace(true.to_bytes(4, "little"), told_instead.to_bytes(4, "little"))
+    path.write_bytes(forged)
+    tracemalloc.start()
+    try:
+        found = [item for item in TarSource(str(tmp_path)).read(0) if isinstance(item, CaptionedImage)]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+    assert [item.image for item in found] == ([bytes(said)] if method == zipfile.ZIP_DEFLATED else [])

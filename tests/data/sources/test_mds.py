@@ -75,6 +75,15 @@ def test_an_index_that_cannot_be_meant_is_told_before_a_shard_is_read(
         MdsSource(str(tmp_path)).shards()
 
 
+def test_a_shard_that_is_named_many_times_is_read_never(tmp_path: Path) -> None:
+    made_sets.mds(tmp_path)
+    content = json.loads((tmp_path / "index.json").read_text())
+    content["shards"] *= 1000
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match=r"\.mds is named more than once by an index\.json"):
+        MdsSource(str(tmp_path)).shards()
+
+
 def test_what_is_no_folder_of_shards_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no index\.json"):
         MdsSource(str(tmp_path)).shards()

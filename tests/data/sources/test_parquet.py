@@ -9,6 +9,7 @@ import pytest
 from made_sets import COUNT, picture, words
 from pyarrow import parquet
 
+from microdit.data.sources import parquet as module
 from microdit.data.sources.captioned import CaptionedImage, Found, Unreadable
 from microdit.data.sources.parquet import ParquetSource
 
@@ -32,6 +33,18 @@ def test_an_odd_row_costs_no_other(tmp_path: Path) -> None:
     reasons = [item.reason for item in found if isinstance(item, Unreadable)]
     assert "there is no picture in 'image'" in reasons[0]
     assert "No such file" in reasons[1]
+
+
+def test_a_picture_that_very_many_rows_repeat_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ALWAYS_ROOM", 0)
+    same = pa.array([0] * 20_000, pa.int32())
+    columns = {"image": pa.array([picture(0)]), "caption": pa.array(["the same"])}
+    table = pa.table({name: pa.DictionaryArray.from_arrays(same, one) for name, one in columns.items()})
+    parquet.write_table(table, tmp_path / "t.parquet", store_schema=False)
+    *found, last = everything(ParquetSource(str(tmp_path)))
+    assert len(picture(0)) * len(found) < 100 * (tmp_path / "t.parquet").stat().st_size
+    assert isinstance(last, Unreadable)
+    assert "unpacks to over 100 times its size" in last.reason
 
 
 @pytest.mark.parametrize(

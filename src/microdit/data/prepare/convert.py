@@ -204,7 +204,7 @@ def encode_batch(
         outcome.captions_cut += sum(cut)
         # Keys are numbers: a dot or a folder in the source's key would mean something else in a WebDataset.
         key = f"{number:05d}{place:06d}"
-        yield LatentSample(key, mine[0], captions, record_of(item, source), mine[1:], features[row])
+        yield LatentSample(key, mine[0], captions, record_of(item, source), mine[1:], features[row], item.quality)
 
 
 def encode_views(encoders: Encoders, recipe: Recipe, pictures: Sequence[Squares]) -> list[list[Squares]]:

@@ -85,12 +85,17 @@ def start(ray: Any, address: str | None) -> None:
     trusted = {name: os.environ[name] for name in (TRUST_VARIABLE,) if name in os.environ}
     if trusted:
         usual["runtime_env"] = {"env_vars": trusted}
+    if address is None:
+        usual |= {"num_cpus": cores(), "include_dashboard": False}
     try:
-        if address is None:
-            ray.init(num_cpus=cores(), include_dashboard=False, **usual)
-        else:
-            ray.init(address=address, **usual)
-    except Exception as error:  # Ray raises plain exceptions of every kind
+        try:
+            ray.init(address=address or "local", **usual)
+        except Exception as error:  # Ray raises plain exceptions of every kind
+            if address is not None or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            ray.init(address=address or "local", **usual)  # its files are in memory by now
+    except Exception as error:
         said = " ".join(str(error).split())[:300]
         cure = (
             "Ray waits 15 s for its own processes: on a busy machine try again, or use launcher=local"
@@ -141,6 +146,7 @@ class Crew:
         """As `MakeShards`; WorkerLostError where a shard ended its worker as often as it was tried."""
         shared, waiting = self.ray.put(decoding(work, self.threads)), deque(numbers)
         began = before = time.monotonic()
+        self.tried.clear()
         images = done = 0
         while waiting or self.busy:
             while waiting and self.idle:
@@ -152,15 +158,19 @@ class Crew:
             for told in ready:
                 worker, number = self.busy.pop(told) if told in self.busy else (self.coming.pop(told), None)
                 error, gone, read = self.heard(told)
-                if gone or (error is not None and number is None):
-                    self.ray.kill(worker)
-                    self.hire()
-                else:
+                fit = not gone and (error is None or number is not None)
+                if fit:
                     self.idle.append(worker)
+                else:
+                    self.ray.kill(worker)
                 if error is not None:
                     self.refuse(error, gone, number)
                     waiting.extend([] if number is None else [number])
-                elif number is not None:
+                if not fit:
+                    self.hire()
+                if error is not None:
+                    continue
+                if number is not None:
                     done, images = done + 1, images + read
             progress(done, len(numbers), self.told(done, len(numbers), images, now - began))
         return images
@@ -180,9 +190,9 @@ class Crew:
         last = self.tried[number] >= self.settings.attempts
         if gone and last:
             what = "while it read the encoders' weights" if number is None else f"while it made shard {number:05d}"
-            said = " ".join(str(error).split())[:300]
+            times, said = counted(self.tried[number], "time"), " ".join(str(error).split())[:300]
             raise WorkerLostError(
-                f"a worker ended {what}, {self.tried[number]} times ({type(error).__name__}: {said}). Mostly memory "
+                f"a worker ended {what}, {times} ({type(error).__name__}: {said}). Mostly memory "
                 "ran out: try fewer workers (launcher.workers) or a smaller batch_size; what is complete is kept"
             ) from error
         if not gone and (last or isinstance(error, ValueError | NoRoomError | ImportError)):

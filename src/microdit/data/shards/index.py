@@ -25,7 +25,9 @@ from microdit.files import alone_in, folder_within, size_of_file
 INDEX_NAME = "index.npz"
 PARTS_FOLDER = "index"
 DAMAGE = "damage"  # a column of a part alone: what was lost where a damaged tar was indexed nevertheless
-FIELD = re.compile(r"\.(latents_[1-9][0-9]{0,5}(?:_[0-9]+)?\.npy|features\.npy|caption(?:_[0-9]+)?\.npy|json)$")
+FIELD = re.compile(
+    r"\.(latents_[1-9][0-9]{0,5}(?:_[0-9]+)?\.npy|(?:features|quality)\.npy|caption(?:_[0-9]+)?\.npy|json)$"
+)
 LARGEST_FIELD = 1 << 30  # bytes
 # Code 0: no array that this project reads (damaged header, pickled objects, another byte order, more than 3 axes).
 DTYPES = ("", "<f2", "<f4", "<f8", "|u1", "<i4", "<i8")

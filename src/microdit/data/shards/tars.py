@@ -80,7 +80,7 @@ def tar_members(path: Path) -> Iterator[TarMember]:
 class LatentSample:
     """One row of a latent shard: `latents` by resolution in pixels (already scaled), one embedding for each caption.
     `views`: latents of further squares of the same picture. `features` of the places of the picture where they were
-    asked for."""
+    asked for. `quality`, from 0 to 1, where the source has it."""
 
     key: str
     latents: Mapping[int, Float16[np.ndarray, "c h w"]]
@@ -88,9 +88,10 @@ class LatentSample:
     record: Mapping[str, object]
     views: Sequence[Mapping[int, Float16[np.ndarray, "c h w"]]] = ()
     features: Float16[np.ndarray, "c h w"] | None = None
+    quality: float | None = None
 
 
-FEATURES_FIELD = "features.npy"
+FEATURES_FIELD, QUALITY_FIELD = "features.npy", "quality.npy"
 
 
 def caption_field(number: int) -> str:
@@ -117,6 +118,8 @@ def latent_fields(sample: LatentSample) -> dict[str, str | bytes]:
     for view, ours in enumerate((sample.latents, *sample.views)):
         fields |= {latents_field(resolution, view): npy_bytes(latents) for resolution, latents in ours.items()}
     fields |= {} if sample.features is None else {FEATURES_FIELD: npy_bytes(sample.features)}
+    if sample.quality is not None:
+        fields[QUALITY_FIELD] = npy_bytes(np.array([sample.quality], np.float16))
     fields |= {caption_field(number): npy_bytes(caption) for number, caption in enumerate(sample.captions)}
     return fields
 

@@ -141,12 +141,20 @@ class Zip:
                 yield TarMember(entry.filename.removeprefix("./"), number, entry.file_size)
 
     def content(self, member: TarMember) -> bytes:
+        entry = self.archive.infolist()[member.offset]
+        if entry.compress_type not in UNPACKED_IN_PARTS:
+            raise TarError(
+                f"{self.path}: {member.name!r} is packed by bzip2, LZMA or another way that has no end but its own; "
+                "unpack the zip, and pack it anew as zip does"
+            )
         try:
-            return self.archive.read(self.archive.infolist()[member.offset])
+            with self.archive.open(entry) as file:
+                return file.read(entry.file_size)  # and no more: without a number all is unpacked before it is counted
         except DAMAGED as error:
             raise TarError(f"{self.path}: {member.name!r} cannot be unpacked ({error})") from error
 
 
+UNPACKED_IN_PARTS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 

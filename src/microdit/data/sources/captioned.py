@@ -13,11 +13,13 @@ from microdit.files import size_of_file
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An encoded picture (the bytes of its file) and its captions, at least one. `key` names it in its source."""
+    """An encoded picture (the bytes of its file) and its captions, at least one. `key` names it in its source.
+    `quality`: what it is worth, from 0 to 1, where the source says so."""
 
     key: str
     image: bytes
     captions: Sequence[str]
+    quality: float | None = None
 
 
 @dataclass(frozen=True)

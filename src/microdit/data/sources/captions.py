@@ -42,6 +42,17 @@ def check_numbers(record: object, least: Mapping[str, float], most: Mapping[str,
             raise FilteredImageError(f"{name!r} is {number:g}, which is more than {most[name]:g}")
 
 
+def quality_in(record: object, column: str | None) -> float | None:
+    """How good a record says that its picture is, None where no column is named. ValueError for what is no number from
+    0 to 1."""
+    if column is None:
+        return None
+    number = number_in(value_of(record, column))
+    if number is None or not 0 <= number <= 1:
+        raise ValueError(f"no quality: {column!r} holds {in_brief(value_of(record, column))}, not a number from 0 to 1")
+    return number
+
+
 def number_in(value: object) -> float | None:
     """A cell as a number; None for what is none."""
     try:

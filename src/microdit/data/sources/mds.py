@@ -7,6 +7,7 @@ no fixed one, and the columns. `index.json` says which columns, in which order a
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypedDict
@@ -121,6 +122,11 @@ class MdsSource(Source):
                 raise FileNotFoundError(f"{self.path} holds no {INDEX}, which says what is in its .mds shards")
             shards = [one for name in indices for one in self.listed(self.path / name)]
             known = {os.path.relpath(file, self.path) for file, _ in shards}
+            if len(known) < len(shards):
+                twice = Counter(file for file, _ in shards).most_common(1)[0][0]
+                raise SettingsError(
+                    f"{twice} is named more than once by an {INDEX}: each shard is read once, remove one"
+                )
             self._others += (
                 Ignored(name, f"no shard that the {INDEX} names")
                 for name in names

@@ -25,11 +25,12 @@ from microdit.data.sources.captions import (
     check_numbers,
     in_brief,
     names_of,
+    quality_in,
     told_in,
 )
 from microdit.data.sources.folder import TABLES
 from microdit.data.sources.images import FilteredImageError
-from microdit.data.sources.rows import ALWAYS_ROOM, MOST_TIMES, NO_PARQUET
+from microdit.data.sources.rows import ALWAYS_ROOM, MOST_TIMES, NO_PARQUET, TEXT_BYTES, check_room
 from microdit.files import is_refusal, near_path, size_of_file
 from microdit.kinds import Copied, SettingsError
 
@@ -44,7 +45,8 @@ class ParquetSource(Source):
     `path`: a file, a folder of them, however deep, or a list of these. `image_column`: bytes of a picture, or
     {bytes, path} as the Hugging Face hub has it, where a path without bytes is read from the file's own folder.
     `caption_column`: a text or a list of texts, also {a.b} below other columns; several give several captions.
-    `least`, `most`: by column, what numbers in a row may be.
+    `least`, `most`: by column, what numbers in a row may be. `quality_column`: how good each picture is, a number from
+    0 to 1, such as its rank by a reward; None: that is not known.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class ParquetSource(Source):
         caption_column: str | Sequence[str] = CAPTION_COLUMN,
         least: Bounds = None,
         most: Bounds = None,
+        quality_column: str | None = None,
     ) -> None:
         self.paths = [Path(one).expanduser() for one in ([path] if isinstance(path, str) else path)]
         self.image_column, self.caption_columns = image_column, names_of(caption_column)
         if not self.caption_columns:
             raise SettingsError("source.caption_column names a column, or a list of them, got an empty list")
+        self.quality_column = quality_column
         self.least, self.most = least or {}, most or {}
         self._files: list[Path] | None = None
         self._others: list[Unreadable | Ignored] = []
@@ -68,6 +72,7 @@ class ParquetSource(Source):
         captions = self.caption_columns[0] if len(self.caption_columns) == 1 else self.caption_columns
         columns = {"image_column": self.image_column, "caption_column": captions}
         paths = [str(path.resolve()) for path in self.paths]
+        columns |= {} if self.quality_column is None else {"quality_column": self.quality_column}
         return {"kind": "parquet", "path": paths, **columns, **bounds(self.least, self.most)}
 
     def place(self) -> Path | None:
@@ -125,6 +130,7 @@ class ParquetSource(Source):
             return types.is_binary(kind) or types.is_large_binary(kind)
 
         asked = dict.fromkeys(self.caption_columns, "caption_column") | {self.image_column: "image_column"}
+        asked |= {} if self.quality_column is None else {self.quality_column: "quality_column"}
         asked |= {name: setting for setting in ("least", "most") for name in getattr(self, setting)}
         columns = {}
         for name, setting in asked.items():
@@ -146,11 +152,14 @@ class ParquetSource(Source):
 
     def read(self, shard: int) -> Iterator[Picture]:
         path, number = self.files()[shard], -1
+        room = max(ALWAYS_ROOM, MOST_TIMES * size_of_file(path))
         try:
             with open_parquet(path) as file:
                 columns = self.columns_of(file.schema_arrow, path)
                 check_unpacked(file.metadata, path)
                 for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+                    room -= batch.nbytes + TEXT_BYTES * batch.num_rows  # what many rows repeat is in the file once
+                    check_room(room)
                     for row in rows_in(batch):
                         number += 1
                         yield self.picture(f"{path.stem}/{number:06d}", row, path)
@@ -177,7 +186,7 @@ class ParquetSource(Source):
                 return Unreadable(key, f"there is no picture in {self.image_column!r}")
             if len(content) > LARGEST_FILE:
                 return Unreadable(key, f"it has {len(content):,} bytes, more than any picture")
-            return CaptionedImage(key, content, captions)
+            return CaptionedImage(key, content, captions, quality_in(row, self.quality_column))
         except FilteredImageError as error:
             return Unwanted(key, str(error))
         except (OSError, ValueError) as error:

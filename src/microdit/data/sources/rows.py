@@ -183,9 +183,9 @@ def json_rows(path: Path, name_column: str) -> Iterator[Row]:
     if isinstance(content, dict):
         lists = {name: value for name, value in content.items() if isinstance(value, list)}
         if {"images", "annotations"} <= {*lists}:
-            images = {one.get("id"): one for one in lists["images"] if isinstance(one, dict)}
+            images = {str(one.get("id")): one for one in lists["images"] if isinstance(one, dict)}
             for one in lists["annotations"]:
-                image = images.get(one.get("image_id")) if isinstance(one, dict) else None
+                image = images.get(str(one.get("image_id"))) if isinstance(one, dict) else None
                 yield "it is of no image in the file" if image is None else {**image, **one}
             return
         held = [value for value in lists.values() if any(isinstance(one, dict) for one in value)]

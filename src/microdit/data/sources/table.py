@@ -28,6 +28,7 @@ from microdit.data.sources.captions import (
     check_numbers,
     in_brief,
     names_of,
+    quality_in,
 )
 from microdit.data.sources.images import SUFFIXES as PICTURES
 from microdit.data.sources.images import FilteredImageError
@@ -51,7 +52,8 @@ class TableSource(Source):
     `caption_column`: a text, or a list of texts (in CSV as JSON or Python write it); several columns give several
     captions. Of CSV and TSV: `columns`, the names where the first line has none; `delimiter` between cells, None: by
     the suffix; `quoting`: see `Separated`. `image_name`: how the file of a picture is called where the column has its
-    address, see `file_name`. `least`, `most`: by column, what numbers in a row may be.
+    address, see `file_name`. `least`, `most`: by column, what numbers in a row may be. `quality_column`: how good each
+    picture is, a number from 0 to 1, such as its rank by a reward; None: that is not known.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class TableSource(Source):
         image_name: str | None = None,
         least: Bounds = None,
         most: Bounds = None,
+        quality_column: str | None = None,
     ) -> None:
         check_shard_size(shard_size)
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
@@ -83,6 +86,7 @@ class TableSource(Source):
         self.caption_columns = names_of(caption_column)
         if not self.caption_columns:
             raise SettingsError("source.caption_column names a column, or a list of them, got an empty list")
+        self.quality_column = quality_column
         self.least, self.most, self.image_name = least or {}, most or {}, image_name
         if image_name is not None:
             file_name(image_name, 0, "http://example.org/a.jpg")
@@ -91,10 +95,12 @@ class TableSource(Source):
                 if name not in columns:
                     raise SettingsError(f"source.{setting}={name} is none of source.columns={list(columns)}")
         self._rows: list[tuple[str, object, Unreadable | Unwanted | None]] | None = None
+        self._qualities: dict[str, float] = {}
 
     def needed(self) -> list[tuple[str, str]]:
         """Every column that must be there, with the setting that names it."""
         names = [(self.image_column, "image_column"), *((name, "caption_column") for name in self.caption_columns)]
+        names += [] if self.quality_column is None else [(self.quality_column, "quality_column")]
         return names + [(name, setting) for setting in ("least", "most") for name in getattr(self, setting)]
 
     @property
@@ -108,6 +114,7 @@ class TableSource(Source):
         paths = {"path": str(self.path.resolve()), "image_folder": str(self.image_folder.resolve())}
         more = {"columns": self.columns and [*self.columns], "delimiter": self.delimiter}
         more |= {"quoting": None if self.quoting == "auto" else self.quoting, "image_name": self.image_name}
+        more |= {"quality_column": self.quality_column}
         return {
             "kind": "table",
             **paths,
@@ -166,7 +173,8 @@ class TableSource(Source):
     def read_rows(self) -> Iterator[Row]:
         if self.suffix == ".jsonl":
             return json_lines(self.path)
-        return parquet(self.path, [self.image_column, *self.caption_columns], [*self.least, *self.most])
+        numbers = [*self.least, *self.most, *([] if self.quality_column is None else [self.quality_column])]
+        return parquet(self.path, [self.image_column, *self.caption_columns], numbers)
 
     def named(self, number: int, row: Mapping[str, object]) -> tuple[str, object, Unreadable | Unwanted | None]:
         """What `rows` has of a row."""
@@ -179,6 +187,11 @@ class TableSource(Source):
             check_numbers(row, self.least, self.most)
         except FilteredImageError as error:
             return key, None, Unwanted(key, str(error))
+        try:
+            if (quality := quality_in(row, self.quality_column)) is not None:
+                self._qualities[key] = quality
+        except ValueError as error:
+            return key, None, Unreadable(key, str(error))
         if self.suffix in DELIMITERS and any(isinstance(cell, str) and SURROGATE.search(cell) for cell in cells):
             return key, None, Unreadable(key, "no caption: the row is not UTF-8; save the table as UTF-8")
         return key, cells[0] if len(cells) == 1 else cells, None
@@ -235,7 +248,8 @@ class TableSource(Source):
 
     def state(self, shard: int) -> str:
         rows = self.of_shard(shard)
-        words = blake2b(repr(rows).encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+        told = rows if self.quality_column is None else [rows, [self._qualities.get(key) for key, _, _ in rows]]
+        words = blake2b(repr(told).encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
         return words + state_of([self.place_of(key) for key, _, problem in rows if problem is None])
 
     def place_of(self, key: str) -> Path:
@@ -259,7 +273,7 @@ class TableSource(Source):
                     columns = " or ".join(map(repr, self.caption_columns))
                     yield Unreadable(key, f"no caption: the row holds none in {columns}{got}")
                     continue
-                yield CaptionedImage(key, content_of(self.place_of(key)), captions)
+                yield CaptionedImage(key, content_of(self.place_of(key)), captions, self._qualities.get(key))
             except (OSError, ValueError) as error:
                 if is_refusal(error) and not isinstance(error, PermissionError):
                     raise

@@ -10,7 +10,7 @@ from microdit.data.shards.description import DESCRIPTION_NAME, LatentDescription
 from microdit.data.shards.index import INDEX_NAME, ShardIndex
 from microdit.data.shards.reader import LocalShards, ShardReader
 from microdit.data.shards.remote import FileCache, RemoteShards, is_remote, join
-from microdit.data.shards.tars import FEATURES_FIELD
+from microdit.data.shards.tars import FEATURES_FIELD, QUALITY_FIELD
 from microdit.data.stream.buckets import BucketStream
 from microdit.data.stream.stream import LatentSource, LatentStream
 from microdit.files import LARGEST_SETTINGS, read_described
@@ -43,13 +43,16 @@ def open_mix(
     cache_gigabytes: float = 50.0,
     pin_memory: bool = False,
     features: str | None = None,
+    feature_channels: int | None = None,
     batch_size: int | None = None,
+    quality: bool = False,
 ) -> LatentStream | BucketStream:
     """The stream of a mix. Each source is {name, folder, weight}: `folder` is ROOT/NAME/SPLIT or the folder of latent
     shards itself, local or a URL; `weight` is a number (a share, in any unit) or "size". `autoencoder`,
     `text_encoder`: their names. `latent_channels`, `caption_shape` (length, width): of the encoders as they are set
-    now. `features`: the name of those that each sample has to have, None for none. `batch_size`: of the steps, each of
-    which has pictures of one shape where a source has several; needed there.
+    now. `features`: the name of those that each sample has to have, None for none; `feature_channels`: of each place.
+    `batch_size`: of the steps, each of which has pictures of one shape where a source has several; needed there.
+    `quality`: whether each sample has to have one.
 
     DataMissingError, IndexMissingError, MismatchError: each says which command to run.
     """
@@ -69,7 +72,13 @@ def open_mix(
         )
         reader, description = open_folder(folder, cache)
         check_names(folder, description, autoencoder, text_encoder)
-        check_features(folder, description, reader, features)
+        check_features(folder, description, reader, features, feature_channels)
+        if quality and QUALITY_FIELD not in reader.index.fields:
+            raise MismatchError(
+                f"{folder} holds no quality of its pictures, and training reads it (model.quality_dropout): prepare "
+                "the data anew from a table or Parquet files with source.quality_column=COLUMN, numbers from 0 to 1, "
+                "or train with model.quality_dropout=null"
+            )
         check_sizes(folder, description, latent_channels, caption_shape)
         if not reader.index.rows:
             raise DataMissingError(
@@ -87,6 +96,7 @@ def open_mix(
         "max_corrupt_share": max_corrupt_share,
         "pin_memory": pin_memory,
         "features": features is not None,
+        "quality": quality,
     }
     if any(source.description.aspect_ratio > 1 for source in opened):
         if batch_size is None:
@@ -173,12 +183,18 @@ def check_names(folder: str, description: LatentDescription, autoencoder: str, t
         )
 
 
-def check_features(folder: str, description: LatentDescription, reader: ShardReader, features: str | None) -> None:
-    """MismatchError where a folder lacks the features that are asked for; tars from elsewhere do not name theirs."""
+def check_features(
+    folder: str, description: LatentDescription, reader: ShardReader, features: str | None, channels: int | None
+) -> None:
+    """MismatchError where a folder lacks the features that are asked for, or has some of another width; tars from
+    elsewhere do not name theirs."""
     there = FEATURES_FIELD in reader.index.fields
-    if features is None or (there and description.features in (None, features)):
+    shape = reader.index.usual_shape(FEATURES_FIELD) if there else ()
+    fits = len(shape) == 3 and channels in (None, shape[0])
+    if features is None or (fits and description.features in (None, features)):
         return
     holds = f"the features {description.features or 'of a network that is not named'}" if there else "no features"
+    holds += f", of the shape {list(shape)} instead of [{channels}, rows, columns]" if there and not fits else ""
     raise MismatchError(
         f"{folder} holds {holds}, and training aligns with {features}: prepare the data anew with features={features}, "
         "or train with representation=none"

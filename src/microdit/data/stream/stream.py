@@ -20,7 +20,7 @@ from microdit.data.shards.corruption import CorruptionPolicy, CorruptSampleError
 from microdit.data.shards.description import LatentDescription, MismatchError
 from microdit.data.shards.index import ABSENT
 from microdit.data.shards.reader import Failures, ShardReader
-from microdit.data.shards.tars import FEATURES_FIELD, caption_field, latents_field
+from microdit.data.shards.tars import FEATURES_FIELD, QUALITY_FIELD, caption_field, latents_field
 from microdit.data.stream.order import EachOnce, Interleave, SourceOrder, draws, seed_of
 
 MOST_NUMBERS = 1 << 25  # of one caption or latent: a hundred times those of 2,048 pixels
@@ -29,7 +29,7 @@ ATTEMPTS = 40  # the last replacement tried lies 2^40 samples ahead
 
 class Batch(TypedDict):
     """`source` is the number of the source in the stream's `names`; `replaced` marks samples that stand in for broken
-    ones; `features` are there where the stream was asked for them."""
+    ones; `features` and `quality` are there where the stream was asked for them."""
 
     latents: Float16[Tensor, "n c h w"]
     captions: Float16[Tensor, "n l d"]
@@ -37,6 +37,7 @@ class Batch(TypedDict):
     position: Int64[Tensor, " n"]
     replaced: Bool[Tensor, " n"]
     features: NotRequired[Float16[Tensor, "n d rows columns"]]
+    quality: NotRequired[Float16[Tensor, "n 1"]]
 
 
 @dataclass
@@ -91,6 +92,7 @@ class LatentStream(Dataset[Batch]):
         pin_memory: bool = False,
         features: bool = False,
         shape: tuple[int, ...] | None = None,
+        quality: bool = False,
     ) -> None:
         self.sources, self.resolution_px, self.seed, self.shuffle = list(sources), resolution_px, seed, shuffle
         self.names = [source.name for source in sources]
@@ -106,6 +108,8 @@ class LatentStream(Dataset[Batch]):
         if features:
             shapes = {s.name: s.reader.index.usual_shape(FEATURES_FIELD) for s in sources}
             self.fixed["features"] = (FEATURES_FIELD, one_shape("feature", shapes))
+        if quality:
+            self.fixed["quality"] = (QUALITY_FIELD, (1,))
         self.policy = CorruptionPolicy(on_corrupt, max_corrupt_share)
         self.buffers, self._lock, self._process = BatchBuffers(), Lock(), os.getpid()
         self.pin_memory = pin_memory and torch.cuda.is_available()
