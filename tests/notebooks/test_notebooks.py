@@ -1,6 +1,5 @@
 """The notebooks run from top to bottom, and what they print as committed is what they print now."""
 
-import os
 from pathlib import Path
 
 import nbformat
@@ -13,14 +12,17 @@ STEPS = "4"  # of the training in your_pictures.ipynb, where a reader has 600; i
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def notebook(request):
+def notebook(request, tmp_path_factory):
     """A notebook as committed, and as it is after it was run now."""
     committed = nbformat.read(NOTEBOOKS / request.param, as_version=4)
     again = nbformat.read(NOTEBOOKS / request.param, as_version=4)
-    os.environ.update(PYDEVD_DISABLE_FILE_VALIDATION="1", MICRODIT_NOTEBOOK_STEPS=STEPS)
-    NotebookClient(
-        again, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
-    ).execute()
+    with pytest.MonkeyPatch.context() as environment:  # of the kernel, which is a process of its own
+        environment.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+        environment.setenv("MICRODIT_NOTEBOOK_STEPS", STEPS)
+        environment.setenv("TMPDIR", str(tmp_path_factory.mktemp("notebook")))  # where data and runs go
+        NotebookClient(
+            again, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
+        ).execute()
     return committed, again
 
 
