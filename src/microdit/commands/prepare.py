@@ -118,8 +118,6 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
     encoders = build_encoders(settings, autoencoder_name, text_encoder_name, "cpu")  # without their weights
     check_resolutions(encoders, recipe)
     check_features(encoders, recipe, source)
-    if share:
-        check_both_sides(source, share)
     parts = {"train": False, "validation": True} if share else {settings["split"]: False}
     needed = not source.encoded
     encoders_on = partial(loaded_encoders, settings, autoencoder_name, text_encoder_name, needed)
@@ -129,6 +127,8 @@ def run_preparation(settings: Mapping[str, Any], autoencoder_name: str, text_enc
         launcher.workers(encoders_on, settings["device"], threads) as make,
         ThreadPoolExecutor(recipe.decode_threads, "hash") as pool,
     ):
+        if share:
+            check_both_sides(source, share)
         if settings["near_duplicates"] is not None:
             kept = folder_within(root, folder / "hashes")
             source = WithoutDuplicates(source, settings["near_duplicates"], kept, pool, mine, progress)
