@@ -203,7 +203,7 @@ def test_what_a_class_of_another_package_may_read_is_named(monkeypatch):
 @pytest.mark.parametrize("contract", [Autoencoder, TextEncoder, Source, Metric, Features, Scorer])
 def test_every_text_that_a_class_of_ours_takes_is_declared_a_place_or_known_to_be_none(contract):
     no_places = {"caption_column", "image_column", "caption_suffix", "delimiter", "name", "domain", "split"}
-    no_places |= {"download_folder", "architecture", "image_name"}
+    no_places |= {"download_folder", "architecture", "image_name", "quality_column"}
     classes = [contract, *(below for each in contract.__subclasses__() for below in (each, *each.__subclasses__()))]
     texts = {
         (each.__qualname__, name)
