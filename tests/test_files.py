@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from folders_at_once import hold, take_folders
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from microdit.files import (
     InUseError,
     claim,
     near_path,
-    new_folder,
     only_writer,
     read_json,
     read_yaml,
@@ -161,20 +161,10 @@ def test_what_is_not_finished_leaves_the_old_file_and_nothing_else(tmp_path):
     assert (tmp_path / "a").read_text() == "old"
 
 
-def take_folders(root, count):
-    return [str(new_folder(root / "2026-11-27-run")) for _ in range(count)]
-
-
 def test_eight_processes_take_two_hundred_folders_and_none_twice(tmp_path):
     with multiprocessing.get_context("spawn").Pool(8) as pool:
         taken = [one for found in pool.starmap(take_folders, [(tmp_path, 25)] * 8) for one in found]
     assert len({*taken}) == len(taken) == len(list(tmp_path.iterdir())) == 200
-
-
-def hold(folder, held, release):
-    with only_writer(folder, "checkpoints"):
-        held.set()
-        release.wait(60)
 
 
 def test_a_folder_has_one_writer_until_that_process_ends(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from chat_server import says, served
 from compositions import plain
-from evaluating import evaluate_as_rank, judge_as_rank
+from evaluating import evaluate_as_rank, fail_as_rank, judge_as_rank
 from judging import bright_dogs, pictures_of_dogs
 from PIL import Image
 from small_clip import write_small_clip
@@ -21,7 +21,7 @@ from small_pick_score import write_small_pick_score
 from microdit.evaluation.geneval.verdicts import judged
 from microdit.evaluation.judging.judges import SERVER_AT_ONCE
 from microdit.evaluation.pictures import PicturesError
-from microdit.evaluation.sharing import ALONE, OtherRankError, Ranks, batches_of
+from microdit.evaluation.sharing import ALONE, Ranks, batches_of
 from microdit.evaluation.subject import Subject, silent
 from microdit.files import DamagedFileError, read_json, sealed, unsealed
 
@@ -305,17 +305,6 @@ def test_shares_are_dealt_out_in_turn_and_put_together_in_order():
     assert done == [[0, 3, 6], [1, 4], [2, 5]]
     assert ALONE.each(iter("abc"), str.upper) == ["A", "B", "C"]
     assert batches_of(5, 2) == [range(0, 2), range(2, 4), range(4, 5)]
-
-
-def fail_as_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
-    from evaluating import joined
-
-    ranks = joined(rank, world_size, port)
-    (folder / f"gathered_{rank}").write_text(json.dumps(ranks.gathered(rank)))
-    try:
-        ranks.of_first(lambda: Path("nowhere").read_text())
-    except (OSError, OtherRankError) as error:
-        (folder / f"failed_{rank}").write_text(f"{type(error).__name__}: {error}")
 
 
 def test_what_the_first_cannot_do_is_told_to_all(run_as_ranks, tmp_path):

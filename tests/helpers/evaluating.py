@@ -1,5 +1,6 @@
 """One rank of an evaluation, in a process that has the libraries loaded already; and one that is killed on the way."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from microdit.commands.evaluate import evaluate
 from microdit.evaluation.geneval.verdicts import judged
 from microdit.evaluation.journal import Journal
-from microdit.evaluation.sharing import join_ranks
+from microdit.evaluation.sharing import OtherRankError, join_ranks
 from microdit.evaluation.subject import silent
 
 
@@ -51,3 +52,13 @@ def judge_as_rank(rank: int, world_size: int, port: int, folder: Path, requests:
 
     verdicts = judged(folder, pictures_of_dogs(count), count, bright_dogs(asked), silent, ranks)
     assert [verdict["correct"] for verdict in verdicts] == list(np.linspace(0, 255, count).astype(np.uint8) >= 128)
+
+
+def fail_as_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
+    """Gathers with the others; then what the first does fails, which each keeps as it is told of it."""
+    ranks = joined(rank, world_size, port)
+    (folder / f"gathered_{rank}").write_text(json.dumps(ranks.gathered(rank)))
+    try:
+        ranks.of_first(lambda: Path("nowhere").read_text())
+    except (OSError, OtherRankError) as error:
+        (folder / f"failed_{rank}").write_text(f"{type(error).__name__}: {error}")
