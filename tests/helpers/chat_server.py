@@ -141,6 +141,8 @@ def ask_who_never_answers(folder: Path, answered_first: int) -> None:
     from microdit.evaluation.judging.judges import Judge
     from microdit.evaluation.judging.questions import YES_OR_NO, Question, Reply
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
+
     def reply(question: Question) -> Reply:
         if int(question.about) >= answered_first:
             if int(question.about) == answered_first:
