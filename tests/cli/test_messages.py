@@ -37,6 +37,19 @@ def test_a_misspelt_group_is_told_with_the_groups_there_are():
     assert "hydra" not in told
 
 
+def test_a_misspelt_choice_is_told_with_the_nearest_and_all_there_are():
+    told = message("+experiment=deferred_mask75")
+    assert "experiment has no choice 'deferred_mask75'; did you mean 'deferred_mask_75'? It knows: " in told
+    assert "naive_mask_75" in told
+    assert "masking has no choice 'zzz'. It knows: deferred, maskdit, naive" in message("masking=zzz")
+
+
+@pytest.mark.parametrize("bundle", ["scale=tiny", "experiment=no_mask", "recipe=modern"])
+def test_a_bundle_without_its_plus_is_told_to_want_one(bundle):
+    name = bundle.partition("=")[0]
+    assert message(bundle) == f"{name} is a bundle, added with a plus: +{name}=CHOICE"
+
+
 def test_a_value_has_no_settings_below_it():
     assert "seed is a single value" in message("seed.first=2")
 

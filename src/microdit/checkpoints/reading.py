@@ -227,7 +227,7 @@ def latest_checkpoint(run: Path) -> Path:
     if found:
         return found[-1]
     if not run.is_dir():
-        raise CheckpointError(f"there is no {run}{near_path(run)}: name the folder of a run, or one of its checkpoints")
+        raise CheckpointError(f"there is no {run}: name the folder of a run, or one of its checkpoints{near_path(run)}")
     if below := sorted({path.parent.parent for path in run.glob(f"*/{CHECKPOINTS}/step_*.ckpt")}):
         raise CheckpointError(f"{run} holds several runs, name one of them: {', '.join(map(str, below))}")
     raise CheckpointError(f"{run} has no {CHECKPOINTS}/step_*.ckpt yet: it ended before its first checkpoint")

@@ -1,5 +1,6 @@
 """Composing the configuration with Hydra: of a new run, of a resumed one (resumed.py), of every stage of a chain."""
 
+import difflib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -372,13 +373,19 @@ def default_config(config_name: str) -> DictConfig:
 
 
 def composition_message(error: Exception, default_config: Callable[[], DictConfig]) -> str:
-    """What is wrong with the command line; for a key that does not exist, also which keys there are: with the choices
-    that Hydra had made when it met the key, else with the defaults."""
+    """What is wrong with the command line. For a choice that does not exist, also which there are; for a key, which
+    keys: with the choices that Hydra had made when it met the key, else with the defaults."""
     behind: BaseException | None = error
     while behind is not None:  # what one of our resolvers raised, OmegaConf tells in its own words
         if is_ours(behind):
             return str(behind)
         behind = behind.__cause__ or behind.__context__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        near = difflib.get_close_matches(choice, error.options, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        told = f"{group} has no choice '{choice}'{hint} It knows: {', '.join(error.options)}"
+        return told + how_to_quote(sys.argv[1:])
     found = UNKNOWN_KEY.search(str(error))
     if found is None:
         return f"{error}{how_to_quote(sys.argv[1:])}"
@@ -387,6 +394,8 @@ def composition_message(error: Exception, default_config: Callable[[], DictConfi
     # Hydra has emptied a single value that was taken for a group: there the defaults know more.
     node: Any = at_fault._get_root() if at_fault else default_config()
     path = key.split(".")
+    if path[0] in BUNDLES and path[0] not in node and "variation" in node:
+        return f"{path[0]} is a bundle, added with a plus: +{path[0]}=CHOICE"
     for depth, name in enumerate(path):
         try:
             check_names(

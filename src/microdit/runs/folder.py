@@ -109,7 +109,7 @@ def run_to_resume(resume: str, output_root: str) -> Path:
     if resume != "last":
         if not Path(resume).exists():
             near = near_path(Path(resume))
-            raise SettingsError(f"resume={resume}: no such run or checkpoint{near}; resume=last takes the newest run")
+            raise SettingsError(f"resume={resume}: no such run or checkpoint (resume=last takes the newest run){near}")
         run = run_of(Path(resume))
         if not is_run(run):
             raise SettingsError(f"resume={resume}: that is no run, {run} holds no {CONFIG_FILE}")

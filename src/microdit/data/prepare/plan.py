@@ -115,7 +115,7 @@ def kept_of(recipe: Recipe) -> dict[str, object]:
 def may_be_replaced(folder: Path, plan: dict[str, object], refresh: bool) -> bool:
     """Whether another plan than the one in a folder takes its place: nothing was made by it yet, or it is the same but
     for the contents of the source, and is to be refreshed. PlanChangedError as `keep_plan`."""
-    cure = "give the data another name, or delete that folder to make it anew"
+    cure = "give the data another name (name=OTHER), or delete that folder to make it anew"
     kept, now = flat(read_json(folder / PLAN_NAME, cure, LARGEST_REPORT)), flat(json.loads(json.dumps(plan)))
     changed = [name for name in dict.fromkeys([*now, *kept]) if kept.get(name) != now.get(name)]
     if not changed:
@@ -132,8 +132,8 @@ def may_be_replaced(folder: Path, plan: dict[str, object], refresh: bool) -> boo
     )
     refreshed = "Make what changed anew with refresh=true, give" if contents_alone else "Give"
     raise PlanChangedError(
-        f"{folder} was begun with other settings ({differences}). {refreshed} the data another name, or delete that "
-        "folder to make it anew"
+        f"{folder} was begun with other settings ({differences}). {refreshed} the data another name "
+        "(name=OTHER), or delete that folder to make it anew"
     )
 
 

@@ -164,7 +164,7 @@ def renew(folder: Path, source: Source, refresh: bool) -> None:
             raise PlanChangedError(
                 f"{folder}: files of {len(stale)} of {len(inputs)} input shards changed after they were prepared "
                 f"({named}): what was made of them is kept as it was. Make these anew with refresh=true, give the data "
-                "another name, or delete that folder to make it anew"
+                "another name (name=OTHER), or delete that folder to make it anew"
             )
         if outdated := [*stale, *empty, *(gone if refresh else ())]:
             remove_made(folder, outdated)

@@ -83,7 +83,7 @@ class FolderSource(Source):
             if not self.path.is_dir():
                 near = "" if self.path.exists() else near_path(self.path)
                 raise FileNotFoundError(
-                    f"{self.path} is no folder{near}. Give the folder of your pictures: source.path=FOLDER"
+                    f"{self.path} is no folder. Give the folder of your pictures: source.path=FOLDER{near}"
                 )
             files, others = files_below(self.path)
             pictures = [name for name in files if is_picture(name)]

@@ -114,7 +114,7 @@ class MdsSource(Source):
             if not self.path.is_dir():
                 near = "" if self.path.exists() else near_path(self.path)
                 raise FileNotFoundError(
-                    f"{self.path} is no folder{near}: give the one with the {INDEX}, source.path=FOLDER"
+                    f"{self.path} is no folder. Give the one with the {INDEX}: source.path=FOLDER{near}"
                 )
             names, self._others = files_below(self.path)
             indices = [INDEX] if INDEX in names else [name for name in names if Path(name).name == INDEX]
