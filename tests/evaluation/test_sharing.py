@@ -146,7 +146,9 @@ def of_vqa_score(prompts: Path, address: str) -> dict:
     return {"vqa_score": {"_target_": "microdit.evaluation.judging.vqa_score.VqaScore", **settings}}
 
 
-def test_a_judge_is_asked_once_by_whichever_rank(evaluated, tmp_path):
+@pytest.fixture
+def counting_judge(tmp_path):
+    """Metrics by a judge of 40 pictures, and how often it was asked about each."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"picture {number}" for number in range(40)))
     asked: Counter[str] = Counter()
@@ -158,37 +160,34 @@ def test_a_judge_is_asked_once_by_whichever_rank(evaluated, tmp_path):
 
     with served(rule) as there:
         metrics = of_vqa_score(prompts, there.address)
-        one = evaluated(1, metrics)
-        before = Counter(asked)
-        assert evaluated(2, metrics) == one
-        whether_it_is_there = next(words for words in asked if "white" in words)
-        assert {words: asked[words] - before[words] for words in asked} == dict.fromkeys(asked, 1)
-        assert before[whether_it_is_there] == 1
-        again = sum(asked.values())
-        assert evaluated(2, metrics, "of_2") == one
-        assert sum(asked.values()) == again
+        yield metrics, asked
+
+
+def test_a_judge_is_asked_once_by_whichever_rank(evaluated, counting_judge, tmp_path):
+    metrics, asked = counting_judge
+    one = evaluated(1, metrics)
+    before = Counter(asked)
+    assert evaluated(2, metrics) == one
+    whether_it_is_there = next(words for words in asked if "white" in words)
+    assert {words: asked[words] - before[words] for words in asked} == dict.fromkeys(asked, 1)
+    assert before[whether_it_is_there] == 1
+    again = sum(asked.values())
+    assert evaluated(2, metrics, "of_2") == one
+    assert sum(asked.values()) == again
     folder = tmp_path / "of_2/evaluation/vqa_score"
     assert sorted(path.name for path in folder.iterdir()) == ["asked.jsonl", "results.jsonl"]
     assert len((folder / "asked.jsonl").read_text().splitlines()) == 40
 
 
-def test_an_evaluation_that_is_killed_goes_on_with_the_same_numbers_and_asks_nothing_twice(evaluated, tmp_path):
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(f"picture {number}" for number in range(40)))
-    asked: Counter[str] = Counter()
-
-    def rule(request):
-        asked[request.words] += 1
-        share = 0.1 + len(request.words) % 7 / 10
-        return says("Yes", {"Yes": share, "No": 1 - share})
-
-    with served(rule) as there:
-        metrics = of_vqa_score(prompts, there.address)
-        whole = evaluated(2, metrics)
-        before = Counter(asked)
-        evaluated(2, metrics, "killed", killed_at=6)
-        assert 12 <= sum((asked - before).values()) < 40
-        assert evaluated(2, metrics, "killed") == whole
+def test_an_evaluation_that_is_killed_goes_on_with_the_same_numbers_and_asks_nothing_twice(
+    evaluated, counting_judge, tmp_path
+):
+    metrics, asked = counting_judge
+    whole = evaluated(2, metrics)
+    before = Counter(asked)
+    evaluated(2, metrics, "killed", killed_at=6)
+    assert 12 <= sum((asked - before).values()) < 40
+    assert evaluated(2, metrics, "killed") == whole
     twice = [words for words in asked if asked[words] - before[words] > 1]
     assert len(twice) <= SERVER_AT_ONCE  # those that were under way, whose answers nobody heard
     assert {words: before[words] for words in asked} == dict.fromkeys(asked, 1)
